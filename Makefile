@@ -1,0 +1,34 @@
+# make repro: raw rows to a measured answer.   make test, make lint: as CI runs them.
+# Each builds .venv first, where it is missing or older than pyproject.toml or requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: repro test lint base-model environment
+
+repro: environment
+	@dvc repro
+	@python -m stages.verdict.report
+
+test: environment
+	@pytest
+
+lint: environment
+	@ruff check
+	@ruff format --check
+	@mypy
+
+# Trains the embedded model anew, about 40 minutes on two cores; goes on where it stopped.
+base-model: environment
+	@python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
+
+environment: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $(READY)
