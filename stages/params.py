@@ -1,0 +1,223 @@
+"""params.yaml, models/*.yaml and the embedded model's recipe as typed, validated objects.
+
+YAML is read by 1.2 rules (ruamel), under which `1e-4` is a number. No parameter has a default here: the files say every value.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.run import InputError
+
+PARAMS_PATH = Path("params.yaml")
+MODELS_DIR = Path("models")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Columns(Section):
+    anchor: str
+    query: str
+    positive: str
+    negative: str | None
+
+
+class DataParams(Section):
+    path: str
+    columns: Columns
+
+
+class SampleParams(Section):
+    seed: Seed
+
+
+class Rules(Section):
+    html_entities: bool
+    unicode_nfc: bool
+    invisible_characters: bool
+    odd_spaces: bool
+    space_before_punctuation: bool
+    stray_comma: bool
+    outer_whitespace: bool
+
+
+class CleanParams(Section):
+    max_rejected_share: Share
+    rules: Rules
+
+
+class Shares(Section):
+    train: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "Shares":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, validation and test must add up to 1, not {total:g}")
+        return self
+
+
+class SplitParams(Section):
+    seed: Seed
+    shares: Shares
+
+
+class FormatParams(Section):
+    prompt: Name
+    max_length: Annotated[int, Field(ge=16)]
+    max_new_tokens: Count
+    passage_characters: Annotated[int, Field(ge=50)]
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> "FormatParams":
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(f"max_new_tokens ({self.max_new_tokens}) must be below max_length ({self.max_length})")
+        return self
+
+
+class LoraParams(Section):
+    r: Count
+    lora_alpha: Count
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: list[Name] | Literal["all-linear"]
+
+
+class SftParams(Section):
+    seed: Seed
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    effective_batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    eval_steps: Count
+    early_stopping_patience: Count
+    lora: LoraParams
+
+
+Primary = Literal["rouge_l", "token_f1", "bits_per_byte", "pair_matching", "contrastive"]
+
+
+class EvaluateParams(Section):
+    primary: Primary
+    seed: Seed
+    draws: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Params(Section):
+    model: Name
+    data: DataParams
+    sample: SampleParams
+    clean: CleanParams
+    split: SplitParams
+    format: FormatParams
+    sft: SftParams
+    evaluate: EvaluateParams
+
+
+class ModelFile(Section):
+    quantization: Literal["nf4", "none"]
+    gradient_checkpointing: bool
+
+
+class HubModel(ModelFile):
+    """A model of a hub, pinned to a commit: a branch or tag can move, and with it the result."""
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class LocalModel(ModelFile):
+    """A model folder on this disk; `sha256` is that of its model.safetensors, or null where it need not be checked."""
+
+    path: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+
+
+class Recipe(Section):
+    """How the embedded model is trained; see stages/llm/pretrain.py."""
+
+    seed: Seed
+    vocab_size: Annotated[int, Field(ge=300)]
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    rope_theta: Annotated[float, Field(gt=0)]
+    max_position_embeddings: Count
+    row_tokens: Count
+    rows_per_step: Count
+    steps: Count
+    list_steps: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    chat_share: Share
+    text_share: Share
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping. Raises InputError naming file and line otherwise."""
+    try:
+        loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: expected a mapping of names to values")
+    return loaded
+
+
+def _validate(section: type[S], path: Path) -> S:
+    values = read_yaml(path)
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+            if problem["type"] == "extra_forbidden":
+                problems.append(f"{path}: {key}: unknown parameter")
+            elif problem["type"] == "missing":
+                problems.append(f"{path}: {key}: missing")
+            else:
+                problems.append(f"{path}: {key}: {problem['msg']}, got {problem['input']!r}")
+        raise InputError("\n".join(problems)) from error
+
+
+def load_params(path: Path = PARAMS_PATH) -> Params:
+    """Read and check every parameter. Raises InputError naming each one that is unknown, missing or out of range."""
+    return _validate(Params, path)
+
+
+def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | LocalModel:
+    """Read models/NAME.yaml: a hub model where it has an `id`, a folder where it has a `path`."""
+    path = models_dir / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in models_dir.glob("*.yaml")))
+        raise InputError(f"params.yaml: model: {path} does not exist; there are: {known}")
+    return _validate(HubModel, path) if "id" in read_yaml(path) else _validate(LocalModel, path)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read the recipe of the embedded model."""
+    return _validate(Recipe, path)
