@@ -1,0 +1,202 @@
+"""Rows in and out of files: the user's in JSON, JSON Lines, CSV or Parquet, ours in JSON Lines, every write atomic."""
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import pyarrow
+import pyarrow.parquet
+
+from stages.params import Columns
+from stages.run import InputError
+
+FIELDS = ("anchor", "query", "positive", "negative")
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as the file has it: where it stands, its fields by our names, and why it can't be used, if so."""
+
+    place: str
+    fields: dict[str, Any]
+    problem: str | None = None
+
+
+def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
+    """Yield every row of a file, its columns renamed to anchor, query, positive, negative.
+
+    A row that has no usable shape is yielded with its `problem`. Raises InputError, naming file and line or key, where
+    the file itself can't be read, holds no row, or lacks a mapped column in every row.
+    """
+    names = {field: getattr(columns, field) for field in FIELDS if getattr(columns, field) is not None}
+    if not path.is_file():
+        raise InputError(f"{path}: no such file (data.path in params.yaml)")
+    seen: set[str] = set()
+    rows = 0
+    for place, record in _records(path):
+        rows += 1
+        if not isinstance(record, dict):
+            yield RawRow(place, {}, f"expected an object with named fields, got {type(record).__name__}")
+            continue
+        seen.update(key for key in record if isinstance(key, str))
+        problem = "more cells than the header has columns" if None in record else None
+        yield RawRow(place, {field: record.get(name) for field, name in names.items() if name in record}, problem)
+    if rows == 0:
+        raise InputError(f"{path}: holds no row")
+    for field, name in names.items():
+        if name not in seen:
+            hint = "; set it to null where the data has no negatives" if field == "negative" else ""
+            raise InputError(
+                f'{path}: no row has the column "{name}" (data.columns.{field} in params.yaml){hint}; '
+                f"columns are: {', '.join(sorted(seen)) or 'none'}"
+            )
+
+
+def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
+    """Why a raw row can't be used, naming the field as the user's file does; None where it can. A negative is optional."""
+    if row.problem is not None:
+        return row.problem
+    for name, column in columns.items():
+        value = row.fields.get(name)
+        if value is None:
+            if name != "negative":
+                return f'"{column}" is null' if name in row.fields else f'"{column}" is missing'
+        elif not isinstance(value, str):
+            return f'"{column}" is a {type(value).__name__}, expected a string'
+        elif not value.strip():
+            return f'"{column}" is empty'
+        elif any("\ud800" <= character <= "\udfff" for character in value):
+            return f'"{column}" holds half of a surrogate pair: broken Unicode'
+    return None
+
+
+def row_id(fields: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits of a row's raw text: the same whatever the file's order and the cleaning rules."""
+    text = "\x1f".join(fields.get(name) or "" for name in FIELDS)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each record with its place, as `index 3` or `line 17`; cells of a CSV that are empty or missing are left out."""
+    packed = path.suffix == ".gz"
+    suffix = Path(path.stem).suffix if packed else path.suffix
+    if suffix not in SUFFIXES:
+        raise InputError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, each also with .gz")
+    try:
+        # gzip.open is typed for text and bytes alike
+        with cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb") as file:
+            yield from _READERS[suffix](path, file)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise InputError(f"{path}: not a complete gzip file: {error}") from error
+
+
+def _decode(path: Path, line: int, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise InputError(f"{path}:{line}: not UTF-8: byte 0x{data[error.start]:02x}") from error
+
+
+def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    text = _decode(path, 1, file.read())
+    if not text.strip():
+        raise InputError(f"{path}: the file is empty")
+    try:
+        array = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON, or cut off: {error.msg} (column {error.colno})") from error
+    if not isinstance(array, list):
+        raise InputError(f"{path}: expected an array of objects, got {type(array).__name__}; one object a line is .jsonl")
+    for index, record in enumerate(array):
+        yield f"index {index}", record
+
+
+def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    for number, data in enumerate(file, 1):
+        line = _decode(path, number, data)
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON, or cut off: {error.msg} (column {error.colno})") from error
+
+
+def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # contexts run to megabytes; the default stops at 131,072 characters
+    lines = (_decode(path, number, data) for number, data in enumerate(file, 1))
+    reader = csv.DictReader(lines, strict=True)
+    end = 1
+    try:
+        for record in reader:
+            # a quoted cell may hold line ends: a row stands where the one before it ended
+            place, end = f"line {end + 1}", reader.line_num
+            yield place, {key: value for key, value in record.items() if value not in ("", None)}
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    try:
+        # a gzip stream can't seek backwards at will; Arrow needs to
+        source = pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file
+        index = 0
+        for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=64):
+            for record in batch.to_pylist():
+                yield f"index {index}", record
+                index += 1
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path}: not Parquet: {error}") from error
+
+
+_READERS = {".json": _json_array, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 text file that appears under its name when it is complete, and not at all otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically."""
+    with open_atomic(path) as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with sorted keys, atomically. Raises ValueError on NaN and infinities."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    with open_atomic(path) as file:
+        for record in records:
+            file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file that `write_jsonl` wrote."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

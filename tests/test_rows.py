@@ -1,0 +1,146 @@
+import gzip
+import json
+
+import pandas as pd
+import pytest
+
+from stages.corpus.rows import find_problem, open_atomic, read_raw, row_id, write_json
+from stages.params import Columns
+from stages.run import InputError
+
+COLUMNS = Columns(anchor="context", query="q", positive="good", negative="bad")
+ROW = {"context": "Long text, with a comma.\nAnd a line.", "q": "Why?", "good": "Since “so”.", "bad": "No."}
+OURS = {"anchor": ROW["context"], "query": ROW["q"], "positive": ROW["good"], "negative": ROW["bad"]}
+
+
+def write(path, rows):
+    suffix = path.name.removesuffix(".gz").rsplit(".", 1)[1]
+    plain = path.with_name(path.name.removesuffix(".gz"))
+    if suffix == "json":
+        plain.write_text(json.dumps(rows))
+    elif suffix == "jsonl":
+        plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == "csv":
+        pd.DataFrame(rows).to_csv(plain, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(plain)
+    if path != plain:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_every_format_gives_the_same_rows_under_our_names(tmp_path, suffix, packed):
+    rows = list(read_raw(write(tmp_path / f"rows.{suffix}{packed}", [ROW, ROW]), COLUMNS))
+    assert [row.fields for row in rows] == [OURS, OURS]
+    assert [row.problem for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("rows.json", ["index 0", "index 1"]),
+        ("rows.jsonl", ["line 1", "line 2"]),
+        ("rows.csv", ["line 2", "line 4"]),  # a cell of the first row holds a line end
+        ("rows.parquet", ["index 0", "index 1"]),
+    ],
+)
+def test_rows_are_named_by_where_they_stand(tmp_path, name, places):
+    assert [row.place for row in read_raw(write(tmp_path / name, [ROW, ROW]), COLUMNS)] == places
+
+
+BAD_FILES = [
+    ("rows.json", b"", "the file is empty"),
+    ("rows.json", b"[]", "holds no row"),
+    ("rows.jsonl", b"\n\n", "holds no row"),
+    ("rows.json", b'[{"q": "a"},\n {"q": ', r"rows\.json:2: not JSON, or cut off"),
+    ("rows.json", b'{"q": "a"}', "expected an array of objects, got dict"),
+    ("rows.json", b'["\xff"]', r"rows\.json:1: not UTF-8: byte 0xff"),
+    ("rows.jsonl", b'{"q": "a"}\n{"q": "\xff"}', r"rows\.jsonl:2: not UTF-8"),
+    ("rows.jsonl", b'{"q": "a"}\n{"q"', r"rows\.jsonl:2: not JSON"),
+    ("rows.csv", b'q\n"open', r"rows\.csv:1: not CSV: unexpected end"),
+    ("rows.parquet", b"PAR1 not really", "not Parquet"),
+    ("rows.json.gz", b"not gzip", "not a complete gzip file"),
+    ("rows.json.gz", gzip.compress(b"[]")[:-6], "not a complete gzip file"),
+    ("rows.txt", b"", r"expected a file that ends in \.json, \.jsonl, \.csv, \.parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_a_bad_file_is_an_error_that_names_file_and_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_raw(tmp_path / name, COLUMNS))
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.json: no such file \(data\.path"):
+        list(read_raw(tmp_path / "absent.json", COLUMNS))
+
+
+def test_a_column_that_no_row_has_is_an_error_that_names_key_and_columns(tmp_path):
+    path = write(tmp_path / "rows.json", [ROW])
+    with pytest.raises(InputError, match=r'no row has the column "qq" \(data\.columns\.query .*columns are: bad, context, good, q'):
+        list(read_raw(path, COLUMNS.model_copy(update={"query": "qq"})))
+    with pytest.raises(InputError, match="set it to null where the data has no negatives"):
+        list(read_raw(path, COLUMNS.model_copy(update={"negative": "n"})))
+
+
+def test_a_byte_order_mark_and_a_column_too_many_are_seen(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xef\xbb\xbfcontext,q,good,bad\na,b,c,d\na,b,c,d,e\na,b,,d\n")
+    rows = list(read_raw(path, COLUMNS))
+    assert rows[0].fields == {"anchor": "a", "query": "b", "positive": "c", "negative": "d"}
+    assert rows[1].problem == "more cells than the header has columns"
+    assert find_problem(rows[2], COLUMNS.model_dump()) == '"good" is missing'
+
+
+def test_a_context_of_five_megabytes_is_read_from_csv(tmp_path):
+    path = write(tmp_path / "rows.csv", [ROW | {"context": "word " * 1_000_000}])
+    assert len(next(read_raw(path, COLUMNS)).fields["anchor"]) == 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"bad": None}, None),
+        ({"q": None}, '"q" is null'),
+        ({"q": " \n"}, '"q" is empty'),
+        ({"bad": 3}, '"bad" is a int, expected a string'),
+        ({"good": "\ud800"}, '"good" holds half of a surrogate pair: broken Unicode'),
+    ],
+)
+def test_a_bad_row_is_told_by_field_and_reason(tmp_path, change, problem):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ROW | change, ROW]))
+    row = next(read_raw(path, COLUMNS))
+    assert find_problem(row, COLUMNS.model_dump()) == problem
+
+
+def test_an_element_that_is_no_object_is_a_bad_row(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([ROW, 3]))
+    assert list(read_raw(tmp_path / "rows.json", COLUMNS))[1].problem == "expected an object with named fields, got int"
+
+
+def test_ids_tell_rows_apart_by_text_and_by_field():
+    assert row_id(OURS) == row_id(dict(reversed(OURS.items())))
+    assert row_id(OURS) != row_id(OURS | {"positive": OURS["negative"], "negative": OURS["positive"]})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "out.json"
+    write_json(path, {"a": 1})
+
+    def fail():
+        with open_atomic(path) as file:
+            file.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, float("nan"))
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
