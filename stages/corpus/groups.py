@@ -1,0 +1,98 @@
+"""Which rows belong together, and their split into train, validation and test so that no text crosses over."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from stages.params import Shares
+from stages.run import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+def normalize(text: str) -> str:
+    """What counts as the same text: case and white space do not matter."""
+    return " ".join(text.casefold().split())
+
+
+def group_rows(texts: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Map each row id to its group: the connected components of rows over identical normalized texts.
+
+    `texts` holds, by row id, the row's anchor, positive and (where it has one) negative. A group is named by its smallest id.
+    """
+    parent = {row: row for row in texts}
+
+    def root(row: str) -> str:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    first: dict[bytes, str] = {}
+    for row, row_texts in texts.items():
+        for text in row_texts:
+            key = hashlib.sha256(normalize(text).encode()).digest()
+            one, other = sorted((root(row), root(first.setdefault(key, row))))
+            parent[other] = one
+    return {row: root(row) for row in texts}
+
+
+def split_groups(groups: Mapping[str, str], shares: Shares, seed: int) -> dict[str, str]:
+    """Map each row id to a split: whole groups, largest first, each to the split that is least full.
+
+    Deterministic in (row ids, groups, shares, seed): file order does not matter. Raises InputError where there are fewer
+    groups than splits.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for row, group in groups.items():
+        members[group].append(row)
+    if len(members) < len(SPLITS):
+        raise InputError(
+            f"{len(groups)} rows make {len(members)} group{'s' * (len(members) != 1)} (rows that share an anchor, positive or "
+            f"negative text); {', '.join(SPLITS)} need at least {len(SPLITS)} groups"
+        )
+
+    def order(group: str) -> tuple[int, bytes]:
+        return -len(members[group]), hashlib.sha256(f"{seed}:{group}".encode()).digest()
+
+    wanted = {split: getattr(shares, split) * len(groups) for split in SPLITS}
+    counts = dict.fromkeys(SPLITS, 0)
+    splits: dict[str, str] = {}
+    ordered = sorted(members, key=order)
+    for position, group in enumerate(ordered):
+        empty = [split for split in SPLITS if counts[split] == 0]
+        open_splits = empty if len(ordered) - position == len(empty) else SPLITS
+        split = min(open_splits, key=lambda name: counts[name] / wanted[name])
+        counts[split] += len(members[group])
+        splits.update(dict.fromkeys(members[group], split))
+    return splits
+
+
+def check_overlap(texts_by_split: Mapping[str, Iterable[str]]) -> None:
+    """Raise InputError where a normalized text stands in two splits. The last line of defence: `split_groups` avoids it."""
+    seen: dict[str, str] = {}
+    for split, texts in texts_by_split.items():
+        for text in texts:
+            other = seen.setdefault(normalize(text), split)
+            if other != split:
+                raise InputError(f"the same text is in {other} and {split}: {text[:80]!r}")
+
+
+def pair_rows(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Map the id of each row that swaps its answers with another of the same anchor to that other's id, both ways.
+
+    Rows are mappings with id, anchor, positive and, where they have one, negative. A row has one partner at most.
+    """
+    waiting: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    partners: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row["id"]):
+        if not row.get("negative"):
+            continue
+        anchor, positive, negative = (normalize(row[field]) for field in ("anchor", "positive", "negative"))
+        others = waiting[anchor, negative, positive]
+        if others:
+            other = others.pop(0)
+            partners[row["id"]], partners[other] = other, row["id"]
+        else:
+            waiting[anchor, positive, negative].append(row["id"])
+    return partners
