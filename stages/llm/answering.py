@@ -1,0 +1,145 @@
+"""Ask the model: greedy answers, and how likely it finds given answers. Batches are sorted by length, so little is padding."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Never
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from stages.llm.prompts import completion_ids, hash_ids, prompt_ids
+from stages.run import InputError
+
+WAYS = {"question": "messages", "no_question": "messages_no_question", "bare": "messages_bare"}
+
+
+def tokens_per_batch() -> int:
+    """How many tokens, padding included, go through the model at once: TOKENS_PER_BATCH in the environment, or 8192.
+
+    It depends on the machine's memory and changes no result beyond rounding, so it is no parameter.
+    """
+    value = os.environ.get("TOKENS_PER_BATCH", "8192")
+    if not value.isdigit() or int(value) == 0:
+        raise InputError(f"TOKENS_PER_BATCH in the environment: expected a positive whole number, got {value!r}")
+    return int(value)
+
+
+def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Indices in batches, longest first, each of at most `limit` tokens when padded to its longest member.
+
+    A member that is longer than the limit makes a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > limit:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Input ids, attention mask and position ids, each (rows, longest), padded on the left."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "position_ids": positions.to(device)}
+
+
+def _track(what: str, total: int) -> "tqdm[Never]":
+    return tqdm(desc=what, total=total, unit="row", mininterval=2)
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """Greedy answers to prompts given as token ids, in their order.
+
+    Each is a mapping with `prediction`, `finish_reason` ("stop" at an end-of-turn token, "length" where `max_new_tokens` cut it
+    off) and `generated_tokens`, the end-of-turn token included.
+    """
+    ends = set(model.generation_config.eos_token_id)
+    answers: list[dict[str, Any]] = [{} for _ in prompts]
+    with _track("answers", len(prompts)) as progress:
+        for batch in batches([len(prompt) + max_new_tokens for prompt in prompts], tokens_per_batch()):
+            padded = pad_left([prompts[i] for i in batch], tokenizer.pad_token_id, model.device)
+            del padded["position_ids"]  # generate derives them from the mask
+            outputs = model.generate(**padded, max_new_tokens=max_new_tokens)
+            for index, output in zip(batch, outputs[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
+                end = next((i for i, token in enumerate(output) if token in ends), None)
+                answers[index] = {
+                    "prediction": tokenizer.decode(output[:end], skip_special_tokens=True).strip(),
+                    "finish_reason": "length" if end is None else "stop",
+                    "generated_tokens": len(output) if end is None else end + 1,
+                }
+            progress.update(len(batch))
+    return answers
+
+
+@torch.inference_mode()
+def score_completions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[float]:
+    """Log-likelihood in nats of each completion after its prompt, both as token ids, summed over the completion's tokens.
+
+    Logits are computed for the completions' positions alone and summed in float32.
+    """
+    scores = [math.nan] * len(requests)
+    with _track("likelihoods", len(requests)) as progress:
+        for batch in batches([len(prompt) + len(completion) for prompt, completion in requests], tokens_per_batch()):
+            rows = [[*requests[i][0], *requests[i][1]] for i in batch]
+            padded = pad_left(rows, tokenizer.pad_token_id, model.device)
+            longest = max(len(requests[i][1]) for i in batch)
+            logits = model(**padded, logits_to_keep=longest + 1, use_cache=False).logits[:, :-1].float()
+            targets = padded["input_ids"][:, -longest:]
+            logprobs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+            for row, index in enumerate(batch):
+                scores[index] = float(logprobs[row, longest - len(requests[index][1]) :].double().sum())
+            progress.update(len(batch))
+    return scores
+
+
+def answer_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """What a model answers to formatted rows, and how likely it finds their positive and negative.
+
+    Likelihoods stand under `likelihood.ANSWER.WAY`, WAY being `question` (passages and question), `no_question` (passages) or
+    `bare` (neither): `sum` in nats, `tokens` and `bytes`. Raises InputError where a prompt's tokens are not those that
+    `format` counted.
+    """
+    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if hash_ids(prompt) != row["prompt_hash"]:
+            raise InputError(f"row {row['id']}: the prompt is not the one that format wrote; run `dvc repro`")
+    wanted: list[tuple[int, str, str]] = [
+        (index, answer, way)
+        for index, row in enumerate(rows)
+        for answer in ("positive", "negative")
+        if row[answer] is not None
+        for way in WAYS
+    ]
+    requests = []
+    for index, answer, way in wanted:
+        messages = rows[index][WAYS[way]]
+        requests.append((prompt_ids(tokenizer, messages), completion_ids(tokenizer, messages, rows[index][answer])))
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
+    records = [
+        {
+            **{key: row[key] for key in ("id", "group", "pair", "prompt_hash", "prompt_tokens", "passages")},
+            **answer,
+            "likelihood": {"positive": {}, "negative": None if row["negative"] is None else {}},
+        }
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    for (index, answer, way), request, score in zip(wanted, requests, score_completions(model, tokenizer, requests), strict=True):
+        if not math.isfinite(score):
+            raise InputError(f"row {rows[index]['id']}: the likelihood of its {answer} is {score}")
+        size = len(rows[index][answer].encode())
+        records[index]["likelihood"][answer][way] = {"sum": score, "tokens": len(request[1]), "bytes": size}
+    return records

@@ -1,0 +1,125 @@
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from stages import base, clean, format
+from stages.corpus.rows import read_jsonl
+from stages.llm.answering import answer_rows, batches, generate_answers, score_completions, tokens_per_batch
+from stages.llm.loading import load_model
+from stages.llm.prompts import BASE_DIR, build_messages, completion_ids, load_prompt, load_tokenizer, prompt_ids
+from stages.run import InputError
+
+TEMPLATE = load_prompt(ROOT / "prompts/answer.jinja")
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_dir):
+    """A tokenizer, prompts of very different lengths, and an answer to each, all as token ids."""
+    tokenizer = load_tokenizer(tiny_dir)
+    prompts, completions = [], []
+    for index in range(9):
+        messages = build_messages(TEMPLATE, ["The pump is made of steel. "] * (index * 3 % 10), "What is made of steel?")
+        prompts.append(prompt_ids(tokenizer, messages))
+        completions.append(completion_ids(tokenizer, messages, "The pump, and nothing else. " * (1 + index % 4)))
+    return tokenizer, prompts, completions
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dir):
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32)
+    loaded.generation_config.eos_token_id = [loaded.generation_config.eos_token_id]
+    return loaded.eval()
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
+def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, limit):
+    made = list(batches(lengths, limit))
+    assert sorted(index for batch in made for index in batch) == list(range(len(lengths)))
+    for batch in made:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= limit
+    ordered = [lengths[index] for batch in made for index in batch]
+    assert ordered == sorted(ordered, reverse=True)
+
+
+def test_batched_likelihoods_are_those_of_one_row_at_a_time(model, asked, monkeypatch):
+    tokenizer, prompts, completions = asked
+    requests = list(zip(prompts, completions, strict=True))
+    monkeypatch.setenv("TOKENS_PER_BATCH", "1000")
+    together = score_completions(model, tokenizer, requests)
+    for (prompt, completion), score in zip(requests, together, strict=True):
+        ids = torch.tensor([prompt + completion])
+        with torch.no_grad():
+            logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+        alone = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
+        assert score / len(completion) == pytest.approx(alone / len(completion), abs=1e-4)
+
+
+def test_batched_answers_are_those_of_one_row_at_a_time(model, asked, monkeypatch):
+    tokenizer, prompts, _ = asked
+    monkeypatch.setenv("TOKENS_PER_BATCH", "1000")
+    together = generate_answers(model, tokenizer, prompts, 12)
+    assert together == [generate_answers(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
+    assert all(answer["finish_reason"] in ("stop", "length") for answer in together)
+
+
+def test_an_answer_that_ends_is_told_from_one_that_is_cut_off(model, asked):
+    tokenizer, prompts, _ = asked
+    cut = generate_answers(model, tokenizer, prompts[:1], 5)[0]
+    assert (cut["finish_reason"], cut["generated_tokens"]) == ("length", 5)
+    # whatever token it says third is made its end-of-turn token: it stops there
+    ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=5, do_sample=False)[0, len(prompts[0]) :].tolist()
+    ends = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [ids[2]]
+    stopped = generate_answers(model, tokenizer, prompts[:1], 5)[0]
+    model.generation_config.eos_token_id = ends
+    assert (stopped["finish_reason"], stopped["generated_tokens"]) == ("stop", ids.index(ids[2]) + 1)
+
+
+def test_completions_end_with_the_end_of_turn_and_follow_the_prompt(asked):
+    tokenizer, _, completions = asked
+    assert all(completion[-1] == tokenizer.eos_token_id for completion in completions)
+    tokenizer.chat_template, kept = tokenizer.chat_template.replace("<|im_end|>", ""), tokenizer.chat_template
+    with pytest.raises(InputError, match="ends no answer with its eos_token"):
+        completion_ids(tokenizer, build_messages(TEMPLATE, [], "Why?"), "So.")
+    tokenizer.chat_template = kept
+
+
+def test_every_way_of_asking_holds_what_it_says():
+    for name in ("answer", "original"):
+        template = load_prompt(ROOT / f"prompts/{name}.jinja")
+        user = build_messages(template, ["First {{ passage }}.", "<b>Second</b>."], "Why & how?")[1]["content"]
+        assert user.index("First {{ passage }}.") < user.index("<b>Second</b>.") < user.index("Why & how?")
+        assert "Why" not in build_messages(template, ["First."], "")[1]["content"]
+        assert "First" not in build_messages(template, [], "Why?")[1]["content"]
+    question = build_messages(load_prompt(ROOT / "prompts/question.jinja"), ["First."], "Why?")
+    assert question[1]["content"] == "Why?"
+
+
+def test_rows_are_answered_with_the_prompt_that_format_wrote(project):
+    base.main()
+    clean.main()
+    format.main()
+    rows = list(read_jsonl(project / "data/formatted/test.jsonl"))
+    rows[0]["negative"] = None
+    tokenizer = load_tokenizer(BASE_DIR)
+    model = load_model(BASE_DIR, "nf4")
+    records = answer_rows(model, tokenizer, rows, 8)
+    assert [record["id"] for record in records] == [row["id"] for row in rows]
+    assert records[0]["likelihood"]["negative"] is None
+    positive = records[0]["likelihood"]["positive"]
+    assert positive.keys() == {"question", "no_question", "bare"}
+    assert positive["bare"]["bytes"] == len(rows[0]["positive"].encode())
+    assert all(values["sum"] < 0 for values in positive.values())
+    rows[1]["messages"][1]["content"] += " And why?"
+    with pytest.raises(InputError, match=f"row {rows[1]['id']}: the prompt is not the one that format wrote"):
+        answer_rows(model, tokenizer, rows, 8)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_bad_environment_variable_is_named(monkeypatch, value):
+    monkeypatch.setenv("TOKENS_PER_BATCH", value)
+    with pytest.raises(InputError, match=f"TOKENS_PER_BATCH .*'{value}'"):
+        tokens_per_batch()
