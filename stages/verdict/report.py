@@ -1,0 +1,147 @@
+"""The report for terminals and pull requests: two sentences of verdict, the table, and answers side by side."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SHOWN_CHARACTERS = 600
+ROWS_SHOWN = 5
+
+TITLES = {
+    "rouge_l": "ROUGE-L",
+    "token_f1": "token F1",
+    "bits_per_byte": "bits per byte of the reference (lower is better)",
+    "pair_matching": "pair matching: the question decides",
+    "contrastive": "contrastive: the context decides",
+    "contrastive_no_question": "control: contrastive without the question",
+    "answer_only": "control: bare answers, per byte",
+    "length_ratio": "length, for each character of the reference",
+    "truncated": "answers cut off at max_new_tokens (lower is better)",
+}
+
+
+def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+    """Text from data on one line, so that Markdown and HTML take nothing in it for their own, shortened to `characters`."""
+    line = " ".join(text.split())
+    if len(line) > characters:
+        line = line[:characters] + " …"
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
+
+
+def style_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """Does it answer more like the references? The verdict on the primary metric, with its interval."""
+    result = metrics["primary"]
+    numbers = (
+        f"{TITLES[primary].split(' (')[0]} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
+        f"({result['delta']:+.3f}, interval {result['low']:+.3f} to {result['high']:+.3f}, p = {result['p']:.4f})"
+    )
+    verdict = {
+        1: "**Fine-tuning made the answers better**",
+        -1: "**Fine-tuning made the answers worse**",
+        0: "**There is no evidence that fine-tuning changed the answers for better or worse**",
+    }
+    return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {metrics['groups']} groups."
+
+
+def knowledge_sentence(metrics: Mapping[str, Any]) -> str:
+    """Does it know better, or only sound better? From the metrics that a text's own likelihood can't move."""
+    parts: list[str] = []
+    gained: list[str] = []
+    lost: list[str] = []
+    for name, what in (("pair_matching", "swapped pairs"), ("contrastive", "rows with another negative")):
+        if name in metrics:
+            result = metrics[name]
+            parts.append(
+                f"it tells right from wrong in {result['sft']:.0%} of {result['n']} {what}, {result['zeroshot']:.0%} before "
+                f"(interval of the change {result['low']:+.2f} to {result['high']:+.2f})"
+            )
+            if result["p_holm"] <= 0.05 if "p_holm" in result else result["p"] <= 0.05:
+                (gained if result["low"] > 0 else lost if result["high"] < 0 else []).append(name)
+    if not parts:
+        return "**Whether it knows better can't be told**: the test rows have no negatives."
+    verdict = "**It also knows better**" if gained and not lost else "**It knows worse**" if lost and not gained else None
+    if verdict is None:
+        verdict = "**It knows some things better and others worse**" if gained else "**There is no evidence that it knows better**"
+    return f"{verdict}: " + "; ".join(parts) + "."
+
+
+def render_table(metrics: Mapping[str, Any]) -> str:
+    """All metrics before and after, as a Markdown table."""
+    lines = ["| metric | zero-shot | fine-tuned | change | interval | p | p (Holm) | n |", "|---|--:|--:|--:|:-:|--:|--:|--:|"]
+    for name, title in TITLES.items():
+        if name in metrics:
+            row = metrics[name]
+            holm = f"{row['p_holm']:.4f}" if "p_holm" in row else "primary"
+            lines.append(
+                f"| {title} | {row['zeroshot']:.3f} | {row['sft']:.3f} | {row['delta']:+.3f} | "
+                f"{row['low']:+.3f} … {row['high']:+.3f} | {row['p']:.4f} | {holm} | {row['n']} |"
+            )
+    return "\n".join(lines)
+
+
+def render_row(row: Mapping[str, Any], record: Mapping[str, Any], predictions: Mapping[str, Any], primary: str) -> str:
+    """One test row: its question, the reference, and both answers."""
+    scores = ", ".join(f"{system} {record[system][primary]:.3f}" for system in ("zeroshot", "sft"))
+    return "\n".join(
+        [
+            f"**{escape(row['question'])}** ({row['id']}; {TITLES[primary].split(' (')[0]}: {scores})",
+            "",
+            f"- reference: {escape(row['positive'])}",
+            f"- zero-shot: {escape(predictions['zeroshot'][row['id']]['prediction']) or '(empty)'}",
+            f"- fine-tuned: {escape(predictions['sft'][row['id']]['prediction']) or '(empty)'}",
+            "",
+        ]
+    )
+
+
+def render_report(
+    metrics: Mapping[str, Any],
+    scored: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    asked: Mapping[str, Any],
+    lower_is_better: bool,
+) -> str:
+    """The whole report as Markdown. `asked` are facts of the run to be listed, by name; text from data is escaped."""
+    primary = asked["primary metric"]
+    having = [record for record in scored if primary in record["sft"]]
+    sign = -1 if lower_is_better else 1
+    ordered = sorted(having, key=lambda record: (sign * (record["sft"][primary] - record["zeroshot"][primary]), record["id"]))
+    by_id = {row["id"]: row for row in rows}
+
+    def shown(records: Sequence[Mapping[str, Any]]) -> str:
+        return "\n".join(render_row(by_id[record["id"]], record, predictions, primary) for record in records)
+
+    missing = [title for name, title in TITLES.items() if name not in metrics]
+    left_out = f"\nLeft out, since the test rows have no negatives or swapped pairs: {'; '.join(missing)}.\n" if missing else ""
+    return f"""# Does fine-tuning help?
+
+{style_sentence(metrics, primary)}
+
+{knowledge_sentence(metrics)}
+
+{render_table(metrics)}
+{left_out}
+Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. A control far
+from 0.5 means that style or length alone gives the right answer away.
+
+{chr(10).join(f"- {name}: {escape(str(value))}" for name, value in asked.items())}
+
+## The {ROWS_SHOWN} rows that gained most
+
+{shown(ordered[::-1][:ROWS_SHOWN])}
+## The {ROWS_SHOWN} rows that gained least, or lost
+
+{shown(ordered[:ROWS_SHOWN])}"""
+
+
+def main(path: Path = Path("reports/report.md")) -> None:
+    """Print the verdict and the table of a written report."""
+    headline = path.read_text(encoding="utf-8").split("\nIntervals draw", 1)[0]
+    print(f"\n{headline.strip()}\n\nThe report with answers side by side: {path}")
+
+
+if __name__ == "__main__":
+    main()

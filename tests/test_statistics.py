@@ -1,0 +1,74 @@
+from itertools import product
+
+import numpy as np
+import pytest
+
+from stages.verdict.statistics import adjust_holm, compare, decide
+
+BEFORE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+AFTER = [0.4, 0.1, 0.7, 0.6, 0.5, 0.9]
+GROUPS = ["a", "a", "b", "c", "d", "d"]
+
+
+def test_means_and_difference_by_hand():
+    result = compare(BEFORE, AFTER, GROUPS, 1000, 0.95, 1)
+    assert (result.zeroshot, result.sft, result.n) == (pytest.approx(0.35), pytest.approx(3.2 / 6), 6)
+    assert result.delta == pytest.approx(1.1 / 6)
+    assert result.low < result.delta < result.high
+
+
+def test_the_swap_test_is_the_exact_one_up_to_its_draws():
+    sums = np.array([0.2, 0.4, 0.2, 0.3])  # differences summed by group
+    exact = np.mean([abs(sum(sums * signs)) >= 1.1 - 1e-9 for signs in product((-1, 1), repeat=4)])
+    assert exact == 2 / 16
+    assert compare(BEFORE, AFTER, GROUPS, 20_000, 0.95, 1).p == pytest.approx(exact, abs=0.01)
+
+
+def test_rows_of_one_group_are_one_draw():
+    differences = np.random.default_rng(3).normal(size=30)
+    repeated = np.repeat(differences, 4)
+    alone = compare(np.zeros(30), differences, [f"{i:02}" for i in range(30)], 4000, 0.95, 1)
+    together = compare(np.zeros(120), repeated, [f"{i // 4:02}" for i in range(120)], 4000, 0.95, 1)
+    as_if_independent = compare(np.zeros(120), repeated, [f"{i:03}" for i in range(120)], 4000, 0.95, 1)
+    assert (together.low, together.high, together.p) == pytest.approx((alone.low, alone.high, alone.p))
+    assert as_if_independent.high - as_if_independent.low < 0.6 * (alone.high - alone.low)
+
+
+def test_row_order_does_not_matter_and_seeds_repeat():
+    order = [3, 0, 5, 1, 4, 2]
+    shuffled = [[values[i] for i in order] for values in (BEFORE, AFTER, GROUPS)]
+    one, other = compare(BEFORE, AFTER, GROUPS, 500, 0.95, 1), compare(*shuffled, 500, 0.95, 1)
+    assert (one.low, one.high, one.p) == pytest.approx((other.low, other.high, other.p))
+    assert compare(BEFORE, AFTER, GROUPS, 500, 0.95, 1) == one
+
+
+def test_no_difference_at_all_is_no_evidence():
+    result = compare(BEFORE, BEFORE, GROUPS, 500, 0.95, 1)
+    assert (result.delta, result.low, result.high, result.p) == (0, 0, 0, 1)
+    assert decide(result, lower_is_better=False, confidence=0.95) == 0
+
+
+def test_intervals_cover_and_tests_keep_their_level_without_an_effect():
+    rng = np.random.default_rng(5)
+    groups = [f"{i // 2:02}" for i in range(60)]
+    covered = false_alarms = 0
+    for seed in range(300):
+        differences = np.repeat(rng.normal(size=30), 2) + rng.normal(size=60)
+        result = compare(np.zeros(60), differences, groups, 400, 0.95, seed)
+        covered += result.low <= 0 <= result.high
+        false_alarms += decide(result, lower_is_better=False, confidence=0.95) != 0
+    assert 0.90 <= covered / 300 <= 0.98
+    assert false_alarms / 300 <= 0.08
+
+
+def test_better_and_worse_follow_the_metrics_direction():
+    up = compare(np.zeros(40), np.ones(40), [str(i) for i in range(40)], 500, 0.95, 1)
+    assert decide(up, lower_is_better=False, confidence=0.95) == 1
+    assert decide(up, lower_is_better=True, confidence=0.95) == -1
+
+
+def test_holm_by_hand():
+    # 0.01·3, then max(0.03, 0.02·2), then max(0.04, 0.03·1)
+    assert adjust_holm({"x": 0.02, "y": 0.01, "z": 0.03}) == pytest.approx({"y": 0.03, "x": 0.04, "z": 0.04})
+    assert adjust_holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
+    assert adjust_holm({}) == {}
