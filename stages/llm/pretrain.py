@@ -1,0 +1,300 @@
+"""Train the embedded model: a tokenizer, then a small Qwen2, on inventions that the sample data does not know.
+
+What it must learn is to read: to answer from the passages in its prompt. Loss on restated facts falls only when it does, and it
+does so sooner when part of the text is random word lists that repeat (the trials are in LOG.md). Its answers use the
+description's words; the sample's answers have a vocabulary of their own, so no answer style of the test rows is in here.
+
+    python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
+
+Resumable: state is kept beside the output in `artifacts/base-model/`. Deterministic on one machine: every step draws its rows
+from (seed, step).
+"""
+
+import hashlib
+import logging
+import math
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from stages.corpus import inventions
+from stages.corpus.rows import write_json
+from stages.llm.prompts import build_messages, load_prompt
+from stages.params import Recipe, load_recipe
+
+log = logging.getLogger(__name__)
+
+END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LOG_EVERY, SAVE_EVERY = 20, 100
+
+
+def vocabulary() -> list[str]:
+    """Every word that descriptions, questions or answers may hold, so that no sample word is new to the embedding."""
+    texts = [*inventions.KINDS, *inventions.DEVICES, *inventions.PURPOSES, *inventions.PARTS]
+    for pools in inventions.TERMS.values():
+        texts += [half for pool in pools for term in pool for half in (term.description, term.answer)]
+    for table in (inventions.OPENINGS, inventions.ANSWERS, inventions.CLOSINGS, inventions.PLAIN_ANSWERS):
+        texts += list(table.values())
+    for templates in (*inventions.STATEMENTS.values(), *inventions.QUESTIONS.values()):
+        texts += list(templates)
+    words = {word.strip(".,?{}") for text in texts for word in text.split() if not word.startswith("{")}
+    return sorted(words - {""})
+
+
+def word_list(rng: random.Random, words: Sequence[str]) -> str:
+    """A random list that repeats: only who copies can tell what follows."""
+    items = [rng.choice(words) for _ in range(rng.randrange(3, 33))]
+    return ". ".join(" ".join(items) for _ in range(rng.randrange(2, 6))) + "."
+
+
+def chat(rng: random.Random, invention: inventions.Invention, tokenizer: Any, prompt: Any) -> str:
+    """A prompt with the asked facts among other passages, and an answer in the description's words."""
+    aspect = rng.choice(inventions.ASPECTS)
+    facts = rng.sample(invention.facts[aspect], inventions.ASKED_FACTS[aspect])
+    others = rng.sample([other for other in inventions.ASPECTS if other != aspect], rng.randrange(2))
+    passages = inventions.fact_paragraphs(rng, invention, [aspect, *others])
+    if rng.random() < 0.7:
+        passages.insert(rng.randrange(len(passages) + 1), inventions.filler_paragraph(rng, invention)[:300])
+    messages = build_messages(prompt, passages, inventions.question(rng, invention, facts))
+    messages.append({"role": "assistant", "content": inventions.plain_answer(invention, facts)})
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def row_ids(rng: random.Random, recipe: Recipe, tokenizer: Any, prompt: Any, lists_only: bool) -> list[int]:
+    """The token ids of one row: a chat or description text, then word lists to its end; or word lists alone."""
+    words = vocabulary()
+    ids: list[int] = []
+    kind = 1.0 if lists_only else rng.random()
+    if kind < recipe.chat_share + recipe.text_share:
+        invention = inventions.invent(rng, rng.choice(inventions.titles("base")))
+        if kind < recipe.chat_share:
+            ids = tokenizer(chat(rng, invention, tokenizer, prompt)).input_ids
+        else:
+            text = " ".join(rng.sample(inventions.describe(rng, invention, 2000), 4))
+            ids = tokenizer(text + END_OF_TEXT).input_ids
+        if len(ids) > recipe.row_tokens:  # an answer cut off would teach to stop too early
+            return row_ids(rng, recipe, tokenizer, prompt, lists_only)
+    while len(ids) < recipe.row_tokens:
+        ids += tokenizer(word_list(rng, words) + END_OF_TEXT).input_ids
+    return ids[: recipe.row_tokens]
+
+
+def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with single digits and the chat markup of Qwen2."""
+    rng = random.Random(recipe.seed)
+    titles = inventions.titles("base")
+    texts = [" " + " ".join(rng.sample(vocabulary(), len(vocabulary()))) for _ in range(1000)]
+    for title in rng.sample(titles, min(1000, len(titles))):
+        invention = inventions.invent(rng, title)
+        facts = invention.facts[rng.choice(inventions.ASPECTS)]
+        texts += [*inventions.describe(rng, invention, 4000), inventions.question(rng, invention, facts[:3])]
+        texts.append(inventions.plain_answer(invention, facts))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocab_size,
+        special_tokens=[END_OF_TEXT, "<|im_start|>", END_OF_TURN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TURN,
+        pad_token=END_OF_TEXT,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=recipe.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A Qwen2 with random weights but for `start_with_copying`, its vocabulary rounded up to a multiple of 64."""
+    torch.manual_seed(recipe.seed)
+    config = Qwen2Config(
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        num_key_value_heads=recipe.num_attention_heads,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+        max_position_embeddings=recipe.max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    start_with_copying(model)
+    return model
+
+
+@torch.no_grad()
+def start_with_copying(model: Qwen2ForCausalLM) -> None:
+    """Set half of the heads of the first two layers up as induction heads, which find what followed a token before.
+
+    Without them nothing was copied after 2.4 million tokens; with them it begins within 100 steps of 2,048 (LOG.md). They are a
+    starting point: every weight is trained. Layer 0 attends to the token before, by its biases alone, and notes it in
+    directions of its own; layer 1 looks for the place whose note is the present token, and copies what stands there.
+    Elhage et al., A Mathematical Framework for Transformer Circuits, 2021.
+    """
+    config = model.config
+    width, heads = config.hidden_size, config.num_attention_heads
+    size = width // heads
+    frequencies = config.rope_parameters["rope_theta"] ** -(torch.arange(size // 2) / (size // 2))
+    first, second = (model.model.layers[index].self_attn for index in (0, 1))
+    notes = torch.linalg.qr(torch.randn(width, width)).Q
+    fast = int((frequencies > 0.1).sum())
+    slow = torch.nonzero(frequencies < 0.004).flatten()  # these hardly turn within a row: content can be matched on them
+    matched = torch.cat([slow, size // 2 + slow])
+    sharpness = math.sqrt(216 / fast * math.sqrt(size / 32))
+    for head in range(heads // 2):
+        rows = torch.arange(head * size, (head + 1) * size)
+        for projection in (first.q_proj, first.k_proj):
+            projection.weight[rows] *= 0.1
+        first.k_proj.bias[rows[:fast]] = sharpness
+        # a query turned back by one position meets the key of the token before it
+        first.q_proj.bias[rows[:fast]] = sharpness * torch.cos(frequencies[:fast])
+        first.q_proj.bias[rows[size // 2 : size // 2 + fast]] = -sharpness * torch.sin(frequencies[:fast])
+        first.v_proj.weight[rows] = torch.eye(width)[rows]
+        first.o_proj.weight[:, rows] = 0.04 * notes[:, rows]
+        searched = rows[: len(matched)]
+        second.q_proj.weight[rows] = 0
+        second.k_proj.weight[rows] = 0
+        second.q_proj.weight[rows[matched]] = 3 * torch.eye(width)[searched]
+        second.k_proj.weight[rows[matched]] = 3 * notes[:, searched].T
+        second.v_proj.weight[rows] = torch.eye(width)[rows]
+        second.o_proj.weight[:, rows] = 0.06 * torch.eye(width)[:, rows]
+
+
+def batch(recipe: Recipe, step: int, tokenizer: Any, prompt: Any) -> torch.Tensor:
+    """The token ids of one step, (rows_per_step, row_tokens): word lists alone in the first `list_steps`."""
+    rngs = [random.Random(f"{recipe.seed}:{step}:{row}") for row in range(recipe.rows_per_step)]
+    return torch.tensor([row_ids(rng, recipe, tokenizer, prompt, step < recipe.list_steps) for rng in rngs])
+
+
+@torch.no_grad()
+def answer_loss(model: Qwen2ForCausalLM, recipe: Recipe, tokenizer: Any, prompt: Any) -> float:
+    """Mean loss in nats per answer token over 64 chats that no step trains on: falls below chance only by reading."""
+    total, tokens = 0.0, 0
+    titles = inventions.titles("base")
+    model.eval()
+    for row in range(64):
+        rng = random.Random(f"{recipe.seed}:held out:{row}")
+        question, answer = chat(rng, inventions.invent(rng, rng.choice(titles)), tokenizer, prompt).split("assistant\n")
+        start = len(tokenizer(question + "assistant\n").input_ids)
+        ids = torch.tensor([tokenizer(question + "assistant\n" + answer).input_ids])
+        logits = model(input_ids=ids).logits[0, start - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum").item()
+        tokens += ids.shape[1] - start
+    model.train()
+    return total / tokens
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, constant for half of the steps, then linear decay to 5%."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    return recipe.learning_rate * min(1.0, 0.05 + 0.95 * 2 * (1 - step / recipe.steps))
+
+
+def save_state(path: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Keep weights and optimizer moments as safetensors, under their name only when complete."""
+    tensors = {f"model.{name}": value for name, value in model.named_parameters()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"step": str(step)})
+    temporary.replace(path)
+
+
+def load_state(path: Path, model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+    """Restore what `save_state` kept; the number of steps that are done."""
+    with safe_open(path, framework="pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(tensors[f"model.{name}"])
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return step
+
+
+def train(recipe: Recipe, out_dir: Path, state_dir: Path) -> dict[str, Any]:
+    """Train to the recipe's last step, from the saved state where there is one; write weights, tokenizer and card.
+
+    The weights are written in bfloat16. Returns the card: steps, tokens, parameters, loss on held-out answers in nats per
+    token, and the hash that models/tiny.yaml is to name.
+    """
+    tokenizer = train_tokenizer(recipe)
+    prompt = load_prompt(Path("prompts/answer.jinja"))
+    model = build_model(recipe, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    # a changed recipe starts anew: its state has another name
+    state_path = state_dir / f"{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]}.safetensors"
+    start = load_state(state_path, model, optimizer) if state_path.exists() else 0
+    model.train()
+    began = time.monotonic()
+    for step in range(start, recipe.steps):
+        ids = batch(recipe, step, tokenizer, prompt)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % LOG_EVERY == 0:
+            seconds = (time.monotonic() - began) / (step + 1 - start)
+            log.info("step %d of %d: loss %.3f, %.2f s a step", step + 1, recipe.steps, loss.item(), seconds)
+        if (step + 1) % SAVE_EVERY == 0:
+            save_state(state_path, model, optimizer, step + 1)
+            log.info("step %d: loss on held-out answers %.4f", step + 1, answer_loss(model, recipe, tokenizer, prompt))
+    save_state(state_path, model, optimizer, recipe.steps)
+    model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(out_dir)
+    tokenizer.save_pretrained(out_dir)
+    card = {
+        "steps": recipe.steps,
+        "tokens": recipe.steps * recipe.rows_per_step * recipe.row_tokens,
+        "parameters": model.num_parameters(),
+        "answer_loss": round(answer_loss(model.float(), recipe, tokenizer, prompt), 4),
+        "sha256": hashlib.sha256((out_dir / "model.safetensors").read_bytes()).hexdigest(),
+    }
+    write_json(out_dir / "card.json", card)
+    return card
+
+
+def main() -> None:
+    """Train the recipe that is named first into the folder that is named second."""
+    recipe_path, out_dir = map(Path, sys.argv[1:])
+    log.info("%s", train(load_recipe(recipe_path), out_dir, Path("artifacts/base-model")))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()
