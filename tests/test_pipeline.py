@@ -1,0 +1,205 @@
+import ast
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, edit_yaml, make_rows
+from ruamel.yaml import YAML
+
+from stages import base, clean, evaluate, format, predict, profile, sample, sft, zeroshot
+from stages.corpus import inventions
+from stages.corpus.rows import read_jsonl, write_jsonl
+from stages.params import load_params
+from stages.run import InputError, run_stage
+from stages.verdict.report import escape
+
+STAGES = [base, profile, clean, format, zeroshot, sft, predict, evaluate]
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+
+
+def imported(path, seen):
+    """The project's own modules that a module imports, itself included."""
+    seen.add(path)
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = name.replace(".", "/") + ".py"
+            if name.startswith("stages") and (ROOT / file).is_file() and file not in seen:
+                imported(file, seen)
+    return seen
+
+
+@pytest.mark.parametrize("stage", DVC["stages"])
+def test_every_stages_code_is_in_its_deps(stage):
+    declared = {dep for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")}
+    assert declared == imported(f"stages/{stage}.py", set())
+    assert DVC["stages"][stage]["cmd"] == f"python -m stages.{stage}"
+
+
+def test_the_pipeline_declares_what_the_repository_relies_on():
+    for stage in DVC["stages"].values():
+        for dep in stage["deps"]:
+            produced = [
+                out if isinstance(out, str) else next(iter(out)) for other in DVC["stages"].values() for out in other["outs"]
+            ]
+            known = "${" in dep or any(dep == out or dep.startswith(out + "/") for out in produced) or (ROOT / dep).is_file()
+            assert known, f"{dep} is made by nobody"
+        assert all(settings == {"cache": False} for metric in stage.get("metrics", []) for settings in metric.values())
+    for stage in ("zeroshot", "sft", "predict"):
+        assert "metrics" not in DVC["stages"][stage], "a metric that git keeps switches the run cache off"
+    listed = {metric for stage in DVC["stages"].values() for entry in stage.get("metrics", []) for metric in entry}
+    assert set(DVC["metrics"]) == listed
+
+
+def test_every_parameter_is_one_that_some_stage_depends_on():
+    tracked = {param for stage in DVC["stages"].values() for param in stage.get("params", []) if isinstance(param, str)}
+    params = load_params(ROOT / "params.yaml").model_dump()
+    leaves = {name if not isinstance(value, dict) else f"{name}.{key}" for name, value in params.items() for key in value or [name]}
+    leaves = {name for name in leaves if "." in name} | {"model"}
+    for leaf in leaves:
+        assert any(leaf == param or leaf.startswith(param + ".") for param in tracked), leaf
+
+
+def run_all():
+    for stage in STAGES:
+        stage.main()
+
+
+def digests(*folders):
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_whole_pipeline_twice_gives_the_same_bytes(project):
+    run_all()
+    first = digests("metrics", "artifacts/adapter", "data", "reports")
+    assert {Path(name).name for name in first} >= {"evaluation.json", "adapter_model.safetensors", "report.md", "scores.jsonl"}
+    metrics = json.loads(Path("metrics/evaluation.json").read_text())
+    test = list(read_jsonl(Path("data/formatted/test.jsonl")))
+    assert metrics["n"] == len(test) == len(list(read_jsonl(Path("data/predictions/scores.jsonl"))))
+    assert metrics["pair_matching"]["n"] == sum(row["pair"] is not None for row in test) / 2
+    assert metrics["contrastive"]["n"] + 2 * metrics["pair_matching"]["n"] == metrics["n"]
+    assert metrics["primary"] == {key: value for key, value in metrics["rouge_l"].items() if key != "n"}
+    assert metrics["verdict"] in (-1, 0, 1)
+    for name in ("data", "metrics", "artifacts", "reports"):
+        shutil.rmtree(name)
+    run_all()
+    assert digests("metrics", "artifacts/adapter", "data", "reports") == first
+
+
+def test_without_negatives_their_metrics_are_left_out_and_it_is_said(project):
+    rows = [{key: row[key] for key in ("anchor", "query", "positive")} for row in make_rows(24)]
+    Path("rows.json").write_text(json.dumps(rows))
+    edit_yaml(Path("params.yaml"), data__columns__negative=None)
+    run_all()
+    metrics = json.loads(Path("metrics/evaluation.json").read_text())
+    assert metrics.keys() == {"n", "groups", "verdict", "primary"} | {
+        "rouge_l", "token_f1", "bits_per_byte", "length_ratio", "truncated",
+    }  # fmt: skip
+    report = Path("reports/report.md").read_text()
+    assert "the test rows have no negatives" in report
+    assert "Left out" in report
+    edit_yaml(Path("params.yaml"), evaluate__primary="contrastive")
+    with pytest.raises(InputError, match=r"evaluate\.primary: no test row has what contrastive needs"):
+        evaluate.main()
+
+
+@pytest.fixture
+def judged(project):
+    """Two systems on four rows, written by hand: fine-tuning copies the reference, zero-shot says something else."""
+    Path("artifacts/base").mkdir(parents=True)
+    Path("artifacts/base/manifest.json").write_text('{"source": {"path": "models/x"}, "files": {}}')
+    rows, predictions = [], {"zeroshot": [], "sft": []}
+    for index in range(4):
+        rows.append(
+            {
+                "id": f"r{index}",
+                "group": f"g{index}",
+                "pair": None,
+                "prompt_hash": "h",
+                "question": "<img src=x> | *why* `r`?",
+                "positive": f"the answer {index}",
+                "negative": None,
+            }
+        )
+        for system, text in (("zeroshot", "something else"), ("sft", f"the answer {index}")):
+            likelihood = {"question": {"sum": -8.0, "tokens": 3, "bytes": 12}}
+            predictions[system].append(
+                {
+                    "id": f"r{index}",
+                    "prompt_hash": "h",
+                    "prediction": text,
+                    "finish_reason": "stop",
+                    "likelihood": {"positive": likelihood, "negative": None},
+                }
+            )
+    write_jsonl(Path("data/formatted/test.jsonl"), rows)
+    for system, records in predictions.items():
+        write_jsonl(Path(f"data/predictions/{system}.jsonl"), records)
+    return predictions
+
+
+def test_numbers_come_from_the_files_alone(judged):
+    evaluate.main()
+    metrics = json.loads(Path("metrics/evaluation.json").read_text())
+    assert (metrics["rouge_l"]["zeroshot"], metrics["rouge_l"]["sft"], metrics["n"], metrics["groups"]) == (0, 1, 4, 4)
+    # four groups: both signs alike in 2 of 16 swaps, so there can be no evidence
+    assert metrics["primary"]["p"] == pytest.approx(2 / 16, abs=0.06)
+    assert metrics["verdict"] == 0
+    report = Path("reports/report.md").read_text()
+    assert "There is no evidence that fine-tuning changed the answers" in report
+    assert "<img" not in report
+    assert "&lt;img src=x&gt; \\| \\*why\\* \\`r\\`?" in report
+
+
+def test_predictions_of_another_run_are_refused(judged):
+    write_jsonl(Path("data/predictions/sft.jsonl"), [{**record, "prompt_hash": "other"} for record in judged["sft"]])
+    with pytest.raises(InputError, match="row r0: sft was asked with another prompt"):
+        evaluate.main()
+    write_jsonl(Path("data/predictions/sft.jsonl"), judged["sft"][1:])
+    with pytest.raises(InputError, match=r"sft\.jsonl: holds other rows"):
+        evaluate.main()
+
+
+def test_text_is_escaped_and_shortened():
+    assert escape("a\n\n# b <script>") == "a \\# b &lt;script&gt;"
+    assert escape("x" * 700).endswith(" …")
+
+
+def test_an_input_error_is_one_line_and_a_failed_exit(capsys):
+    def fail():
+        raise InputError("rows.json:3: not JSON")
+
+    with pytest.raises(SystemExit) as error:
+        run_stage(fail)
+    assert error.value.code == "error: rows.json:3: not JSON"
+
+
+def test_the_sample_has_the_reference_shape_and_is_the_same_each_time():
+    rows, planted = sample.make_rows(7)
+    assert len(rows) == 499
+    assert (rows, planted) == sample.make_rows(7)
+    assert rows != sample.make_rows(8)[0]
+    anchors = [row["anchor"] for row in rows if "anchor" in row]
+    assert 325 <= len(set(anchors)) <= 335
+    assert all(15_000 <= len(anchor) <= 27_000 for anchor in anchors)
+    assert all(kind in planted for kind in inventions.ANCHOR_DEFECTS)
+
+
+def test_the_embedded_model_has_never_seen_a_sample_invention():
+    folds = [set(inventions.titles(fold)) for fold in ("sample", "base")]
+    assert not folds[0] & folds[1]
+    assert len(folds[0] | folds[1]) == len(inventions.KINDS) * len(inventions.DEVICES) * len(inventions.PURPOSES)
+    answers = {term.answer for pools in inventions.TERMS.values() for pool in pools for term in pool}
+    descriptions = {term.description for pools in inventions.TERMS.values() for pool in pools for term in pool}
+    assert not answers & descriptions
