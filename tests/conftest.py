@@ -23,9 +23,10 @@ settings.load_profile("here")
 ROOT = Path(__file__).parent.parent
 
 
-def edit_yaml(path: Path, **changes):
+def edit_yaml(path: Path, /, **changes):
     """Set dotted keys of a YAML file, as `dvc exp run -S` does; double underscores stand for dots."""
     yaml = YAML()
+    path = Path(path)
     loaded = yaml.load(path)
     for dotted, value in changes.items():
         *parents, key = dotted.split("__")
@@ -76,7 +77,7 @@ def make_rows(count, seed=1):
                 query = inventions.question(rng, invention, facts)
                 rows.append({"anchor": anchor, "query": query, "positive": positive, "negative": negative})
         else:
-            wrong = inventions.plain_answer(invention, inventions.contradict(rng, asked[0]))
+            wrong = inventions.plain_answer(invention, inventions.contradict(rng, invention, asked[0]))
             query = inventions.question(rng, invention, asked[0])
             rows.append({"anchor": anchor, "query": query, "positive": answers[0], "negative": wrong})
     return rows[:count]

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, edit_yaml
@@ -10,7 +11,7 @@ from stages.run import InputError
 
 @pytest.fixture
 def params_path(tmp_path):
-    return shutil.copy(ROOT / "params.yaml", tmp_path)
+    return Path(shutil.copy(ROOT / "params.yaml", tmp_path))
 
 
 def test_every_shipped_file_is_valid():

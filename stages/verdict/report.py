@@ -57,7 +57,7 @@ def knowledge_sentence(metrics: Mapping[str, Any]) -> str:
                 f"it tells right from wrong in {result['sft']:.0%} of {result['n']} {what}, {result['zeroshot']:.0%} before "
                 f"(interval of the change {result['low']:+.2f} to {result['high']:+.2f})"
             )
-            if result["p_holm"] <= 0.05 if "p_holm" in result else result["p"] <= 0.05:
+            if result.get("p_holm", result["p"]) <= 0.05:
                 (gained if result["low"] > 0 else lost if result["high"] < 0 else []).append(name)
     if not parts:
         return "**Whether it knows better can't be told**: the test rows have no negatives."
