@@ -40,7 +40,7 @@ def make_rows(seed: int) -> tuple[list[dict[str, Any]], Counter[str]]:
             rng.sample(invention.facts[aspect], inventions.ASKED_FACTS[aspect]) for aspect in rng.sample(inventions.ASPECTS, size)
         ]
         answers = [inventions.answer(invention, facts) for facts in asked]
-        negatives = [inventions.answer(invention, inventions.contradict(rng, facts)) for facts in asked]
+        negatives = [inventions.answer(invention, inventions.contradict(rng, invention, facts)) for facts in asked]
         if size > 1:
             negatives[:2] = answers[1], answers[0]
         for facts, positive, negative in zip(asked, answers, negatives, strict=True):

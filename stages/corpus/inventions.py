@@ -243,28 +243,28 @@ def invent(rng: random.Random, title: tuple[str, str, str]) -> Invention:
 STATEMENTS: dict[str, tuple[str, ...]] = {
     "structure": (
         "The {part} {n} is made of {0} and is held to the {other} {m} by {1}.",
-        "The {part} {n}, which is made of {0}, is held to the {other} {m} by means of {1}.",
-        "As to the {part} {n}, it is made of {0} and held to the {other} {m} by {1}.",
+        "Made of {0}, the {part} {n} is held to the {other} {m} by means of {1}.",
+        "The {part} {n} is held by {1} to the {other} {m} and is made of {0}.",
     ),
     "operation": (
         "In operation, the {part} {n} is driven by {0} and {1} the {other} {m} until {2}.",
-        "The {part} {n} is in operation driven by {0} and {1} the {other} {m} until {2}.",
-        "As to the {part} {n} in operation, it is driven by {0} and {1} the {other} {m} until {2}.",
+        "During operation, driven by {0}, the {part} {n} {1} the {other} {m} until {2}.",
+        "Until {2}, the {part} {n} in operation {1} the {other} {m} and is driven by {0}.",
     ),
     "manufacture": (
         "The {part} {n} is manufactured by {0} and is then {1}.",
-        "The {part} {n}, manufactured by {0}, is then {1}.",
-        "As to the {part} {n}, it is manufactured by {0} before it is {1}.",
+        "By {0} the {part} {n} is manufactured, before it is {1}.",
+        "Once manufactured by {0}, the {part} {n} is {1}.",
     ),
     "benefit": (
         "An advantage of the {part} {n} is that the {name} {0}.",
-        "The {part} {n} brings the advantage that the {name} {0}.",
+        "The {name} {0}, which is an advantage of the {part} {n}.",
         "With the {part} {n} there is the advantage that the {name} {0}.",
     ),
     "service": (
         "In service, the {part} {n} is cleaned with {0} every {weeks} weeks and is replaced when {1}.",
-        "The {part} {n} is in service cleaned with {0} every {weeks} weeks, and replaced when {1}.",
-        "As to service, the {part} {n} is cleaned with {0} every {weeks} weeks and replaced when {1}.",
+        "The {part} {n} is replaced when {1}, and is cleaned in service with {0} every {weeks} weeks.",
+        "Every {weeks} weeks of service the {part} {n} is cleaned with {0}, and when {1} it is replaced.",
     ),
 }
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -359,9 +359,10 @@ def plain_answer(invention: Invention, facts: Sequence[Fact]) -> str:
     )  # fmt: skip
 
 
-def contradict(rng: random.Random, facts: Sequence[Fact]) -> list[Fact]:
-    """The same facts with every term exchanged for another of its kind that none of them has."""
-    pools = [[term for term in pool if all(term not in fact.terms for fact in facts)] for pool in TERMS[facts[0].aspect]]
+def contradict(rng: random.Random, invention: Invention, facts: Sequence[Fact]) -> list[Fact]:
+    """The same facts with every term exchanged for another of its kind that the description does not state of any part."""
+    stated = {term for fact in invention.facts[facts[0].aspect] for term in fact.terms}
+    pools = [[term for term in pool if term not in stated] for pool in TERMS[facts[0].aspect]]
     drawn = [rng.sample(pool, len(facts)) for pool in pools]
     return [
         Fact(fact.aspect, fact.part, fact.other, terms, fact.weeks)
