@@ -42,7 +42,8 @@ def style_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         -1: "**Fine-tuning made the answers worse**",
         0: "**There is no evidence that fine-tuning changed the answers for better or worse**",
     }
-    return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {metrics['groups']} groups."
+    groups = f"{metrics['groups']} group{'s' * (metrics['groups'] != 1)}"
+    return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {groups}."
 
 
 def knowledge_sentence(metrics: Mapping[str, Any]) -> str:
@@ -115,7 +116,8 @@ def render_report(
         return "\n".join(render_row(by_id[record["id"]], record, predictions, primary) for record in records)
 
     missing = [title for name, title in TITLES.items() if name not in metrics]
-    left_out = f"\nLeft out, since the test rows have no negatives or swapped pairs: {'; '.join(missing)}.\n" if missing else ""
+    needs = "a negative; for pair matching a row that swaps answers with it, for contrastive none that does"
+    left_out = f"\nLeft out, since no test row has what they need ({needs}): {'; '.join(missing)}.\n" if missing else ""
     return f"""# Does fine-tuning help?
 
 {style_sentence(metrics, primary)}
