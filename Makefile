@@ -20,7 +20,7 @@ lint: environment
 	@ruff format --check
 	@mypy
 
-# Trains the embedded model anew, about 40 minutes on two cores; goes on where it stopped.
+# Trains the embedded model anew, about 26 minutes on two cores; goes on where it stopped.
 base-model: environment
 	@python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
 

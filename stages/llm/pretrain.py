@@ -6,7 +6,7 @@ description's words; the sample's answers have a vocabulary of their own, so no 
 
     python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
 
-Resumable: state is kept beside the output in `artifacts/base-model/`. Deterministic on one machine: every step draws its rows
+Resumable: state is kept in `artifacts/base-model/`. Deterministic on one machine: every step draws its rows
 from (seed, step).
 """
 
@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ CHAT_TEMPLATE = (
 LOG_EVERY, SAVE_EVERY = 20, 100
 
 
-def vocabulary() -> list[str]:
+@cache
+def vocabulary() -> tuple[str, ...]:
     """Every word that descriptions, questions or answers may hold, so that no sample word is new to the embedding."""
     texts = [*inventions.KINDS, *inventions.DEVICES, *inventions.PURPOSES, *inventions.PARTS]
     for pools in inventions.TERMS.values():
@@ -51,7 +53,7 @@ def vocabulary() -> list[str]:
     for templates in (*inventions.STATEMENTS.values(), *inventions.QUESTIONS.values()):
         texts += list(templates)
     words = {word.strip(".,?{}") for text in texts for word in text.split() if not word.startswith("{")}
-    return sorted(words - {""})
+    return tuple(sorted(words - {""}))
 
 
 def word_list(rng: random.Random, words: Sequence[str]) -> str:
