@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.corpus.rows import FIELDS, RawRow, find_problem, read_raw, row_id, write_json, write_jsonl
+from stages.corpus.rows import FIELDS, RawRow, check_rejected_share, find_problem, read_raw, row_id, write_json, write_jsonl
 from stages.corpus.rules import clean_text
 from stages.params import load_params
-from stages.run import InputError, run_stage
+from stages.run import run_stage
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +79,11 @@ def main() -> None:
     columns = params.data.columns.model_dump()
     result = clean_rows(read_raw(path, params.data.columns), columns, [name for name, on in params.clean.rules if on])
     total = len(result.rows) + len(result.rejected)
-    share = len(result.rejected) / total
-    if share > params.clean.max_rejected_share:
-        examples = "".join(f"\n  {path}: {record['place']}: {record['reason']}" for record in result.rejected[:5])
-        raise InputError(
-            f"{path}: {len(result.rejected)} of {total} rows can't be used, more than clean.max_rejected_share "
-            f"({params.clean.max_rejected_share:g}) allows; the first:{examples}"
-        )
+    rejected = [{"file": str(path), **record} for record in result.rejected]
+    check_rejected_share(rejected, total, params.clean.max_rejected_share)
     out_dir = Path("data/clean")
     write_jsonl(out_dir / "rows.jsonl", result.rows)
-    write_jsonl(out_dir / "rejected.jsonl", ({"file": str(path), **record} for record in result.rejected))
+    write_jsonl(out_dir / "rejected.jsonl", rejected)
     write_jsonl(out_dir / "changes.jsonl", result.changes)
     changes: Counter[str] = Counter()
     for change in result.changes:
@@ -96,8 +91,8 @@ def main() -> None:
     metrics = {
         "rows": total,
         "kept": len(result.rows),
-        "rejected": len(result.rejected),
-        "rejected_share": round(share, 6),
+        "rejected": len(rejected),
+        "rejected_share": round(len(rejected) / total, 6),
         "with_negative": sum(row["negative"] is not None for row in result.rows),
         "changes": {name: changes[name] for name, on in params.clean.rules if on},
     }

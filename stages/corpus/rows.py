@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,19 @@ def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
         elif any("\ud800" <= character <= "\udfff" for character in value):
             return f'"{column}" holds half of a surrogate pair: broken Unicode'
     return None
+
+
+def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limit: float) -> None:
+    """Raise InputError, naming the first rejected rows, where more than the share `limit` of `total` rows were rejected.
+
+    A rejected row is on record as `file`, `place` and `reason`.
+    """
+    if len(rejected) > limit * total:
+        examples = "".join(f"\n  {record['file']}: {record['place']}: {record['reason']}" for record in rejected[:5])
+        raise InputError(
+            f"{len(rejected)} of {total} rows can't be used, more than clean.max_rejected_share ({limit:g}) allows; "
+            f"the first:{examples}"
+        )
 
 
 def row_id(fields: Mapping[str, Any]) -> str:
