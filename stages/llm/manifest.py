@@ -27,35 +27,38 @@ RECHECKED_BYTES = 64 * 2**20
 def find_folder(source: Mapping[str, str], download: bool = False) -> Path:
     """The folder with a model's files: its own path, or the hub cache's folder of that commit.
 
-    Raises InputError where it is not there; with `download`, the hub is asked for what the cache lacks.
+    Raises InputError where it, or a file of it, is not there; with `download`, the hub is asked for what the cache lacks.
     """
     if "path" in source:
         folder = Path(source["path"])
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder (path in the file that `model` names under models/)")
+        check_files(folder, str(folder))
         return folder
     name = f"{source['id']} at {source['revision']}"
     try:
         folder = Path(snapshot_download(source["id"], revision=source["revision"], local_files_only=True))
-        missing_files(folder)
+        check_files(folder, name)
         return folder
     except (LocalEntryNotFoundError, InputError) as error:
         if not download:
             raise InputError(f"{name} is not complete in the hub cache: run `dvc repro base --force`") from error
     log.info("downloading %s", name)
     try:
-        return Path(snapshot_download(source["id"], revision=source["revision"], allow_patterns=PATTERNS))
+        folder = Path(snapshot_download(source["id"], revision=source["revision"], allow_patterns=PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(f"{name} is neither in the hub cache nor can it be downloaded: {error}") from error
+    check_files(folder, name)
+    return folder
 
 
-def missing_files(folder: Path) -> None:
-    """Raise InputError naming a file that a model folder lacks. Only safetensors count as weights."""
+def check_files(folder: Path, name: str) -> None:
+    """Raise InputError naming a file that the folder of the model `name` lacks. Only safetensors count as weights."""
     index = folder / WEIGHTS_INDEX
     weights = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-    for name in ["config.json", *weights]:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name}")
+    for file in ["config.json", *weights]:
+        if not (folder / file).is_file():
+            raise InputError(f"{name}: no {file}")
 
 
 def hash_file(path: Path) -> str:
@@ -68,7 +71,6 @@ def make_manifest(model: HubModel | LocalModel) -> dict[str, Any]:
     """What the base model is made of, downloading it where it comes from a hub and is not here yet."""
     source = {"id": model.id, "revision": model.revision} if isinstance(model, HubModel) else {"path": Path(model.path).as_posix()}
     folder = find_folder(source, download=True)
-    missing_files(folder)
     names = sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names}
     expected = model.sha256 if isinstance(model, LocalModel) else None
