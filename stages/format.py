@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.corpus.groups import SPLITS, check_overlap, group_rows, pair_rows, split_groups
 from stages.corpus.passages import rank_passages, split_passages
-from stages.corpus.rows import read_jsonl, write_json, write_jsonl
-from stages.llm.prompts import BASE_DIR, build_messages, completion_ids, hash_ids, load_prompt, load_tokenizer, prompt_ids
+from stages.corpus.rows import check_rejected_share, read_jsonl, write_json, write_jsonl
+from stages.llm.prompts import BASE_DIR, build_messages, hash_ids, load_prompt, load_tokenizer, prompt_completion_ids, prompt_ids
 from stages.params import FormatParams, load_params
 from stages.run import InputError, run_stage
 
@@ -62,7 +62,7 @@ def format_row(
         raise InputError(f"a text holds the tokenizer's markup {markup!r}")
     bare = build_messages(template, [], "")
     question_only = prompt_ids(tokenizer, build_messages(template, [], row["query"]))
-    answer_tokens = len(completion_ids(tokenizer, bare, row["positive"]))
+    answer_tokens = len(prompt_completion_ids(tokenizer, bare, row["positive"])[1])
     least = len(question_only) + max(answer_tokens, params.max_new_tokens if split == "test" else 0)
     if least > params.max_length:
         raise InputError(f"question and answer alone take {least} tokens, format.max_length is {params.max_length}")
@@ -115,12 +115,7 @@ def main() -> None:
         formatted[splits[key]].append({"group": groups[key], **record})
     # a pair counts where both of its rows are asked, which being of one group they are in the same split
     partners = pair_rows([rows[record["id"]] for split in SPLITS for record in formatted[split]])
-    if len(rejected) > params.clean.max_rejected_share * len(rows):
-        examples = "".join(f"\n  {record['file']}: {record['place']}: {record['reason']}" for record in rejected[:5])
-        raise InputError(
-            f"{len(rejected)} of {len(rows)} rows don't fit, more than clean.max_rejected_share "
-            f"({params.clean.max_rejected_share:g}) allows; the first:{examples}"
-        )
+    check_rejected_share(rejected, len(rows), params.clean.max_rejected_share)
     for split in SPLITS:
         if not formatted[split]:
             raise InputError(f"no row is left in {split}: {len(rejected)} of {len(rows)} rows don't fit")

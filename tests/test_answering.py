@@ -9,7 +9,7 @@ from stages import base, clean, format
 from stages.corpus.rows import read_jsonl
 from stages.llm.answering import answer_rows, batches, generate_answers, score_completions, tokens_per_batch
 from stages.llm.loading import load_model
-from stages.llm.prompts import BASE_DIR, build_messages, completion_ids, load_prompt, load_tokenizer, prompt_ids
+from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_completion_ids
 from stages.run import InputError
 
 TEMPLATE = load_prompt(ROOT / "prompts/answer.jinja")
@@ -22,8 +22,9 @@ def asked(tiny_dir):
     prompts, completions = [], []
     for index in range(9):
         messages = build_messages(TEMPLATE, ["The pump is made of steel. "] * (index * 3 % 10), "What is made of steel?")
-        prompts.append(prompt_ids(tokenizer, messages))
-        completions.append(completion_ids(tokenizer, messages, "The pump, and nothing else. " * (1 + index % 4)))
+        prompt, completion = prompt_completion_ids(tokenizer, messages, "The pump, and nothing else. " * (1 + index % 4))
+        prompts.append(prompt)
+        completions.append(completion)
     return tokenizer, prompts, completions
 
 
@@ -83,7 +84,7 @@ def test_completions_end_with_the_end_of_turn_and_follow_the_prompt(asked):
     assert all(completion[-1] == tokenizer.eos_token_id for completion in completions)
     tokenizer.chat_template, kept = tokenizer.chat_template.replace("<|im_end|>", ""), tokenizer.chat_template
     with pytest.raises(InputError, match="ends no answer with its eos_token"):
-        completion_ids(tokenizer, build_messages(TEMPLATE, [], "Why?"), "So.")
+        prompt_completion_ids(tokenizer, build_messages(TEMPLATE, [], "Why?"), "So.")
     tokenizer.chat_template = kept
 
 

@@ -7,7 +7,7 @@ from conftest import ROOT, edit_yaml, make_rows
 from stages import base, clean, format
 from stages.corpus.groups import SPLITS
 from stages.corpus.rows import read_jsonl
-from stages.llm.prompts import completion_ids, load_prompt, load_tokenizer, prompt_ids
+from stages.llm.prompts import load_prompt, load_tokenizer, prompt_completion_ids
 from stages.params import load_params
 from stages.run import InputError
 
@@ -43,8 +43,8 @@ def test_a_test_rows_answer_does_not_move_its_prompt_but_a_train_rows_pays_from_
     assert test[0]["messages"] == test[1]["messages"]
     train = format.format_row(long, "train", *asking)
     assert len(train["passages"]) < len(test[1]["passages"])
-    ids = prompt_ids(tokenizer, train["messages"]) + completion_ids(tokenizer, train["messages"], long["positive"])
-    assert len(ids) <= params.max_length
+    prompt, completion = prompt_completion_ids(tokenizer, train["messages"], long["positive"])
+    assert len(prompt + completion) <= params.max_length
 
 
 def test_what_can_not_fit_or_holds_markup_is_an_error(asking):
@@ -84,7 +84,10 @@ def test_splits_share_no_text_and_rejected_rows_are_named(project):
     ("changes", "message"),
     [
         ({"format__max_length": 100_000}, r"format\.max_length: 100000 is beyond the model's 4096 positions"),
-        ({"format__max_length": 140, "format__max_new_tokens": 120}, r"(?s)of 24 rows don't fit.*rows\.json: index \d+: question"),
+        (
+            {"format__max_length": 140, "format__max_new_tokens": 120},
+            r"(?s)of 24 rows can't be used.*index \d+: question",
+        ),
         ({"format__prompt": "poem"}, r"poem\.jinja: no such prompt template"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from stages.llm.prompts import completion_ids, hash_ids, prompt_ids
+from stages.llm.prompts import hash_ids, prompt_completion_ids, prompt_ids
 from stages.run import InputError
 
 WAYS = {"question": "messages", "no_question": "messages_no_question", "bare": "messages_bare"}
@@ -124,10 +124,7 @@ def answer_rows(
         if row[answer] is not None
         for way in WAYS
     ]
-    requests = []
-    for index, answer, way in wanted:
-        messages = rows[index][WAYS[way]]
-        requests.append((prompt_ids(tokenizer, messages), completion_ids(tokenizer, messages, rows[index][answer])))
+    requests = [prompt_completion_ids(tokenizer, rows[index][WAYS[way]], rows[index][answer]) for index, answer, way in wanted]
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
     records = [
         {

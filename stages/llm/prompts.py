@@ -72,8 +72,10 @@ def hash_ids(ids: Sequence[int]) -> str:
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> list[int]:
-    """Token ids of an answer to the messages, up to and with the end-of-turn token.
+def prompt_completion_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of the messages up to where the answer begins, and of the answer, up to and with the end-of-turn token.
 
     Raises InputError where the chat template does not continue the prompt's tokens, or ends no answer with that token.
     """
@@ -87,4 +89,4 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Messag
         completion.pop()
     if not completion:
         raise InputError(f"the tokenizer's chat template ends no answer with its eos_token {tokenizer.eos_token!r}")
-    return completion
+    return prompt, completion
