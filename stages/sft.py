@@ -17,7 +17,7 @@ import pandas as pd
 from stages.corpus.rows import read_jsonl, write_json, write_text
 from stages.llm.loading import load_model
 from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.llm.training import build_trainer
+from stages.llm.training import build_trainer, count_steps
 from stages.params import load_model_file, load_params
 from stages.run import run_stage
 
@@ -63,6 +63,7 @@ def main() -> None:
     model_file = load_model_file(params.model)
     train = list(read_jsonl(Path("data/formatted/train.jsonl")))
     validation = list(read_jsonl(Path("data/formatted/validation.jsonl")))
+    steps = count_steps(len(train), params.sft)
     model = load_model(BASE_DIR, model_file.quantization)
     with tempfile.TemporaryDirectory(prefix="sft-") as checkpoints:
         trainer = build_trainer(
@@ -76,7 +77,7 @@ def main() -> None:
             Path(checkpoints),
         )
         trainable, total = trainer.model.get_nb_trainable_parameters()
-        log.info("training %s of %s parameters on %d rows", f"{trainable:,}", f"{total:,}", len(train))
+        log.info("training %s of %s parameters on %d rows, %d steps at most", f"{trainable:,}", f"{total:,}", len(train), steps)
         trainer.train()
         log.info("least validation loss %.4f, seen at step %s", trainer.state.best_metric, trainer.state.best_global_step)
     save_adapter(trainer.model, ADAPTER_DIR)

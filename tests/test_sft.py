@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import edit_yaml
+from conftest import ROOT, edit_yaml
 
 from stages import base, clean, format, sft
 from stages.corpus.rows import read_jsonl
 from stages.llm.loading import load_model
 from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.llm.training import build_trainer, check_dataset, find_rows, per_device_batch_size
+from stages.llm.training import build_trainer, check_dataset, count_steps, find_rows, per_device_batch_size
 from stages.params import load_params
 from stages.run import InputError
 
@@ -107,10 +107,20 @@ def test_the_stage_keeps_the_best_adapter_and_a_history_without_seconds(formatte
     assert (sft.ADAPTER_DIR / "adapter_model.safetensors").read_bytes() == first
 
 
+@pytest.mark.parametrize(("rows", "epochs", "warmup", "expected"), [(6, 3.0, 2, 3), (17, 1.5, 0, 5), (16, 1.0, 1, 2)])
+def test_steps_are_counted_as_the_trainer_counts_them_and_a_warm_up_that_never_ends_is_an_error(rows, epochs, warmup, expected):
+    params = load_params(ROOT / "params.yaml").sft
+    params = params.model_copy(update={"num_train_epochs": epochs, "warmup_steps": warmup, "effective_batch_size": 8})
+    assert count_steps(rows, params) == expected
+    with pytest.raises(InputError, match=rf"sft\.warmup_steps: {expected}, but {rows} train rows make only {expected} optimizer"):
+        count_steps(rows, params.model_copy(update={"warmup_steps": expected}))
+
+
 def test_the_adapter_with_the_least_validation_loss_is_kept(formatted):
     edit_yaml(Path("params.yaml"), sft__learning_rate=5.0, sft__num_train_epochs=8.0, sft__early_stopping_patience=1)
     trainer = make_trainer(formatted)
     trainer.train()
+    assert trainer.state.max_steps == count_steps(len(formatted[0]), load_params().sft)
     losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     assert trainer.state.best_global_step == min(losses, key=losses.get)
     assert trainer.state.global_step < trainer.state.max_steps, "a learning rate of 5 should have stopped early"

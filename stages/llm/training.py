@@ -1,5 +1,6 @@
 """Fine-tuning with TRL: the trainer that stops on a loss that is not finite, and the checks of what it is about to train on."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from trl import SFTConfig, SFTTrainer
 
 from stages.llm.loading import pick_dtype
-from stages.llm.prompts import completion_ids, prompt_ids
+from stages.llm.prompts import prompt_completion_ids
 from stages.params import SftParams
 from stages.run import InputError
 
@@ -60,8 +61,7 @@ def check_dataset(dataset: Dataset, rows: Sequence[Mapping[str, Any]], tokenizer
     if len(dataset) != len(rows):
         raise InputError(f"sft: {len(rows)} rows went in, {len(dataset)} came out of tokenization")
     for made, row in zip(dataset, rows, strict=True):
-        prompt = prompt_ids(tokenizer, row["messages"])
-        completion = completion_ids(tokenizer, row["messages"], row["positive"])
+        prompt, completion = prompt_completion_ids(tokenizer, row["messages"], row["positive"])
         ids, labels = made["input_ids"], made["labels"]
         end = len(prompt) + len(completion)
         if ids[: len(prompt)] != prompt:
@@ -72,6 +72,17 @@ def check_dataset(dataset: Dataset, rows: Sequence[Mapping[str, Any]], tokenizer
             raise InputError(f"sft: row {row['id']}: the loss is not on the answer and its end-of-turn token alone")
         if end > max_length:
             raise InputError(f"sft: row {row['id']}: {end} tokens, format.max_length is {max_length}")
+
+
+def count_steps(rows: int, params: SftParams) -> int:
+    """How many optimizer steps training on `rows` rows takes. Raises InputError where its warm-up would never end."""
+    steps = math.ceil(params.num_train_epochs * math.ceil(rows / params.effective_batch_size))
+    if params.warmup_steps >= steps:
+        raise InputError(
+            f"params.yaml: sft.warmup_steps: {params.warmup_steps}, but {rows} train rows make only {steps} optimizer steps in "
+            f"{params.num_train_epochs:g} epochs of {params.effective_batch_size} rows a step; lower it, to 0 if need be"
+        )
+    return steps
 
 
 def per_device_batch_size(effective: int, device: torch.device) -> int:
