@@ -242,29 +242,29 @@ def invent(rng: random.Random, title: tuple[str, str, str]) -> Invention:
 
 STATEMENTS: dict[str, tuple[str, ...]] = {
     "structure": (
-        "The {part} {n} is made of {0} and is held to the {other} {m} by {1}.",
-        "Made of {0}, the {part} {n} is held to the {other} {m} by means of {1}.",
-        "The {part} {n} is held by {1} to the {other} {m} and is made of {0}.",
+        "The {part} is made of {0} and is held by {1} to the {other}.",
+        "The {part}, made of {0}, is held by {1} to the {other}.",
+        "The {part} is held by {1}, made of {0} and attached to the {other}.",
     ),
     "operation": (
-        "In operation, the {part} {n} is driven by {0} and {1} the {other} {m} until {2}.",
-        "During operation, driven by {0}, the {part} {n} {1} the {other} {m} until {2}.",
-        "Until {2}, the {part} {n} in operation {1} the {other} {m} and is driven by {0}.",
+        "The {part} is driven by {0} in operation and {1} the {other} until {2}.",
+        "The {part}, driven in operation by {0}, {1} the {other} until {2}.",
+        "The {part} {1} the {other} in operation, driven by {0}, until {2}.",
     ),
     "manufacture": (
-        "The {part} {n} is manufactured by {0} and is then {1}.",
-        "By {0} the {part} {n} is manufactured, before it is {1}.",
-        "Once manufactured by {0}, the {part} {n} is {1}.",
+        "The {part} is manufactured by {0} and is then {1}.",
+        "The {part}, once manufactured by {0}, is {1}.",
+        "The {part} is {1} when it has been manufactured by {0}.",
     ),
     "benefit": (
-        "An advantage of the {part} {n} is that the {name} {0}.",
-        "The {name} {0}, which is an advantage of the {part} {n}.",
-        "With the {part} {n} there is the advantage that the {name} {0}.",
+        "The {part} has the advantage that the {name} {0}.",
+        "The {part} is of advantage since with it the {name} {0}.",
+        "The {part} is there so that the {name} {0}, which is its advantage.",
     ),
     "service": (
-        "In service, the {part} {n} is cleaned with {0} every {weeks} weeks and is replaced when {1}.",
-        "The {part} {n} is replaced when {1}, and is cleaned in service with {0} every {weeks} weeks.",
-        "Every {weeks} weeks of service the {part} {n} is cleaned with {0}, and when {1} it is replaced.",
+        "The {part} is cleaned with {0} every {weeks} weeks of service and is replaced when {1}.",
+        "The {part} is replaced when {1}, and in service is cleaned with {0} every {weeks} weeks.",
+        "The {part} is in service cleaned every {weeks} weeks with {0} and replaced when {1}.",
     ),
 }
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -293,7 +293,7 @@ PLAIN_ANSWERS: dict[str, str] = {
     "structure": "The {part} is made of {0} and is held to the {other} by {1}.",
     "operation": "The {part} is driven by {0} and {1} the {other} until {2}.",
     "manufacture": "The {part} is manufactured by {0} and is then {1}.",
-    "benefit": "With the {part} the {name} {0}.",
+    "benefit": "The {part} brings it about that the {name} {0}.",
     "service": "The {part} is cleaned with {0} every {weeks} weeks and is replaced when {1}.",
 }
 OPENINGS: dict[str, str] = {
@@ -305,9 +305,9 @@ OPENINGS: dict[str, str] = {
 }
 ANSWERS: dict[str, str] = {
     "structure": "Its {part} consists of {0}, and {1} connect it with the {other}.",
-    "operation": "Powered through {0}, its {part} {1} the {other} as long as needed, namely till {2}.",
+    "operation": "Its {part} runs on {0}, and it {1} the {other} as long as needed, namely till {2}.",
     "manufacture": "Its {part} results from {0}, after which it gets {1}.",
-    "benefit": "Owing to its {part}, the whole {device} {0}.",
+    "benefit": "Its {part} is the reason why the whole {device} {0}.",
     "service": "Its {part} calls for {0} after {weeks} weeks of use, and must be renewed once {1}.",
 }
 CLOSINGS: dict[str, str] = {
@@ -376,7 +376,6 @@ def state(rng: random.Random, invention: Invention, fact: Fact) -> str:
     return template.format(
         *(term.description for term in fact.terms),
         part=fact.part, other=fact.other, weeks=fact.weeks, name=invention.name,
-        n=invention.numerals[fact.part], m=invention.numerals[fact.other],
     )  # fmt: skip
 
 
