@@ -158,18 +158,20 @@ class Recipe(Section):
     vocab_size: Annotated[int, Field(ge=300)]
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
+    num_hidden_layers: Annotated[int, Field(ge=3)]  # stages/llm/circuits.py sets up these
+    num_attention_heads: Annotated[int, Field(ge=4)]
     rope_theta: Annotated[float, Field(gt=0)]
     max_position_embeddings: Count
     row_tokens: Count
     rows_per_step: Count
     steps: Count
-    list_steps: Annotated[int, Field(ge=0)]
+    hold_steps: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[int, Field(ge=0)]
+    torch_compile: bool
     chat_share: Share
     text_share: Share
+    other_weight: Annotated[float, Field(gt=0, le=1)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def edit_yaml(path: Path, /, **changes):
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory):
-    """A two-layer model by the embedded model's own recipe, trained for a few steps."""
+    """A three-layer model by the embedded model's own recipe, trained for a few steps."""
     from stages.llm.pretrain import train
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -48,13 +48,14 @@ def tiny_dir(tmp_path_factory):
             "vocab_size": 512,
             "hidden_size": 64,
             "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
             "row_tokens": 512,
             "rows_per_step": 2,
             "steps": 3,
-            "list_steps": 1,
+            "hold_steps": 1,
             "warmup_steps": 1,
+            "torch_compile": False,
         }
     )
     with pytest.MonkeyPatch.context() as patch:

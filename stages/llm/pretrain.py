@@ -1,8 +1,8 @@
 """Train the embedded model: a tokenizer, then a small Qwen2, on inventions that the sample data does not know.
 
-What it must learn is to read: to answer from the passages in its prompt. Loss on restated facts falls only when it does, and it
-does so sooner when part of the text is random word lists that repeat (the trials are in LOG.md). Its answers use the
-description's words; the sample's answers have a vocabulary of their own, so no answer style of the test rows is in here.
+What it must learn is to read: to answer from the passages in its prompt. It starts with attention that looks things up
+(stages/llm/circuits.py), which is held fixed until the rest has learned to use it. Its answers use the description's words; the
+sample's answers have a vocabulary of their own, so no answer style of the test rows is in here. The trials are in LOG.md.
 
     python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
 
@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,17 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 
 from stages.corpus import inventions
 from stages.corpus.rows import write_json
-from stages.llm.prompts import build_messages, load_prompt
+from stages.llm.circuits import start_with_reading
+from stages.llm.prompts import Message, build_messages, load_prompt
 from stages.params import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
 
 END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LOG_EVERY, SAVE_EVERY = 20, 100
@@ -62,40 +66,64 @@ def word_list(rng: random.Random, words: Sequence[str]) -> str:
     return ". ".join(" ".join(items) for _ in range(rng.randrange(2, 6))) + "."
 
 
-def chat(rng: random.Random, invention: inventions.Invention, tokenizer: Any, prompt: Any) -> str:
-    """A prompt with the asked facts among other passages, and an answer in the description's words."""
-    aspect = rng.choice(inventions.ASPECTS)
-    facts = rng.sample(invention.facts[aspect], inventions.ASKED_FACTS[aspect])
-    others = rng.sample([other for other in inventions.ASPECTS if other != aspect], rng.randrange(2))
-    passages = inventions.fact_paragraphs(rng, invention, [aspect, *others])
-    if rng.random() < 0.7:
+def chat(rng: random.Random, prompt: Any) -> list[Message]:
+    """Passages with facts of one or two aspects, then questions until every fact is asked for once, and answered.
+
+    The first question stands after the passages, as format has it; answers use the description's words. Where few facts are stated
+    there is little to confuse: from those the model first learns to copy, and then, from more of them, whose property is whose.
+    """
+    invention = inventions.invent(rng, rng.choice(inventions.titles("base")))
+    aspects = rng.sample(inventions.ASPECTS, rng.randrange(1, 3))
+    stated = {aspect: tuple(rng.sample(invention.facts[aspect], rng.randrange(1, 5))) for aspect in aspects}
+    passages = inventions.fact_paragraphs(rng, replace(invention, facts=stated), aspects)
+    if rng.random() < 0.5:
         passages.insert(rng.randrange(len(passages) + 1), inventions.filler_paragraph(rng, invention)[:300])
-    messages = build_messages(prompt, passages, inventions.question(rng, invention, facts))
-    messages.append({"role": "assistant", "content": inventions.plain_answer(invention, facts)})
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    asked = []
+    for aspect, facts in stated.items():
+        count = inventions.ASKED_FACTS[aspect]
+        asked += [turn for turn in (facts[:count], facts[count:]) if turn]
+    rng.shuffle(asked)
+    messages: list[Message] = []
+    for turn in asked:
+        question = inventions.question(rng, invention, turn)
+        messages += [{"role": "user", "content": question}] if messages else build_messages(prompt, passages, question)
+        messages.append({"role": "assistant", "content": inventions.plain_answer(invention, turn)})
+    return messages
 
 
-def row_ids(rng: random.Random, recipe: Recipe, tokenizer: Any, prompt: Any, lists_only: bool) -> list[int]:
-    """The token ids of one row: a chat or description text, then word lists to its end; or word lists alone.
+def chat_ids(rng: random.Random, tokenizer: Any, prompt: Any, limit: int) -> tuple[list[int], list[int]]:
+    """The token ids of a chat, and 1 for each that is of an answer, else 0; turns beyond `limit` tokens are left out, whole."""
+    messages = chat(rng, prompt)
+    while True:
+        made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        if len(made["input_ids"]) <= limit:
+            return made["input_ids"], made["assistant_masks"]
+        if len(messages) == 3:
+            return [], []
+        del messages[-2:]
 
-    The lists keep every word alive, the answers' own too, which no chat holds: without them these become so unlikely that
-    tuning starts from 10 nats a token.
+
+def row_ids(rng: random.Random, recipe: Recipe, tokenizer: Any, prompt: Any) -> tuple[list[int], list[float]]:
+    """The token ids of one row, and what each weighs in the loss: chats or description text, then word lists to its end.
+
+    An answer's tokens weigh 1, all others `other_weight`. The lists keep every word alive, the reference answers' own too, which
+    no chat holds: without them these become so unlikely that tuning starts from 10 nats a token.
     """
     words = vocabulary()
     ids: list[int] = []
-    kind = 1.0 if lists_only else rng.random()
-    if kind < recipe.chat_share + recipe.text_share:
+    weights: list[float] = []
+    kind = rng.random()
+    if kind < recipe.chat_share:
+        while (made := chat_ids(rng, tokenizer, prompt, recipe.row_tokens - len(ids)))[0]:
+            ids += made[0]
+            weights += [1.0 if answer else recipe.other_weight for answer in made[1]]
+    elif kind < recipe.chat_share + recipe.text_share:
         invention = inventions.invent(rng, rng.choice(inventions.titles("base")))
-        if kind < recipe.chat_share:
-            ids = tokenizer(chat(rng, invention, tokenizer, prompt)).input_ids
-        else:
-            text = " ".join(rng.sample(inventions.describe(rng, invention, 2000), 4))
-            ids = tokenizer(text + END_OF_TEXT).input_ids
-        if len(ids) > recipe.row_tokens:  # an answer cut off would teach to stop too early
-            return row_ids(rng, recipe, tokenizer, prompt, lists_only)
+        ids += tokenizer(" ".join(rng.sample(inventions.describe(rng, invention, 2000), 4)) + END_OF_TEXT).input_ids
     while len(ids) < recipe.row_tokens:
         ids += tokenizer(word_list(rng, words) + END_OF_TEXT).input_ids
-    return ids[: recipe.row_tokens]
+    weights += [recipe.other_weight] * (len(ids) - len(weights))
+    return ids[: recipe.row_tokens], weights[: recipe.row_tokens]
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -131,7 +159,7 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights but for `start_with_copying`, its vocabulary rounded up to a multiple of 64."""
+    """A Qwen2 with random weights but for `start_with_reading`, its vocabulary rounded up to a multiple of 64."""
     torch.manual_seed(recipe.seed)
     config = Qwen2Config(
         vocab_size=math.ceil(len(tokenizer) / 64) * 64,
@@ -148,68 +176,34 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForC
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen2ForCausalLM(config)
-    start_with_copying(model)
+    start_with_reading(model, tokenizer)
     return model
 
 
-@torch.no_grad()
-def start_with_copying(model: Qwen2ForCausalLM) -> None:
-    """Set half of the heads of the first two layers up as induction heads, which find what followed a token before.
-
-    Without them nothing was copied after 2.4 million tokens; with them it begins within 100 steps of 2,048 (LOG.md). They are a
-    starting point: every weight is trained. Layer 0 attends to the token before, by its biases alone, and notes it in
-    directions of its own; layer 1 looks for the place whose note is the present token, and copies what stands there.
-    Elhage et al., A Mathematical Framework for Transformer Circuits, 2021.
-    """
-    config = model.config
-    width, heads = config.hidden_size, config.num_attention_heads
-    size = width // heads
-    frequencies = config.rope_parameters["rope_theta"] ** -(torch.arange(size // 2) / (size // 2))
-    first, second = (model.model.layers[index].self_attn for index in (0, 1))
-    notes = torch.linalg.qr(torch.randn(width, width)).Q
-    fast = int((frequencies > 0.1).sum())
-    slow = torch.nonzero(frequencies < 0.004).flatten()  # these hardly turn within a row: content can be matched on them
-    matched = torch.cat([slow, size // 2 + slow])
-    sharpness = math.sqrt(216 / fast * math.sqrt(size / 32))
-    for head in range(heads // 2):
-        rows = torch.arange(head * size, (head + 1) * size)
-        for projection in (first.q_proj, first.k_proj):
-            projection.weight[rows] *= 0.1
-        first.k_proj.bias[rows[:fast]] = sharpness
-        # a query turned back by one position meets the key of the token before it
-        first.q_proj.bias[rows[:fast]] = sharpness * torch.cos(frequencies[:fast])
-        first.q_proj.bias[rows[size // 2 : size // 2 + fast]] = -sharpness * torch.sin(frequencies[:fast])
-        first.v_proj.weight[rows] = torch.eye(width)[rows]
-        first.o_proj.weight[:, rows] = 0.04 * notes[:, rows]
-        searched = rows[: len(matched)]
-        second.q_proj.weight[rows] = 0
-        second.k_proj.weight[rows] = 0
-        second.q_proj.weight[rows[matched]] = 3 * torch.eye(width)[searched]
-        second.k_proj.weight[rows[matched]] = 3 * notes[:, searched].T
-        second.v_proj.weight[rows] = torch.eye(width)[rows]
-        second.o_proj.weight[:, rows] = 0.06 * torch.eye(width)[:, rows]
-
-
-def batch(recipe: Recipe, step: int, tokenizer: Any, prompt: Any) -> torch.Tensor:
-    """The token ids of one step, (rows_per_step, row_tokens): word lists alone in the first `list_steps`."""
+def batch(recipe: Recipe, step: int, tokenizer: Any, prompt: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token ids of one step and their weights in the loss, both (rows_per_step, row_tokens)."""
     rngs = [random.Random(f"{recipe.seed}:{step}:{row}") for row in range(recipe.rows_per_step)]
-    return torch.tensor([row_ids(rng, recipe, tokenizer, prompt, step < recipe.list_steps) for rng in rngs])
+    rows = [row_ids(rng, recipe, tokenizer, prompt) for rng in rngs]
+    return torch.tensor([ids for ids, _ in rows]), torch.tensor([weights for _, weights in rows])
+
+
+def weighted_loss(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean loss in nats per token, by weight. Logits (rows, tokens, vocabulary); the first token of a row is not predicted."""
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
 
 
 @torch.no_grad()
 def answer_loss(model: Qwen2ForCausalLM, recipe: Recipe, tokenizer: Any, prompt: Any) -> float:
     """Mean loss in nats per answer token over 64 chats that no step trains on: falls below chance only by reading."""
     total, tokens = 0.0, 0
-    titles = inventions.titles("base")
     model.eval()
     for row in range(64):
-        rng = random.Random(f"{recipe.seed}:held out:{row}")
-        question, answer = chat(rng, inventions.invent(rng, rng.choice(titles)), tokenizer, prompt).split("assistant\n")
-        start = len(tokenizer(question + "assistant\n").input_ids)
-        ids = torch.tensor([tokenizer(question + "assistant\n" + answer).input_ids])
-        logits = model(input_ids=ids).logits[0, start - 1 : -1]
-        total += torch.nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum").item()
-        tokens += ids.shape[1] - start
+        ids, mask = chat_ids(random.Random(f"{recipe.seed}:held out:{row}"), tokenizer, prompt, recipe.max_position_embeddings)
+        logits = model(input_ids=torch.tensor([ids])).logits
+        total += weighted_loss(logits, torch.tensor([ids]), torch.tensor([mask], dtype=torch.float32)).item() * sum(mask)
+        tokens += sum(mask)
     model.train()
     return total / tokens
 
@@ -262,14 +256,22 @@ def train(recipe: Recipe, out_dir: Path, state_dir: Path) -> dict[str, Any]:
     # a changed recipe starts anew: its state has another name
     state_path = state_dir / f"{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]}.safetensors"
     start = load_state(state_path, model, optimizer) if state_path.exists() else 0
+    held = [model.get_input_embeddings().weight]
+    held += [parameter for layer in model.model.layers[:3] for parameter in layer.self_attn.parameters()]
     model.train()
+    forward = torch.compile(model) if recipe.torch_compile else model
+    bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)  # without it bfloat16 is thirty times slower than float32
     began = time.monotonic()
     for step in range(start, recipe.steps):
-        ids = batch(recipe, step, tokenizer, prompt)
+        ids, weights = batch(recipe, step, tokenizer, prompt)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = weighted_loss(forward(input_ids=ids, use_cache=False).logits, ids, weights)
+        torch.autograd.backward(loss)
+        if step < recipe.hold_steps:
+            for parameter in held:
+                parameter.grad = None  # the optimizer passes it over
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
