@@ -4,6 +4,7 @@ import json
 import pandas as pd
 import pytest
 
+from stages.corpus import rows
 from stages.corpus.rows import find_problem, open_atomic, read_raw, row_id, write_json
 from stages.params import Columns
 from stages.run import InputError
@@ -50,7 +51,21 @@ def test_rows_are_named_by_where_they_stand(tmp_path, name, places):
     assert [row.place for row in read_raw(write(tmp_path / name, [ROW, ROW]), COLUMNS)] == places
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+def test_a_json_array_is_read_alike_in_chunks_of_any_size(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(rows, "CHUNK_CHARACTERS", chunk)
+    elements = [ROW, 12, -3.5e10, "a ] , [ é \U0001f600", {}, [1, [2]], None, ROW | {"q": "x" * 300}]
+    path = tmp_path / "rows.json"
+    for text in (json.dumps(elements), json.dumps(elements, indent=3), " \n" + json.dumps(elements, ensure_ascii=False) + "\n "):
+        path.write_text(text, encoding="utf-8")
+        with path.open("rb") as file:
+            assert list(rows._json_array(path, file)) == [(f"index {i}", element) for i, element in enumerate(elements)]
+
+
 BAD_FILES = [
+    ("rows.json", b'[{"q": "a"}\n{"q": "b"}]', r"rows\.json:2: not JSON, or cut off: Expecting ',' delimiter"),
+    ("rows.json", b'[{"q": "a"},\n]', r"rows\.json:(1|2): not JSON, or cut off"),
+    ("rows.json", b'[{"q": "a"}]\n[1]', r"rows\.json:2: not JSON, or cut off: Extra data"),
     ("rows.json", b"", "the file is empty"),
     ("rows.json", b"[]", "holds no row"),
     ("rows.jsonl", b"\n\n", "holds no row"),

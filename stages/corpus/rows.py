@@ -3,11 +3,13 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -19,6 +21,9 @@ from stages.params import Columns
 from stages.run import InputError
 
 FIELDS = ("anchor", "query", "positive", "negative")
+CHUNK_CHARACTERS = 2**20
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_JSON_SPACE = re.compile(r"[ \t\n\r]*")
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -74,9 +79,14 @@ def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
             return f'"{column}" is a {type(value).__name__}, expected a string'
         elif not value.strip():
             return f'"{column}" is empty'
-        elif any("\ud800" <= character <= "\udfff" for character in value):
+        elif not is_text(value):
             return f'"{column}" holds half of a surrogate pair: broken Unicode'
     return None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string, and one that can be written: half of a surrogate pair can't."""
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
 
 
 def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limit: float) -> None:
@@ -121,17 +131,67 @@ def _decode(path: Path, line: int, data: bytes) -> str:
 
 
 def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """One element at a time. Streaming parsers (yajl, by ijson) turn half a surrogate pair into "?"; Python's own keeps it."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    decoder = json.JSONDecoder()
+    buffer, position = "", 0
+
+    def fill() -> bool:
+        nonlocal buffer, position
+        more = text.read(max(CHUNK_CHARACTERS, len(buffer) - position))
+        buffer, position = buffer[position:] + more, 0
+        return bool(more)
+
+    def next_sign() -> str:
+        nonlocal position
+        while True:
+            position = cast(re.Match[str], _JSON_SPACE.match(buffer, position)).end()
+            if position < len(buffer) or not fill():
+                return buffer[position : position + 1]
+
+    def next_element() -> Any:
+        nonlocal position
+        next_sign()
+        while True:
+            with suppress(json.JSONDecodeError):
+                record, end = decoder.raw_decode(buffer, position)
+                if end < len(buffer):  # else a number may go on
+                    position = end
+                    return record
+            if not fill():
+                raise ValueError
+
+    try:
+        index, sign = 0, next_sign()
+        if sign != "[":
+            raise ValueError
+        position += 1
+        if next_sign() == "]":
+            sign = "]"
+            position += 1
+        while sign != "]":
+            yield f"index {index}", next_element()
+            index, sign = index + 1, next_sign()
+            position += 1
+            if sign not in (",", "]"):
+                raise ValueError
+        if next_sign():
+            raise ValueError
+    except ValueError as error:  # what is not UTF-8 is one, too
+        raise _json_error(path, file) from error
+
+
+def _json_error(path: Path, file: BinaryIO) -> InputError:
+    """Why a file is no JSON array, with the line: read whole, since the reader that goes row by row knows no lines."""
+    file.seek(0)
     text = _decode(path, 1, file.read())
     if not text.strip():
-        raise InputError(f"{path}: the file is empty")
+        return InputError(f"{path}: the file is empty")
     try:
-        array = json.loads(text)
+        loaded = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON, or cut off: {error.msg} (column {error.colno})") from error
-    if not isinstance(array, list):
-        raise InputError(f"{path}: expected an array of objects, got {type(array).__name__}; one object a line is .jsonl")
-    for index, record in enumerate(array):
-        yield f"index {index}", record
+        return InputError(f"{path}:{error.lineno}: not JSON, or cut off: {error.msg} (column {error.colno})")
+    return InputError(f"{path}: expected an array of objects, got {type(loaded).__name__}; one object a line is .jsonl")
 
 
 def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
@@ -205,7 +265,12 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     with open_atomic(path) as file:
         for record in records:
-            file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+            write_line(file, record)
+
+
+def write_line(file: IO[str], record: Mapping[str, Any]) -> None:
+    """Write one JSON object as a line."""
+    file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
