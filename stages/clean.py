@@ -3,73 +3,85 @@
 Reads the file that `data.path` names. Writes data/clean/: rows.jsonl, rejected.jsonl, changes.jsonl; and metrics/clean.json.
 """
 
+import json
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.corpus.rows import FIELDS, RawRow, check_rejected_share, find_problem, read_raw, row_id, write_json, write_jsonl
+from datasets import Value
+from tqdm import tqdm
+
+from stages.corpus.groups import find_contradictions, hash_text
+from stages.corpus.rows import FIELDS, check_rejected_share, open_atomic, row_id, write_json, write_jsonl, write_line
 from stages.corpus.rules import clean_text
+from stages.corpus.table import TEXTS, map_table, read_table
 from stages.params import load_params
 from stages.run import run_stage
 
 log = logging.getLogger(__name__)
 
-EXAMPLE_CHARACTERS = 60
+FEATURES = {
+    "place": Value("string"),
+    "problem": Value("string"),
+    "id": Value("string"),
+    "key": Value("string"),
+    "changes": Value("string"),  # a JSON array
+    **{f"{field}_key": Value("string") for field in FIELDS},
+    **TEXTS,
+}
 
 
-@dataclass
-class Cleaned:
-    """What became of the raw rows: three lists of records that are written as they are."""
+def clean_row(row: Mapping[str, Any], rules: Collection[str], columns: Mapping[str, str | None]) -> dict[str, Any]:
+    """A raw row with every text cleaned by the same rules, and the changes; or its problem. FEATURES are its columns."""
+    texts: dict[str, Any] = dict.fromkeys(FIELDS)
+    changes = []
+    problem = row["problem"]
+    for field in FIELDS:
+        if problem is not None or row[field] is None:
+            continue
+        texts[field], found = clean_text(row[field], rules)
+        changes += [{"field": field, "rule": rule, **vars(finding)} for rule, finding in found.items()]
+    if problem is None:
+        problem = next((f'"{columns[field]}" is empty once cleaned' for field in FIELDS if texts[field] == ""), None)
+    if problem is None and texts["positive"] == texts["negative"]:
+        problem = f'"{columns["negative"]}" is the same text as "{columns["positive"]}"'
+    return {
+        "place": row["place"],
+        "problem": problem,
+        "id": row_id(row),
+        "key": row_id(texts),
+        "changes": json.dumps(changes),
+        **{f"{field}_key": text and hash_text(text) for field, text in texts.items()},
+        **texts,
+    }
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    changes: list[dict[str, Any]] = field(default_factory=list)
 
+def find_rejected(rows: Iterable[Mapping[str, Any]], drop_contradictions: bool) -> tuple[dict[int, str], dict[str, str]]:
+    """Which rows are rejected, by index, and why; and which rows contradict another, by id, with the other's id.
 
-def first_difference(before: str, after: str) -> tuple[str, str]:
-    """The surroundings of the first place where two texts differ, in both."""
-    start = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
-    start = max(0, start - EXAMPLE_CHARACTERS // 3)
-    return before[start : start + EXAMPLE_CHARACTERS], after[start : start + EXAMPLE_CHARACTERS]
-
-
-def clean_rows(raw: Iterable[RawRow], columns: Mapping[str, str | None], rules: Collection[str]) -> Cleaned:
-    """Sort raw rows into usable and rejected, cleaning every field of the usable ones by the same rules."""
-    result = Cleaned()
-    places: dict[str, str] = {}
-    for row in raw:
-        problem = find_problem(row, columns)
-        if problem is None:
-            fields: dict[str, str | None] = {}
-            changes = []
-            for name in FIELDS:
-                before = row.fields.get(name)
-                if before is None:
-                    fields[name] = None
-                    continue
-                after, counts = clean_text(before, rules)
-                fields[name] = after
-                if counts:
-                    old, new = first_difference(before, after)
-                    changes.append({"field": name, "rules": dict(counts), "before": old, "after": new})
-            problem = next((f'"{columns[name]}" is empty once cleaned' for name in FIELDS if fields[name] == ""), None)
-            if problem is None and fields["positive"] == fields["negative"]:
-                problem = f'"{columns["negative"]}" is the same text as "{columns["positive"]}"'
-            key = row_id(fields)
-            if problem is None and key in places:
-                problem = f"exact duplicate of {places[key]}"
-            if problem is None:
-                places[key] = row.place
-                identity = row_id(row.fields)
-                result.rows.append({"id": identity, "place": row.place, **fields})
-                result.changes += [{"id": identity, **change} for change in changes]
-        if problem is not None:
-            log.info("rejected %s: %s", row.place, problem)
-            result.rejected.append({"place": row.place, "reason": problem})
-    return result
+    Duplicates are told by their cleaned text; the first one stays. Rows are mappings with the columns of FEATURES but the texts.
+    """
+    rejected: dict[int, str] = {}
+    kept: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for index, row in enumerate(rows):
+        if row["problem"] is not None:
+            rejected[index] = row["problem"]
+        elif row["key"] in kept:
+            rejected[index] = f"exact duplicate of {kept[row['key']][1]['place']}"
+        else:
+            kept[row["key"]] = index, row
+    contradictions = find_contradictions(
+        {"id": row["id"], **{field: row[f"{field}_key"] for field in FIELDS}, "query": row["query"]} for _, row in kept.values()
+    )
+    if drop_contradictions:
+        places = {row["id"]: row["place"] for _, row in kept.values()}
+        for index, row in kept.values():
+            if (other := contradictions.get(row["id"])) is not None:
+                rejected[index] = f"contradicts {places[other]}: the same context and question, the answers exchanged"
+    return rejected, contradictions
 
 
 def main() -> None:
@@ -77,27 +89,47 @@ def main() -> None:
     params = load_params()
     path = Path(params.data.path)
     columns = params.data.columns.model_dump()
-    result = clean_rows(read_raw(path, params.data.columns), columns, [name for name, on in params.clean.rules if on])
-    total = len(result.rows) + len(result.rejected)
-    rejected = [{"file": str(path), **record} for record in result.rejected]
-    check_rejected_share(rejected, total, params.clean.max_rejected_share)
-    out_dir = Path("data/clean")
-    write_jsonl(out_dir / "rows.jsonl", result.rows)
-    write_jsonl(out_dir / "rejected.jsonl", rejected)
-    write_jsonl(out_dir / "changes.jsonl", result.changes)
-    changes: Counter[str] = Counter()
-    for change in result.changes:
-        changes.update(change["rules"])
+    rules = [name for name, on in params.clean.rules if on]
+    # on Windows a file that is mapped into memory can't be removed: it goes with the system's own cleaning
+    with tempfile.TemporaryDirectory(prefix="clean-", ignore_cleanup_errors=True) as cache:
+        raw = read_table(path, params.data.columns, Path(cache))
+        table = map_table(raw, clean_row, FEATURES, rules=rules, columns=columns)
+        problems, contradictions = find_rejected(
+            table.remove_columns(["changes", "anchor", "positive", "negative"]), params.clean.on_contradiction == "drop"
+        )
+        rejected = [
+            {"file": str(path), "place": place, "reason": problems[index]}
+            for index, place in enumerate(table["place"])
+            if index in problems
+        ]
+        for record in rejected:
+            log.info("rejected %s: %s", record["place"], record["reason"])
+        check_rejected_share(rejected, len(table), params.clean.max_rejected_share)
+        out_dir = Path("data/clean")
+        changed: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        with open_atomic(out_dir / "rows.jsonl") as rows, open_atomic(out_dir / "changes.jsonl") as changes:
+            for index, row in enumerate(tqdm(table, desc="clean", unit="row", mininterval=2)):
+                if index in problems:
+                    continue
+                texts = {field: row[field] for field in FIELDS}
+                write_line(rows, {"id": row["id"], "place": row["place"], **texts, "contradicts": contradictions.get(row["id"])})
+                counts["with_negative"] += row["negative"] is not None
+                for change in json.loads(row["changes"]):
+                    write_line(changes, {"id": row["id"], **change})
+                    changed[change["rule"]] += change["count"]
+        write_jsonl(out_dir / "rejected.jsonl", rejected)
     metrics = {
-        "rows": total,
-        "kept": len(result.rows),
+        "rows": len(table),
+        "kept": len(table) - len(rejected),
         "rejected": len(rejected),
-        "rejected_share": round(len(rejected) / total, 6),
-        "with_negative": sum(row["negative"] is not None for row in result.rows),
-        "changes": {name: changes[name] for name, on in params.clean.rules if on},
+        "rejected_share": round(len(rejected) / len(table), 6),
+        "with_negative": counts["with_negative"],
+        "contradictory": len(contradictions),
+        "changes": {name: changed[name] for name in rules},
     }
     write_json(Path("metrics/clean.json"), metrics)
-    log.info("%s: kept %d of %d rows, %d changes", path, len(result.rows), total, changes.total())
+    log.info("%s: kept %d of %d rows, %d changes", path, metrics["kept"], len(table), changed.total())
 
 
 if __name__ == "__main__":

@@ -99,6 +99,11 @@ def main() -> None:
             raise InputError(f"{path}: holds other rows than data/formatted/test.jsonl; run `dvc repro`")
     scored = score_systems(rows, predictions)
     metrics = aggregate(scored, params.evaluate)
+    flagged = {row["id"] for row in rows if row["contradicts"] is not None}
+    metrics["contradictory"] = len(flagged)
+    unflagged = [record for record in scored if record["id"] not in flagged]
+    if flagged and any(params.evaluate.primary in record["sft"] for record in unflagged):
+        metrics["unflagged"] = aggregate(unflagged, params.evaluate)
     manifest = json.loads(Path("artifacts/base/manifest.json").read_text())
     source = manifest["source"]
     asked = {

@@ -80,6 +80,7 @@ def format_row(
         "question": row["query"],
         "positive": row["positive"],
         "negative": row["negative"],
+        "contradicts": row["contradicts"],
         "passages": chosen,
         "passages_in_context": len(passages),
         "prompt_tokens": len(ids),
@@ -113,8 +114,10 @@ def main() -> None:
             rejected.append({"id": key, "file": params.data.path, "place": row["place"], "reason": str(error)})
             continue
         formatted[splits[key]].append({"group": groups[key], **record})
-    # a pair counts where both of its rows are asked, which being of one group they are in the same split
-    partners = pair_rows([rows[record["id"]] for split in SPLITS for record in formatted[split]])
+    # a pair counts where both of its rows are asked, which being of one group they are in the same split; rows that contradict
+    # each other are none: nothing in their questions could decide
+    asked = [rows[record["id"]] for split in SPLITS for record in formatted[split]]
+    partners = pair_rows([row for row in asked if row["contradicts"] is None])
     check_rejected_share(rejected, len(rows), params.clean.max_rejected_share)
     for split in SPLITS:
         if not formatted[split]:

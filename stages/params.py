@@ -45,9 +45,15 @@ class SampleParams(Section):
 
 
 class Rules(Section):
+    escaped_unicode: bool
+    mojibake: bool
     html_entities: bool
     unicode_nfc: bool
     invisible_characters: bool
+    paragraph_numbers: bool
+    figure_references: bool
+    list_letters: bool
+    trademark_signs: bool
     odd_spaces: bool
     space_before_punctuation: bool
     stray_comma: bool
@@ -56,6 +62,7 @@ class Rules(Section):
 
 class CleanParams(Section):
     max_rejected_share: Share
+    on_contradiction: Literal["keep", "drop"]
     rules: Rules
 
 

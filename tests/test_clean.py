@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from conftest import edit_yaml, make_rows
 
-from stages import clean, profile
+from stages import clean
+from stages.corpus import table
 from stages.corpus.rows import read_jsonl
 from stages.run import InputError
 
@@ -48,20 +49,60 @@ def test_too_many_rejected_rows_fail_with_examples_and_write_nothing(project):
     assert not Path("metrics").exists()
 
 
-def test_a_change_is_on_record_with_an_example(project):
+def test_a_change_is_on_record_by_row_field_and_rule_with_an_example(project):
     rows = make_rows(12)
     rows[0]["query"] = "Is  it\u200b so?,\n"
     kept, _, changes = run_clean(rows)
     assert kept[0]["query"] == "Is it so?"
-    assert changes == [
-        {
-            "id": kept[0]["id"],
-            "field": "query",
-            "rules": {"odd_spaces": 1, "invisible_characters": 1, "stray_comma": 1, "outer_whitespace": 1},
-            "before": "Is  it\u200b so?,\n",
-            "after": "Is it so?",
-        }
+    expected = [
+        ("invisible_characters", "Is  it\u200b so?,\n", "Is  it so?,\n"),
+        ("odd_spaces", "Is  it so?,\n", "Is it so?,\n"),
+        ("stray_comma", "Is it so?,\n", "Is it so?\n"),
+        ("outer_whitespace", "Is it so?\n", "Is it so?"),
     ]
+    assert changes == [
+        {"id": kept[0]["id"], "field": "query", "rule": rule, "count": 1, "before": before, "after": after}
+        for rule, before, after in expected
+    ]
+
+
+def contradict(rows):
+    """Two rows of one context that ask the same in other words and exchange their answers."""
+    first = rows[0]
+    second = {"anchor": first["anchor"] + " ", "query": first["query"].replace("?", " ?"), "positive": first["negative"]}
+    return [*rows, {**second, "negative": first["positive"].upper()}]
+
+
+def test_contradictory_rows_are_flagged_and_never_repaired(project):
+    kept, rejected, _ = run_clean(contradict(make_rows(12)))
+    assert not rejected
+    flagged = {row["id"]: row["contradicts"] for row in kept if row["contradicts"] is not None}
+    assert flagged == {kept[0]["id"]: kept[12]["id"], kept[12]["id"]: kept[0]["id"]}
+    assert kept[12]["positive"] == make_rows(12)[0]["negative"]
+    assert json.loads(Path("metrics/clean.json").read_text())["contradictory"] == 2
+
+
+def test_contradictory_rows_are_dropped_where_that_is_asked_for(project):
+    edit_yaml(Path("params.yaml"), clean__on_contradiction="drop", clean__max_rejected_share=0.5)
+    kept, rejected, _ = run_clean(contradict(make_rows(12)))
+    assert [row["place"] for row in kept] == [f"index {index}" for index in range(1, 12)]
+    reasons = [(record["place"], record["reason"]) for record in rejected]
+    said = "the same context and question, the answers exchanged"
+    assert reasons == [("index 0", f"contradicts index 12: {said}"), ("index 12", f"contradicts index 0: {said}")]
+
+
+def test_swapped_answers_to_different_questions_are_no_contradiction(project):
+    kept, _, _ = run_clean(make_rows(12))
+    assert all(row["contradicts"] is None for row in kept)
+
+
+def test_many_rows_are_cleaned_by_several_processes_in_order(project, monkeypatch):
+    monkeypatch.setattr(table, "ROWS_PER_PROCESS", 5)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    rows = make_rows(12)
+    spread = run_clean(rows)
+    monkeypatch.setattr(table, "ROWS_PER_PROCESS", 1000)
+    assert run_clean(rows) == spread
 
 
 def test_ids_do_not_depend_on_order_or_rules(project):
@@ -76,22 +117,3 @@ def test_without_negatives_rows_are_kept(project):
     rows = [{key: row[key] for key in ("anchor", "query", "positive")} for row in make_rows(12)]
     edit_yaml(Path("params.yaml"), data__columns__negative=None)
     assert all(row["negative"] is None for row in run_clean(rows)[0])
-    profile.main()
-
-
-def test_profile_counts_what_the_study_did_not_see_and_escapes_its_page(project):
-    rows = make_rows(12)
-    rows[0]["query"] = "<script>alert(1)</script>"
-    rows[1]["query"] = 3
-    Path("rows <b>.json").write_text(json.dumps(rows))
-    edit_yaml(Path("params.yaml"), data__path="rows <b>.json")
-    profile.main()
-    metrics = json.loads(Path("metrics/profile.json").read_text())
-    assert (metrics["rows"], metrics["complete"]) == (12, 11)
-    assert metrics["columns"]["query"]["missing"] == 1
-    anchors = [row["anchor"] for row in rows if isinstance(row["query"], str)]
-    assert metrics["shared_anchors"] == sum(anchors.count(anchor) > 1 for anchor in set(anchors)) > 0
-    assert metrics["swapped_pairs"] == metrics["shared_anchors"]
-    page = Path("reports/profile.html").read_text()
-    assert "<script>" not in page
-    assert "rows &lt;b&gt;.json" in page

@@ -11,7 +11,14 @@ from stages.llm.prompts import load_prompt, load_tokenizer, prompt_completion_id
 from stages.params import load_params
 from stages.run import InputError
 
-ROW = {"id": "r", "place": "index 0", "query": "What is the pump made of?", "positive": "Steel.", "negative": "Glass."}
+ROW = {
+    "id": "r",
+    "place": "index 0",
+    "contradicts": None,
+    "query": "What is the pump made of?",
+    "positive": "Steel.",
+    "negative": "Glass.",
+}
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_without_negatives_their_metrics_are_left_out_and_it_is_said(project):
     run_all()
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
     assert metrics.keys() == {"n", "groups", "verdict", "primary"} | {
-        "rouge_l", "token_f1", "bits_per_byte", "length_ratio", "truncated",
+        "rouge_l", "token_f1", "bits_per_byte", "length_ratio", "truncated", "contradictory",
     }  # fmt: skip
     report = Path("reports/report.md").read_text()
     assert "the test rows have no negatives" in report
@@ -126,6 +126,7 @@ def judged(project):
                 "id": f"r{index}",
                 "group": f"g{index}",
                 "pair": None,
+                "contradicts": None,
                 "prompt_hash": "h",
                 "question": "<img src=x> | *why* `r`?",
                 "positive": f"the answer {index}",
@@ -162,6 +163,22 @@ def test_numbers_come_from_the_files_alone(judged):
     assert "&lt;img src=x&gt; \\| \\*why\\* \\`r\\`?" in report
 
 
+def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
+    rows = list(read_jsonl(Path("data/formatted/test.jsonl")))
+    for row, other in ((0, "r1"), (1, "r0")):
+        rows[row]["contradicts"] = other
+    judged["sft"][0]["prediction"] = judged["sft"][1]["prediction"] = "something else"
+    write_jsonl(Path("data/formatted/test.jsonl"), rows)
+    write_jsonl(Path("data/predictions/sft.jsonl"), judged["sft"])
+    evaluate.main()
+    metrics = json.loads(Path("metrics/evaluation.json").read_text())
+    assert (metrics["n"], metrics["rouge_l"]["sft"], metrics["contradictory"]) == (4, 0.5, 2)
+    assert (metrics["unflagged"]["n"], metrics["unflagged"]["rouge_l"]["sft"]) == (2, 1)
+    report = Path("reports/report.md").read_text()
+    assert "2 test rows contradict another row" in report
+    assert "Without them ROUGE-L goes from 0.000 to 1.000" in report
+
+
 def test_predictions_of_another_run_are_refused(judged):
     write_jsonl(Path("data/predictions/sft.jsonl"), [{**record, "prompt_hash": "other"} for record in judged["sft"]])
     with pytest.raises(InputError, match="row r0: sft was asked with another prompt"):
@@ -193,7 +210,7 @@ def test_the_sample_has_the_reference_shape_and_is_the_same_each_time():
     anchors = [row["anchor"] for row in rows if "anchor" in row]
     assert 325 <= len(set(anchors)) <= 335
     assert all(15_000 <= len(anchor) <= 27_000 for anchor in anchors)
-    assert all(kind in planted for kind in inventions.ANCHOR_DEFECTS)
+    assert planted["anchor"].keys() == inventions.ANCHOR_DEFECTS.keys()
 
 
 def test_the_embedded_model_has_never_seen_a_sample_invention():

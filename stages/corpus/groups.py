@@ -3,10 +3,14 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rapidfuzz import fuzz
 
 from stages.params import Shares
 from stages.run import InputError
 
+SAME_QUERY = 90.0
 SPLITS = ("train", "validation", "test")
 
 
@@ -15,10 +19,16 @@ def normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def hash_text(text: str) -> str:
+    """Thirty-two hexadecimal digits: the same for texts that count as the same."""
+    return hashlib.sha256(normalize(text).encode()).hexdigest()[:32]
+
+
 def group_rows(texts: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """Map each row id to its group: the connected components of rows over identical normalized texts.
 
-    `texts` holds, by row id, the row's anchor, positive and (where it has one) negative. A group is named by its smallest id.
+    `texts` holds, by row id, the row's anchor, positive and (where it has one) negative, or what `hash_text` makes of them. A group
+    is named by its smallest id.
     """
     parent = {row: row for row in texts}
 
@@ -81,7 +91,8 @@ def check_overlap(texts_by_split: Mapping[str, Iterable[str]]) -> None:
 def pair_rows(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Map the id of each row that swaps its answers with another of the same anchor to that other's id, both ways.
 
-    Rows are mappings with id, anchor, positive and, where they have one, negative. A row has one partner at most.
+    Rows are mappings with id, anchor, positive and, where they have one, negative: the texts, or what `hash_text` makes of
+    them. A row has one partner at most.
     """
     waiting: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     partners: dict[str, str] = {}
@@ -96,3 +107,23 @@ def pair_rows(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
         else:
             waiting[anchor, positive, negative].append(row["id"])
     return partners
+
+
+def find_contradictions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Map the id of each row to that of another which states the opposite: of its anchor the same query, the answers exchanged.
+
+    Rows are mappings as `pair_rows` takes them, with their query. Queries are the same where at least 90% of their characters are
+    (rapidfuzz's ratio).
+    """
+    seen: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
+    found: dict[str, str] = {}
+    for row in rows:
+        if not row["negative"]:
+            continue
+        query, anchor, positive, negative = (normalize(row[field]) for field in ("query", "anchor", "positive", "negative"))
+        for other, other_query in seen[anchor, negative, positive]:
+            if fuzz.ratio(query, other_query) >= SAME_QUERY:
+                found.setdefault(row["id"], other)
+                found.setdefault(other, row["id"])
+        seen[anchor, positive, negative].append((row["id"], query))
+    return found

@@ -68,6 +68,22 @@ def knowledge_sentence(metrics: Mapping[str, Any]) -> str:
     return f"{verdict}: " + "; ".join(parts) + "."
 
 
+def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """What the primary metric is without the test rows that contradict another row, where there are any."""
+    if not metrics["contradictory"]:
+        return ""
+    sentence = (
+        f"{metrics['contradictory']} test rows contradict another row: the same context and question, the answers exchanged. "
+    )
+    if "unflagged" not in metrics:
+        return sentence + "No other row has what the primary metric needs."
+    result = metrics["unflagged"]["primary"]
+    return (
+        f"{sentence}Without them {TITLES[primary].split(' (')[0]} goes from {result['zeroshot']:.3f} to {result['sft']:.3f} "
+        f"({result['delta']:+.3f}, interval {result['low']:+.3f} to {result['high']:+.3f}) on {metrics['unflagged']['n']} rows."
+    )
+
+
 def render_table(metrics: Mapping[str, Any]) -> str:
     """All metrics before and after, as a Markdown table."""
     lines = ["| metric | zero-shot | fine-tuned | change | interval | p | p (Holm) | n |", "|---|--:|--:|--:|:-:|--:|--:|--:|"]
@@ -117,6 +133,7 @@ def render_report(
 
     missing = [title for name, title in TITLES.items() if name not in metrics]
     needs = "a negative; for pair matching a row that swaps answers with it, for contrastive none that does"
+    contradictions = contradiction_sentence(metrics, primary)
     left_out = f"\nLeft out, since no test row has what they need ({needs}): {'; '.join(missing)}.\n" if missing else ""
     return f"""# Does fine-tuning help?
 
@@ -125,7 +142,7 @@ def render_report(
 {knowledge_sentence(metrics)}
 
 {render_table(metrics)}
-{left_out}
+{left_out}{contradictions and f"{chr(10)}{contradictions}{chr(10)}"}
 Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. A control far
 from 0.5 means that style or length alone gives the right answer away.
 

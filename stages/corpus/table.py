@@ -1,0 +1,66 @@
+"""Raw rows as an Arrow table on disk: memory does not grow with them, and work on them is spread over processes."""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value, disable_progress_bars
+from datasets.exceptions import DatasetGenerationError
+
+from stages.corpus.rows import FIELDS, find_problem, is_text, read_raw
+from stages.params import Columns
+from stages.run import InputError
+
+# Rows that one process works through before a second one is worth its start; and rows that are in memory at a time.
+ROWS_PER_PROCESS, ROWS_IN_MEMORY = 1000, 50
+
+TEXTS = {field: Value("large_string") for field in FIELDS}
+
+
+def _generate(path: Path, columns: Columns) -> Iterator[dict[str, str | None]]:
+    names = columns.model_dump()
+    for row in read_raw(path, columns):
+        texts = {field: value if is_text(value := row.fields.get(field)) else None for field in FIELDS}
+        yield {"place": row.place, "problem": find_problem(row, names), **texts}
+
+
+def read_table(path: Path, columns: Columns, cache_dir: Path) -> Dataset:
+    """Every row of a file with `place`, `problem` and its texts, null where a field holds none. Raises what `read_raw` raises.
+
+    The table lies in `cache_dir`, which must outlive it.
+    """
+    disable_progress_bars()
+    features = Features({"place": Value("string"), "problem": Value("string"), **TEXTS})
+    try:
+        return Dataset.from_generator(
+            _generate,
+            features,
+            cache_dir=str(cache_dir),
+            gen_kwargs={"path": path, "columns": columns},
+            fingerprint="rows",
+            writer_batch_size=ROWS_IN_MEMORY,
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
+
+
+def map_table(table: Dataset, function: Callable[..., Mapping[str, Any]], features: Mapping[str, Any], **arguments: Any) -> Dataset:
+    """What `function(row, **arguments)` makes of each row, as a table of the given features.
+
+    Rows are spread over as many processes as there are cores and work for them; the order stays. The function must be one
+    that another process can import.
+    """
+    processes = min(os.cpu_count() or 1, math.ceil(len(table) / ROWS_PER_PROCESS))
+    return table.map(
+        function,
+        fn_kwargs=arguments,
+        features=Features(features),
+        remove_columns=[name for name in table.column_names if name not in features],
+        num_proc=processes if processes > 1 else None,
+        writer_batch_size=ROWS_IN_MEMORY,
+        new_fingerprint=function.__name__,
+    )
