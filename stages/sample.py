@@ -21,21 +21,24 @@ log = logging.getLogger(__name__)
 # Descriptions with one, two and three rows: 332 descriptions, 499 rows, like the reference.
 DESCRIPTIONS_BY_ROWS = {1: 172, 2: 153, 3: 7}
 LONG_ANSWERS = (600, 900, 1_500, 3_000, 6_000, 12_000)
+BROKEN: tuple[tuple[str, Any], ...] = (("positive", ""), ("query", None), ("anchor", ...), ("negative", 17))
+CONTRADICTIONS = 2
+
+Planted = dict[str, Counter[str]]
 
 
-def make_rows(seed: int) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """All rows in random order, and how many defects of each kind were planted. Deterministic in the seed."""
+def make_rows(seed: int) -> tuple[list[dict[str, Any]], Planted]:
+    """All rows in random order, and how many defects of each kind are in each field of them. Deterministic in the seed."""
     rng = random.Random(seed)
     sizes = [size for size, descriptions in DESCRIPTIONS_BY_ROWS.items() for _ in range(descriptions)]
     rng.shuffle(sizes)
     titles = rng.sample(inventions.titles("sample"), len(sizes))
-    planted: Counter[str] = Counter()
-    rows: list[dict[str, Any]] = []
-    single: list[dict[str, Any]] = []
+    made: list[tuple[dict[str, Any], Planted]] = []
+    single: list[tuple[dict[str, Any], Planted]] = []
     for title, size in zip(titles, sizes, strict=True):
         invention = inventions.invent(rng, title)
-        paragraphs = inventions.describe(rng, invention, rng.randrange(15_000, 25_000))
-        anchor = inventions.plant_defects(rng, "\n\n".join(paragraphs), planted)
+        text = "\n\n".join(inventions.describe(rng, invention, rng.randrange(15_000, 25_000)))
+        anchor, in_anchor = inventions.plant_in_anchor(rng, text)
         asked = [
             rng.sample(invention.facts[aspect], inventions.ASKED_FACTS[aspect]) for aspect in rng.sample(inventions.ASPECTS, size)
         ]
@@ -44,36 +47,39 @@ def make_rows(seed: int) -> tuple[list[dict[str, Any]], Counter[str]]:
         if size > 1:
             negatives[:2] = answers[1], answers[0]
         for facts, positive, negative in zip(asked, answers, negatives, strict=True):
-            query = inventions.question(rng, invention, facts)
-            if rng.random() < 0.1:
-                query += ","
-                planted["stray_comma"] += 1
-            if rng.random() < 0.2:
-                query += "\n"
-                planted["outer_whitespace"] += 1
-            rows.append({"anchor": anchor, "query": query, "positive": positive, "negative": negative})
+            query, in_query = inventions.plant_in_query(rng, inventions.question(rng, invention, facts))
+            row = {"anchor": anchor, "query": query, "positive": positive, "negative": negative}
+            made.append((row, {"anchor": in_anchor, "query": in_query}))
         if size == 1:
-            single.append(rows[-1])
-    # Answers far longer than the rest, all true to the description: they test the token budget.
-    for row, characters in zip(single, LONG_ANSWERS, strict=False):
-        row["positive"] += " " + " ".join(row["anchor"].split("\n\n")[5:])[: characters - len(row["positive"])].strip()
-    for row, (field, value) in zip(
-        single[len(LONG_ANSWERS) :], [("positive", ""), ("query", None), ("anchor", ...), ("negative", 17)], strict=False
-    ):
+            single.append(made[-1])
+            # Answers far longer than the rest, all true to the description: they test the token budget.
+            if len(single) <= len(LONG_ANSWERS):
+                characters = LONG_ANSWERS[len(single) - 1] - len(positive)
+                made[-1][0]["positive"] += " " + " ".join(text.split("\n\n")[5:])[:characters].strip()
+    rest = single[len(LONG_ANSWERS) :]
+    for (row, planted), (field, value) in zip(rest, BROKEN, strict=False):
+        row[field] = value
+        planted.pop(field, None)
         if value is ...:
             del row[field]
-        else:
-            row[field] = value
-    rng.shuffle(rows)
-    rows[-1] = dict(rows[0])  # an exact duplicate
-    return rows, planted
+    # Two rows that ask the same and exchange their answers, in place of two that stand alone.
+    opposed = rest[len(BROKEN) : len(BROKEN) + 2 * CONTRADICTIONS]
+    for (row, planted), (other, other_planted) in zip(opposed[::2], opposed[1::2], strict=True):
+        other |= {"anchor": row["anchor"], "query": row["query"], "positive": row["negative"], "negative": row["positive"]}
+        other_planted |= planted
+    rng.shuffle(made)
+    made[-1] = made[0]  # an exact duplicate
+    total = {field: sum((planted.get(field, Counter()) for _, planted in made), Counter()) for field in ("anchor", "query")}
+    return [dict(row) for row, _ in made], total
 
 
 def main(out_path: Path = Path("data/sample/patents.json")) -> None:
     """Write the rows as a JSON array."""
     rows, planted = make_rows(load_params().sample.seed)
     write_text(out_path, json.dumps(rows, indent=1) + "\n")
-    log.info("%s: %d rows; planted %s", out_path, len(rows), ", ".join(f"{n} {kind}" for kind, n in sorted(planted.items())))
+    log.info("%s: %d rows", out_path, len(rows))
+    for field, counts in planted.items():
+        log.info("planted in %s: %s", field, ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
 
 
 if __name__ == "__main__":

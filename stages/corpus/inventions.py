@@ -472,42 +472,55 @@ def describe(rng: random.Random, invention: Invention, characters: int) -> list[
     return [*head, "DETAILED DESCRIPTION", *body]
 
 
-# Defects, as the reference data has them. Each function plants one in a clean text.
+# Defects, as the reference data has them, under the names of the rules that find them. Each function plants one in a text.
 
 Defect = Callable[[random.Random, str], str]
 
 
-def _insert(rng: random.Random, pattern: str, text: str, inserted: str) -> str:
-    """Put `inserted` before the first match at or after a random place, or else before the first of all."""
-    start = rng.randrange(len(text) + 1)
-    match = re.compile(pattern).search(text, start) or re.search(pattern, text)
-    return text[: match.start()] + inserted + text[match.start() :] if match else text
+def _insert(pattern: str, inserted: Callable[[random.Random], str]) -> Defect:
+    """Insert before the first match at or after a random place, or else before the first of all."""
+
+    def plant(rng: random.Random, text: str) -> str:
+        start = rng.randrange(len(text) + 1)
+        match = re.compile(pattern).search(text, start) or re.search(pattern, text)
+        return text[: match.start()] + inserted(rng) + text[match.start() :] if match else text
+
+    return plant
 
 
-def _after_space(rng: random.Random, text: str, inserted: str) -> str:
-    return _insert(rng, r"(?<= )[A-Za-z]", text, inserted)
+def _one_of(*pieces: str) -> Callable[[random.Random], str]:
+    return lambda rng: rng.choice(pieces)
 
 
-def _before_comma(rng: random.Random, text: str) -> str:
-    return _insert(rng, r"(?<=[A-Za-z]), ", text, " ")
-
-
+_WORD = r"(?<= )[A-Za-z]"
+# Numbers of paragraphs come last, and letters of lists before them: nothing may come between them and what they number.
 ANCHOR_DEFECTS: dict[str, Defect] = {
-    "paragraph_numbers": lambda rng, text: _after_space(rng, text, f"[{rng.randrange(1, 200):04d}] "),
-    "figure_references": lambda rng, text: _after_space(rng, text, f"(FIG. {rng.randrange(1, 13)}) "),
-    "list_letters": lambda rng, text: _after_space(rng, text, f"({rng.choice('abcdef')}) "),
-    "html_entities": lambda rng, text: _after_space(rng, text, rng.choice(["&amp; ", "&#8217; ", "&lt; ", "&nbsp;"])),
-    "invisible_characters": lambda rng, text: _after_space(rng, text, rng.choice(["\u2062", "\u200b", "\u00ad"])),
-    "trademarks": lambda rng, text: _after_space(rng, text, "\u2122 "),
-    "space_before_punctuation": _before_comma,
+    "escaped_unicode": _insert(_WORD, _one_of(r"\u2122 ", r"\u00b0 ", r"\u03b1 ")),
+    "mojibake": _insert(_WORD, _one_of("20 Â°C ", "naÃ¯ve ", "â€“ ")),
+    "html_entities": _insert(_WORD, _one_of("&amp; ", "&#8217; ", "&lt; ", "&nbsp;")),
+    "unicode_nfc": _insert(_WORD, _one_of("cafe\u0301 ", "A\u030angstrom ")),
+    "invisible_characters": _insert(_WORD, _one_of("\u2062", "\u200b", "\u00ad")),
+    "figure_references": _insert(_WORD, lambda rng: f"(FIG. {rng.randrange(1, 13)}) "),
+    "trademark_signs": _insert(_WORD, _one_of("\u2122 ", "\u00ae ")),
+    "odd_spaces": _insert(_WORD, _one_of("\u00a0", "\u2009", "\t")),
+    "space_before_punctuation": _insert(r"(?<=[A-Za-z]), ", _one_of(" ")),
+    "list_letters": _insert(r"(?<=[^)] )[A-Za-z]", lambda rng: f"({rng.choice('abcdef')}) "),
+    "paragraph_numbers": _insert(r"(?<=\. )[A-Z]", lambda rng: f"[{rng.randrange(1, 200):04d}] "),
 }
+QUERY_DEFECTS: dict[str, tuple[str, float]] = {"stray_comma": (",", 0.1), "outer_whitespace": ("\n", 0.2)}  # and their shares
 
 
-def plant_defects(rng: random.Random, text: str, counts: Counter[str]) -> str:
-    """A description with zero to six defects of each kind; what was planted is added to `counts`."""
+def plant_in_anchor(rng: random.Random, text: str) -> tuple[str, Counter[str]]:
+    """A description with zero to six defects of each kind, and how many of each were planted."""
+    planted: Counter[str] = Counter()
     for kind, plant in ANCHOR_DEFECTS.items():
         for _ in range(rng.randrange(7)):
-            planted = plant(rng, text)
-            counts[kind] += planted != text
-            text = planted
-    return text
+            before, text = text, plant(rng, text)
+            planted[kind] += text != before
+    return text, planted
+
+
+def plant_in_query(rng: random.Random, text: str) -> tuple[str, Counter[str]]:
+    """A question with the defects of questions' ends in some, and how many of each were planted."""
+    planted = Counter(kind for kind, (_, share) in QUERY_DEFECTS.items() if rng.random() < share)
+    return text + "".join(QUERY_DEFECTS[kind][0] for kind in planted), planted
