@@ -1,63 +1,167 @@
-"""Describe the raw rows before any change: sizes, what is missing, what is shared, and which defects they hold.
+"""Describe the raw rows before any change: what is shared, what contradicts, which defects they hold, what fits.
 
-Reads the file that `data.path` names. Writes metrics/profile.json and reports/profile.html.
+Reads the file that `data.path` names, the base model's tokenizer and the prompt template. Writes metrics/profile.json and
+reports/profile.html.
 """
 
+import json
 import logging
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from datasets import List, Value
 
-from stages.corpus.groups import group_rows, normalize, pair_rows
-from stages.corpus.rows import FIELDS, RawRow, find_problem, read_raw, row_id, write_json, write_text
-from stages.corpus.rules import RULES, count_defects
+from stages.corpus.groups import find_contradictions, group_rows, hash_text, pair_rows
+from stages.corpus.neighbours import find_near_duplicates, sketch
+from stages.corpus.rows import FIELDS, row_id, write_json, write_text
+from stages.corpus.rules import RULES, find_defects
+from stages.corpus.table import map_table, read_table
+from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_ids
 from stages.params import load_params
 from stages.run import run_stage
+from stages.verdict.profile_page import render_profile
 
 log = logging.getLogger(__name__)
 
+WINDOWS = (384, 1024, 2048, 4096, 8192)  # tokens
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+EXAMPLES = 3  # places that stand for all
+SHOWN_ROWS = 1000  # in the page's table: a browser and this stage's memory hold no more
+FEATURES = {
+    "place": Value("string"),
+    "problem": Value("string"),
+    "id": Value("string"),
+    "query": Value("large_string"),
+    "sketch": List(Value("uint32")),
+    "defects": Value("string"),  # a JSON object
+    **{f"{field}_key": Value("string") for field in FIELDS},
+    **{f"{field}_{unit}": Value("int64") for field in FIELDS for unit in ("characters", "tokens")},
+}
 
-def describe_column(values: list[Any]) -> dict[str, float | int]:
-    """Counts, and characters per text, of one column. Only non-empty strings enter the character statistics."""
-    texts = pd.Series([value for value in values if isinstance(value, str) and value.strip()], dtype="str")
-    lengths = texts.str.len()
+_tokenizer = cache(load_tokenizer)
+
+
+def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
+    """What the profile needs of a row in place of its texts. FEATURES are its columns; null where a field holds no text."""
+    texts = {field: row[field] if row[field] and not row[field].isspace() else None for field in FIELDS}
+    encode = _tokenizer(base_dir).backend_tokenizer.encode_batch_fast
+    present = {field: text for field, text in texts.items() if text is not None}
+    tokens = dict(zip(present, map(len, encode(list(present.values()), add_special_tokens=False)), strict=True))
+    defects = {field: {rule: vars(finding) for rule, finding in find_defects(row[field]).items()} for field in FIELDS if row[field]}
     return {
-        "missing": len(values) - len(texts),
-        "distinct": int(texts.nunique()),
-        "characters_min": int(lengths.min()) if len(texts) else 0,
-        "characters_median": float(lengths.median()) if len(texts) else 0.0,
-        "characters_mean": round(float(lengths.mean()), 1) if len(texts) else 0.0,
-        "characters_max": int(lengths.max()) if len(texts) else 0,
+        "place": row["place"],
+        "problem": row["problem"],
+        "id": row_id(row),
+        "query": row["query"],
+        "sketch": sketch(present["anchor"]) if "anchor" in present else [],
+        "defects": json.dumps(defects),
+        **{f"{field}_key": text and hash_text(text) for field, text in texts.items()},
+        **{f"{field}_characters": text and len(text) for field, text in texts.items()},
+        **{f"{field}_tokens": tokens.get(field) for field in FIELDS},
     }
 
 
-def describe_rows(rows: list[RawRow], columns: Mapping[str, str | None]) -> dict[str, Any]:
-    """The numbers of metrics/profile.json."""
-    complete = {row_id(row.fields): {"id": row_id(row.fields), **row.fields} for row in rows if find_problem(row, columns) is None}
-    texts = {key: [row[name] for name in ("anchor", "positive", "negative") if row.get(name)] for key, row in complete.items()}
+def describe_lengths(lengths: "pd.Series[float]") -> dict[str, float]:
+    """Mean, extremes and quantiles of lengths; zeros where there is none."""
+    if lengths.empty:
+        lengths = pd.Series([0.0])
+    numbers: dict[str, Any] = {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()}
+    numbers |= {name: lengths.quantile(share) for name, share in QUANTILES.items()}
+    return {name: round(float(number), 1) for name, number in numbers.items()}
+
+
+def forecast(tokens: pd.DataFrame, overhead: int, max_new_tokens: int, window: int) -> dict[str, float]:
+    """What a window of so many tokens would hold, of rows whose query, positive and anchor tokens are given.
+
+    `whole`: the share of rows whose question, answer and context fit. `context_kept`: the mean share of a context that is left once
+    `overhead` (the template and its markup), the question and a reserve of `max_new_tokens` have taken their part.
+    """
+    if tokens.empty:
+        return {"whole": 0.0, "context_kept": 0.0}
+    left = window - overhead - tokens["query"] - max_new_tokens
+    kept = (left / tokens["anchor"]).clip(0, 1)
+    return {
+        "whole": round(float((tokens.sum(axis=1) + overhead <= window).mean()), 6),
+        "context_kept": round(float(kept.mean()), 6),
+    }
+
+
+def count_defects(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, Any]]]:
+    """How often each rule finds something, by field; and by rule one example: place, field, before and after."""
+    counts = {field: dict.fromkeys(RULES, 0) for field in FIELDS}
+    examples: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for field, found in json.loads(row["defects"]).items():
+            for rule, finding in found.items():
+                counts[field][rule] += finding["count"]
+                examples.setdefault(rule, {"place": row["place"], "field": field, **finding})
+    return counts, examples
+
+
+def describe_rows(table: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What rows share and contradict, as numbers; and by each number's name up to three examples, as places.
+
+    Rows are mappings with the columns of FEATURES. Only usable ones are compared, and of duplicates the first.
+    """
+    complete = [row for row in table if row["problem"] is None]
+    rows: dict[str, dict[str, Any]] = {}
+    examples: dict[str, list[str]] = {name: [] for name in ("unusable", "duplicates")}
+    examples["unusable"] = [f"{row['place']}: {row['problem']}" for row in table if row["problem"] is not None]
+    for row in complete:
+        if row["id"] in rows:
+            examples["duplicates"].append(f"{row['place']} is {rows[row['id']]['place']} again")
+        else:
+            keys = {field: row[f"{field}_key"] for field in FIELDS}
+            rows[row["id"]] = {**row, **keys, "query": row["query"]}
+    texts = {key: [row[field] for field in ("anchor", "positive", "negative") if row[field]] for key, row in rows.items()}
     sizes = Counter(group_rows(texts).values())
-    anchors = Counter(normalize(row["anchor"]) for row in complete.values())
-    positives = {normalize(row["positive"]) for row in complete.values()}
-    negatives = {normalize(row["negative"]) for row in complete.values() if row.get("negative")}
-    defects = {
-        name: dict.fromkeys(RULES, 0)
-        | sum((count_defects(row.fields[name]) for row in rows if isinstance(row.fields.get(name), str)), Counter())
-        for name in FIELDS
+    by_anchor: dict[str, list[str]] = {}
+    positives: dict[str, str] = {}
+    negatives: dict[str, str] = {}
+    for row in rows.values():
+        by_anchor.setdefault(row["anchor"], []).append(row["place"])
+        positives.setdefault(row["positive"], row["place"])
+        if row["negative"]:
+            negatives.setdefault(row["negative"], row["place"])
+    shared = [standing for standing in by_anchor.values() if len(standing) > 1]
+    both = [f"right in {positives[key]}, wrong in {negatives[key]}" for key in positives if key in negatives]
+    contradictions = find_contradictions(rows.values())
+    pairs = pair_rows([row for row in rows.values() if row["id"] not in contradictions])
+    near = find_near_duplicates({row["anchor"]: row["sketch"] for row in rows.values()})
+    compared = [row for row in rows.values() if row["negative_characters"]]
+    longer = sum(row["positive_characters"] > row["negative_characters"] for row in compared)
+
+    def places(pairs: Mapping[str, str]) -> list[str]:
+        return [f"{rows[one]['place']} and {rows[other]['place']}" for one, other in pairs.items() if one < other]
+
+    examples |= {
+        "shared_contexts": [", ".join(standing[:EXAMPLES]) for standing in shared],
+        "positive_here_negative_there": both,
+        "swapped_pairs": places(pairs),
+        "contradictory": places(contradictions),
+        "near_duplicate_contexts": [f"{by_anchor[one][0]} and {by_anchor[other][0]}" for one, other in near],
     }
-    return {
-        "rows": len(rows),
-        "complete": len(complete),
-        "columns": {name: describe_column([row.fields.get(name) for row in rows]) for name in FIELDS},
+    numbers = {
+        "rows": len(table),
+        "unusable": len(table) - len(complete),
+        "duplicates": len(complete) - len(rows),
+        "with_negative": len(compared),
         "groups": {"count": len(sizes), "largest": max(sizes.values(), default=0)},
-        "shared_anchors": sum(count > 1 for count in anchors.values()),
-        "positive_here_negative_there": len(positives & negatives),
-        "swapped_pairs": len(pair_rows(list(complete.values()))) // 2,
-        "defects": defects,
+        "group_sizes": {str(size): count for size, count in sorted(Counter(sizes.values()).items())},
+        "shared_contexts": len(shared),
+        "rows_of_shared_contexts": sum(map(len, shared)),
+        "positive_here_negative_there": len(both),
+        "swapped_pairs": len(pairs) // 2,
+        "contradictory": len(contradictions),
+        "near_duplicate_contexts": len(near),
+        "longer_positive_share": round(longer / len(compared), 6) if compared else 0.0,
     }
+    return numbers, {name: found[:EXAMPLES] for name, found in examples.items()}
 
 
 def main() -> None:
@@ -65,10 +169,33 @@ def main() -> None:
     params = load_params()
     path = Path(params.data.path)
     columns = params.data.columns.model_dump()
-    profile = describe_rows(list(read_raw(path, params.data.columns)), columns)
+    with tempfile.TemporaryDirectory(prefix="profile-", ignore_cleanup_errors=True) as cache_dir:
+        raw = read_table(path, params.data.columns, Path(cache_dir))
+        measured = map_table(raw, measure_row, FEATURES, base_dir=BASE_DIR)
+        table = list(measured)
+        shown = raw.select(range(min(len(raw), SHOWN_ROWS))).remove_columns(["place", "problem"]).to_pandas()
+    profile, examples = describe_rows(table)
+    lengths = {
+        unit: pd.DataFrame({field: [row[f"{field}_{unit}"] for row in table] for field in FIELDS}, dtype="float64")
+        for unit in ("characters", "tokens")
+    }
+    profile["columns"] = {
+        field: {
+            "missing": int(lengths["characters"][field].isna().sum()),
+            "distinct": len({row[f"{field}_key"] for row in table} - {None}),
+            **{unit: describe_lengths(frame[field].dropna()) for unit, frame in lengths.items()},
+        }
+        for field in FIELDS
+    }
+    profile["defects"], defects = count_defects(table)
+    template = load_prompt(Path("prompts") / f"{params.format.prompt}.jinja")
+    overhead = len(prompt_ids(load_tokenizer(BASE_DIR), build_messages(template, [], "")))
+    asked = lengths["tokens"][["anchor", "query", "positive"]].dropna()
+    windows = sorted({*WINDOWS, params.format.max_length})
+    profile["forecast"] = {str(window): forecast(asked, overhead, params.format.max_new_tokens, window) for window in windows}
+    profile["answers_beyond_max_new_tokens"] = int((asked["positive"] >= params.format.max_new_tokens).sum())
     write_json(Path("metrics/profile.json"), profile)
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    page = pages.get_template("profile.html.jinja").render(path=path, profile=profile, columns=columns)
+    page = render_profile(path, columns, params.format.model_dump(), profile, examples, defects, lengths["tokens"], shown)
     write_text(Path("reports/profile.html"), page)
     log.info("%s: %d rows in %d groups", path, profile["rows"], profile["groups"]["count"])
 

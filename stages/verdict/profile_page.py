@@ -1,0 +1,191 @@
+"""The page about the raw rows: twelve things to know before training, then the numbers."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from skrub import TableReport
+
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing to know: what was counted, whether it calls for a decision, what it means, and where to look."""
+
+    title: str
+    value: str
+    attention: bool
+    consequence: str
+    examples: Sequence[str] = ()
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: 1 row, 2 rows."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def find_things(
+    profile: Mapping[str, Any], examples: Mapping[str, Sequence[str]], max_length: int, max_new_tokens: int, defects: Sequence[str]
+) -> list[Thing]:
+    """The twelve things, those that call for a decision first."""
+    window = profile["forecast"][str(max_length)]
+    largest, groups, rows = profile["groups"]["largest"], profile["groups"]["count"], profile["rows"]
+    longer = profile["longer_positive_share"]
+    found = sum(sum(counts.values()) for counts in profile["defects"].values())
+    things = [
+        Thing(
+            "Contexts in more than one row",
+            count(profile["shared_contexts"], "context"),
+            profile["shared_contexts"] > 0,
+            f"They stand in {count(profile['rows_of_shared_contexts'], 'row')}. Split row by row, a test question's context would "
+            "have been trained on. The split here goes by group.",
+            examples["shared_contexts"],
+        ),
+        Thing(
+            "Independent groups",
+            count(groups, "group"),
+            groups < 100,
+            "Rows that share a context or an answer are one group, and count as one draw in every interval. "
+            f"The largest has {count(largest, 'row')}. Below a hundred groups only large differences can be shown.",
+        ),
+        Thing(
+            "Right here, wrong there",
+            count(profile["positive_here_negative_there"], "text"),
+            profile["positive_here_negative_there"] > 0,
+            "The same text is the right answer of one row and the wrong one of another: a model can't tell them by style, "
+            "which is good, and a row-by-row split would leak them, which is not.",
+            examples["positive_here_negative_there"],
+        ),
+        Thing(
+            "Pairs that swap their answers",
+            count(profile["swapped_pairs"], "pair"),
+            False,
+            "Of one context, each other's wrong answer is the right one: only the question decides. They are judged as pairs.",
+            examples["swapped_pairs"],
+        ),
+        Thing(
+            "Contradictory labels",
+            count(profile["contradictory"], "row"),
+            profile["contradictory"] > 0,
+            "The same question about the same context, the answers exchanged: one of the two must be wrong. They are never "
+            "repaired, but flagged; clean.on_contradiction: drop leaves them out.",
+            examples["contradictory"],
+        ),
+        Thing(
+            "Contexts that are nearly the same",
+            count(profile["near_duplicate_contexts"], "pair"),
+            profile["near_duplicate_contexts"] > 0,
+            "They share four fifths of their word sequences, but not every letter, so that they may be in training and test alike. "
+            "Look at the examples: if they are versions of one document, give them one text.",
+            examples["near_duplicate_contexts"],
+        ),
+        Thing(
+            "Exact duplicates",
+            count(profile["duplicates"], "row"),
+            profile["duplicates"] > 0,
+            "The first of each is kept, the others are rejected.",
+            examples["duplicates"],
+        ),
+        Thing(
+            "Rows that can't be used",
+            count(profile["unusable"], "row"),
+            profile["unusable"] > 0,
+            "They are rejected with their reason in data/clean/rejected.jsonl.",
+            examples["unusable"],
+        ),
+        Thing(
+            f"Contexts in a window of {max_length:,} tokens",
+            f"{window['context_kept']:.0%} of a context",
+            window["context_kept"] < 1,
+            f"Question, answer and whole context fit in {window['whole']:.0%} of the rows. Of the others the passages that the "
+            "question is about are kept, by BM25. Cut at the end instead, they would lose the question and the answer.",
+        ),
+        Thing(
+            "Answers beyond max_new_tokens",
+            count(profile["answers_beyond_max_new_tokens"], "answer"),
+            profile["answers_beyond_max_new_tokens"] > 0,
+            f"The reserve is {max_new_tokens:,} tokens, the end of the turn included. In training they take their place from their "
+            "own passages; in test a model's answer is cut there, and counted as cut.",
+        ),
+        Thing(
+            "The longer answer is the right one",
+            f"{longer:.0%}" if profile["with_negative"] else "no negatives",
+            profile["with_negative"] > 0 and abs(longer - 0.5) > 0.1,
+            "Far from one half, a judge that only looks at length looks clever. The controls of the evaluation show how far.",
+        ),
+        Thing(
+            "Defects in the text",
+            count(found, "place"),
+            found > 0,
+            "What cleaning finds, all fields together; every rule is on or off in params.yaml, and every change is in "
+            "data/clean/changes.jsonl.",
+            defects,
+        ),
+    ]
+    return sorted(things, key=lambda thing: not thing.attention) if rows else things
+
+
+def show_marks(text: str) -> str:
+    """The text with what can't be seen, and what is stacked on a letter, written as an escape."""
+
+    def seen(character: str) -> bool:
+        return character in " \n" or (character.isprintable() and not unicodedata.combining(character))
+
+    return "".join(character if seen(character) else f"\\u{ord(character):04x}" for character in text)
+
+
+def histogram(lengths: "pd.Series[float]") -> list[tuple[float, float, int]]:
+    """From, to and count of up to 24 bins of equal width."""
+    if lengths.empty:
+        return []
+    counts, edges = np.histogram(lengths, bins=min(BINS, max(1, int(lengths.max() - lengths.min()))))
+    return [(float(low), float(high), int(number)) for low, high, number in zip(edges, edges[1:], counts, strict=False)]
+
+
+def render_rows(rows: pd.DataFrame) -> Markup:
+    """The rows as skrub's interactive table, which escapes what it shows; the same rows give the same text."""
+    report = TableReport(rows, title="rows", verbose=0, plot_distributions=False, compute_associations=False)
+    snippet = str(report.html_snippet())
+    for number, drawn in enumerate(dict.fromkeys(re.findall(r'id="(?:report_)?([0-9a-f]{8})[-"]', snippet))):
+        snippet = snippet.replace(drawn, f"{number:08x}")  # skrub draws the names of its elements at random
+    return Markup(snippet)
+
+
+def render_profile(
+    path: Path,
+    columns: Mapping[str, str | None],
+    asked: Mapping[str, Any],
+    profile: Mapping[str, Any],
+    examples: Mapping[str, Sequence[str]],
+    defects: Mapping[str, Mapping[str, str]],
+    tokens: pd.DataFrame,
+    rows: pd.DataFrame,
+) -> str:
+    """The page, self-contained. `asked` holds format's parameters, `defects` one example by rule, `tokens` a column by field."""
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    kinds = {
+        rule: [profile["defects"][field][rule] for field in columns]
+        for rule in profile["defects"]["anchor"]
+        if any(profile["defects"][field][rule] for field in columns)
+    }
+    most = [f"{sum(counts):,} {rule.replace('_', ' ')}" for rule, counts in sorted(kinds.items(), key=lambda kind: -sum(kind[1]))]
+    things = find_things(profile, examples, asked["max_length"], asked["max_new_tokens"], most[:3])
+    return pages.get_template("profile.html.jinja").render(
+        path=path,
+        columns=columns,
+        asked=asked,
+        profile=profile,
+        things=things,
+        kinds=kinds,
+        defects={rule: {name: show_marks(str(value)) for name, value in example.items()} for rule, example in defects.items()},
+        histograms={field: histogram(tokens[field].dropna()) for field in columns if tokens[field].notna().any()},
+        table=render_rows(rows),
+    )

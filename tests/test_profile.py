@@ -1,0 +1,124 @@
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import make_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import base, profile, sample
+from stages.corpus.neighbours import find_near_duplicates, sketch
+from stages.corpus.rules import RULES, find_defects
+from stages.verdict.profile_page import count, histogram, show_marks
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def run_profile(rows):
+    Path("rows.json").write_text(json.dumps(rows))
+    base.main()
+    profile.main()
+    return json.loads(Path("metrics/profile.json").read_text()), Path("reports/profile.html").read_text()
+
+
+def things(page):
+    """Title and value of each of the twelve."""
+    return dict(re.findall(r"<h3>(.*?)</h3>\n<p class=\"value\">(.*?)</p>", page))
+
+
+def test_every_defect_that_the_sample_plants_is_found_and_none_that_it_does_not():
+    rows, planted = sample.make_rows(7)
+    for field in ("anchor", "query", "positive", "negative"):
+        found = Counter()
+        for row in rows:
+            if isinstance(row.get(field), str):
+                found.update({rule: finding.count for rule, finding in find_defects(row[field]).items()})
+        assert found == planted.get(field, Counter()), field
+    assert set(planted["anchor"]) | set(planted["query"]) == set(RULES)
+
+
+def test_what_rows_share_and_contradict_is_counted_with_their_places(project):
+    rows = make_rows(12)
+    rows[1] |= {"query": rows[0]["query"], "positive": rows[0]["negative"], "negative": rows[0]["positive"]}  # were a swapped pair
+    rows += [rows[2], {**rows[3], "query": 3}, {**rows[4], "anchor": rows[4]["anchor"] + " One more sentence."}]
+    metrics, page = run_profile(rows)
+    assert (metrics["rows"], metrics["unusable"], metrics["duplicates"]) == (15, 1, 1)
+    assert (metrics["contradictory"], metrics["near_duplicate_contexts"]) == (2, 1)
+    anchors = Counter(row["anchor"] for row in rows[:12] + rows[14:])
+    shared = [number for number in anchors.values() if number > 1]
+    assert (metrics["shared_contexts"], metrics["rows_of_shared_contexts"]) == (len(shared), sum(shared))
+    assert metrics["swapped_pairs"] == len(shared) - 1
+    assert sum(int(size) * groups for size, groups in metrics["group_sizes"].items()) == 13
+    assert metrics["columns"]["query"]["missing"] == 1
+    assert len(things(page)) == 12
+    assert things(page)["Contradictory labels"] == "2 rows"
+    assert "index 12 is index 2 again" in page
+    assert re.search(r"index [345] and index 14", page)
+    assert "index 13: &#34;query&#34; is a int, expected a string" in page
+
+
+def test_the_same_rows_give_the_same_page(project):
+    assert run_profile(make_rows(12)) == run_profile(make_rows(12))
+
+
+def test_lengths_and_forecast_are_those_worked_by_hand():
+    lengths = pd.Series([1.0, 2.0, 3.0, 10.0])
+    expected = {"mean": 4.0, "min": 1.0, "max": 10.0, "q05": 1.1, "q25": 1.8, "median": 2.5, "q75": 4.8, "q95": 8.9}
+    assert profile.describe_lengths(lengths) == pytest.approx(expected, abs=0.06)
+    tokens = pd.DataFrame({"anchor": [100.0, 1000.0], "query": [10.0, 10.0], "positive": [20.0, 20.0]})
+    # 200 - 40 of the template - 10 of the question - 50 of the reserve leave 100 for a context
+    assert profile.forecast(tokens, 40, 50, 200) == {"whole": 0.5, "context_kept": pytest.approx((1 + 0.1) / 2)}
+    assert profile.forecast(tokens, 40, 50, 60) == {"whole": 0.0, "context_kept": 0.0}
+    assert profile.forecast(tokens[:0], 40, 50, 60) == {"whole": 0.0, "context_kept": 0.0}
+
+
+def test_nearly_the_same_texts_are_found_and_others_are_not():
+    words = [f"word{index}" for index in range(400)]
+    texts = {"a": " ".join(words), "b": " ".join([*words[:390], "other"]).upper(), "c": " ".join(reversed(words)), "d": "short"}
+    assert find_near_duplicates({name: sketch(text) for name, text in texts.items()}) == [("a", "b")]
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=50))
+def test_a_histogram_counts_every_length_once(lengths):
+    assert sum(number for _, _, number in histogram(pd.Series(lengths, dtype="float64"))) == len(lengths)
+
+
+def test_what_can_not_be_seen_is_shown():
+    assert show_marks("a\u2062b e\u0301 µ\n") == "a\\u2062b e\\u0301 µ\n"
+    assert (count(1, "row"), count(1200, "row")) == ("1 row", "1,200 rows")
+
+
+HOSTILE = {
+    "anchor": "<script>document.title = 'harmed'</script> \"'`&lt;img src=https://example.com/x.png onerror=alert(1)> {{ 7 * 7 }} ",
+    "query": "\u202eright to left? <img src=x onerror=alert(1)> " + "e" + "\u0301\u0323" * 50_000,
+    "positive": "</template></details><script>document.title = 'harmed'</script>",
+    "negative": "<style>* { display: none }</style>",
+}
+
+
+def test_a_hostile_row_harms_neither_page_nor_stage(project):
+    _, page = run_profile([HOSTILE, *make_rows(12)])
+    assert "document.title = 'harmed'</script>" not in page
+    assert "<img src" not in page
+    assert "<style>* {" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_opens_in_a_browser_without_requests_or_errors(project, tmp_path):
+    run_profile([HOSTILE, *make_rows(12)])
+    log = tmp_path / "net.json"
+    quiet = "gpu quic background-networking component-update sync".split()
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)]
+    command += [f"--user-data-dir={tmp_path / 'browser'}", f"--log-net-log={log}", "--enable-logging=stderr", "--dump-dom"]
+    command.append((project / "reports/profile.html").as_uri())
+    opened = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in opened.stderr, opened.stderr
+    assert "<title>Profile of rows.json</title>" in opened.stdout
+    assert 'skrub-table-report class="report"' in opened.stdout
+    urls = set(re.findall(r'"url":"([^"]*)"', log.read_text()))
+    assert {url for url in urls if url.startswith("http") and "google" not in url} == set()
