@@ -1,0 +1,50 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.corpus.fetch import fetch, main
+from stages.corpus.rows import read_raw
+from stages.params import Columns
+from stages.run import InputError
+
+ROWS = [{"anchor": f"Text {index}.", "query": "Why?", "positive": "So.", "negative": "Not so."} for index in range(5)]
+COLUMNS = Columns(anchor="anchor", query="query", positive="positive", negative="negative")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A data set as a folder: one JSON Lines file a split."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    made = tmp_path / "dataset"
+    made.mkdir()
+    for split, rows in (("train", ROWS), ("test", ROWS[:2])):
+        (made / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return made
+
+
+def test_a_split_of_a_local_data_set_becomes_a_file_that_the_stages_read(folder, tmp_path, monkeypatch, capsys):
+    out_path = tmp_path / "raw/mine.parquet"
+    monkeypatch.setattr(sys, "argv", ["fetch", str(folder), str(out_path), "--split", "test"])
+    main()
+    assert [row.fields for row in read_raw(out_path, COLUMNS)] == ROWS[:2]
+    assert list(out_path.parent.iterdir()) == [out_path]
+    assert fetch(str(folder), None, "train", None, out_path) == 5
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0123"])
+def test_a_hub_data_set_must_be_pinned_to_a_commit(tmp_path, revision):
+    with pytest.raises(InputError, match="expected a commit, 40 hexadecimal digits"):
+        fetch("someone/rows", revision, "train", None, tmp_path / "x.parquet")
+
+
+def test_what_can_not_be_had_is_an_error_that_names_it(folder, tmp_path):
+    with pytest.raises(InputError, match=r"someone/rows, split train: "):
+        fetch("someone/rows", "0" * 40, "train", None, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"dataset, split dev: .*dev"):
+        fetch(str(folder), None, "dev", None, tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"ends in \.parquet"):
+        fetch(str(folder), None, "train", None, Path("x.csv"))
+    assert not (tmp_path / "x.parquet").exists()
