@@ -1,0 +1,106 @@
+"""How fast `profile` and `clean` go through rows of the reference shape, and how much memory they take, as rows grow in number.
+
+    python -m benchmarks.data_path 500 5000 50000
+
+Builds the rows from the sample's generator, runs each stage as its own process tree in a folder of its own, and beside them, in the
+same run, `ftfy.fix_text` on whole documents. Writes benchmarks/data_path.json.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import psutil
+from ruamel.yaml import YAML
+
+from stages.sample import make_rows
+
+ROOT = Path(__file__).parent.parent
+FTFY_BYTES = 10_000_000  # of whole documents: enough for a steady figure
+
+
+def build_rows(path: Path, count: int) -> list[str]:
+    """Write `count` rows as JSON Lines, sample after sample; return descriptions of `FTFY_BYTES` or a little more."""
+    documents: list[str] = []
+    written, seed = 0, 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < count:
+            for row in make_rows(seed)[0][: count - written]:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                written += 1
+                if sum(map(len, documents)) < FTFY_BYTES and isinstance(row.get("anchor"), str):
+                    documents.append(row["anchor"])
+            seed += 1
+    return documents
+
+
+def run_stage(stage: str, folder: Path) -> tuple[float, float]:
+    """Seconds and peak memory in MB of a stage: the resident memory of its processes together, shared pages counted once (PSS)."""
+    began = time.monotonic()
+    process = psutil.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, stderr=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        total = 0
+        for member in [process, *process.children(recursive=True)]:
+            try:
+                total += member.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        peak = max(peak, total)
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"{stage} failed in {folder}")
+    return time.monotonic() - began, peak / 1e6
+
+
+def measure(count: int) -> dict[str, Any]:
+    """One size: the file's bytes, and per stage seconds, MB/s and peak memory in MB."""
+    with tempfile.TemporaryDirectory(prefix="data-path-") as name:
+        folder = Path(name)
+        for part in ("stages", "prompts", "models"):
+            shutil.copytree(ROOT / part, folder / part)
+        yaml = YAML()
+        params = yaml.load(ROOT / "params.yaml")
+        params["data"]["path"] = "rows.jsonl"
+        yaml.dump(params, folder / "params.yaml")
+        subprocess.run([sys.executable, "-m", "stages.base"], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+        documents = build_rows(folder / "rows.jsonl", count)
+        size = (folder / "rows.jsonl").stat().st_size
+        result: dict[str, Any] = {"rows": count, "bytes": size}
+        for stage in ("profile", "clean"):
+            seconds, peak = run_stage(stage, folder)
+            result[stage] = {"seconds": round(seconds, 1), "mb_per_second": round(size / 1e6 / seconds, 2), "peak_mb": round(peak)}
+        began = time.monotonic()
+        for document in documents:
+            ftfy.fix_text(document)
+        read = sum(len(document.encode()) for document in documents)
+        result["ftfy_mb_per_second"] = round(read / 1e6 / (time.monotonic() - began), 2)
+        result["clean_to_ftfy"] = round(result["clean"]["mb_per_second"] / result["ftfy_mb_per_second"], 1)
+        return result
+
+
+def main() -> None:
+    """Measure the sizes that the command line names."""
+    sizes = [measure(int(count)) for count in sys.argv[1:]]
+    for result in sizes:
+        print(json.dumps(result))
+    processor = platform.processor() or platform.machine()
+    record = {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "machine": {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version()},
+        "sizes": sizes,
+    }
+    (ROOT / "benchmarks/data_path.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
