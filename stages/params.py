@@ -22,7 +22,7 @@ Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
@@ -33,6 +33,13 @@ class Columns(Section):
     query: str
     positive: str
     negative: str | None
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Columns":
+        names = [name for name in (self.anchor, self.query, self.positive, self.negative) if name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each field needs a column of its own, not {', '.join(names)}")
+        return self
 
 
 class DataParams(Section):
@@ -110,7 +117,7 @@ class SftParams(Section):
     effective_batch_size: Count
     learning_rate: Annotated[float, Field(gt=0)]
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[float, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]
     eval_steps: Count

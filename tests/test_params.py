@@ -31,6 +31,8 @@ def test_every_shipped_file_is_valid():
     [
         ({"sft__learning_rat": 1e-3}, r"params\.yaml: sft\.learning_rat: unknown parameter"),
         ({"sft__learning_rate": "fast"}, r"sft\.learning_rate: .*valid number.*'fast'"),
+        ({"sft__learning_rate": float("inf")}, r"sft\.learning_rate: .*finite number"),
+        ({"data__columns__negative": "positive"}, r"data\.columns: .*a column of its own, not anchor, query, positive, positive"),
         ({"sft__learning_rate": 0}, r"sft\.learning_rate: .*greater than 0, got 0"),
         ({"sft__lora__r": 1.5}, r"sft\.lora\.r: .*integer.*got 1\.5"),
         ({"format__max_new_tokens": 400}, r"max_new_tokens \(400\) must be below max_length \(384\)"),

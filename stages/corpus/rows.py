@@ -8,6 +8,8 @@ import json
 import os
 import re
 import tempfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -118,7 +120,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         # gzip.open is typed for text and bytes alike
         with cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb") as file:
             yield from _READERS[suffix](path, file)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a complete gzip file: {error}") from error
 
 
@@ -177,7 +179,7 @@ def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
                 raise ValueError
         if next_sign():
             raise ValueError
-    except ValueError as error:  # what is not UTF-8 is one, too
+    except (ValueError, RecursionError) as error:  # what is not UTF-8 is a ValueError, too
         raise _json_error(path, file) from error
 
 
@@ -191,6 +193,8 @@ def _json_error(path: Path, file: BinaryIO) -> InputError:
         loaded = json.loads(text)
     except json.JSONDecodeError as error:
         return InputError(f"{path}:{error.lineno}: not JSON, or cut off: {error.msg} (column {error.colno})")
+    except (ValueError, RecursionError) as error:
+        return InputError(f"{path}: not JSON that can be read: {error}")
     return InputError(f"{path}: expected an array of objects, got {type(loaded).__name__}; one object a line is .jsonl")
 
 
@@ -203,6 +207,8 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}:{number}: not JSON, or cut off: {error.msg} (column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not JSON that can be read: {error}") from error
 
 
 def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
@@ -211,6 +217,9 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(lines, strict=True)
     end = 1
     try:
+        twice = [name for name, number in Counter(reader.fieldnames or ()).items() if number > 1]
+        if twice:
+            raise InputError(f"{path}:1: two columns are called {', '.join(map(repr, twice))}")
         for record in reader:
             # a quoted cell may hold line ends: a row stands where the one before it ended
             place, end = f"line {end + 1}", reader.line_num
@@ -228,7 +237,7 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             for record in batch.to_pylist():
                 yield f"index {index}", record
                 index += 1
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not Parquet: {error}") from error
 
 
