@@ -45,6 +45,7 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
             "[0001] The pump. [0002] A valve. see paragraph [0001] below",
             "The pump. A valve. see paragraph [0001] below",
         ),
+        ("invisible_characters", "a\u200db \u200cx می\u200cخواهم 👩\u200d👧 \ufeff", "ab x می\u200cخواهم 👩\u200d👧 "),
         ("paragraph_numbers", "x[0001] A, [12] B, [2004] c", "x[0001] A, [12] B, [2004] c"),
         (
             "figure_references",

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 # A paragraph ends at a blank line; a sentence at .!? and white space before an upper-case letter, a digit or a bracket.
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\[\"'])")
-_WORD = re.compile(r"\w+")
+# Chinese characters and Japanese kana count one by one: no blank tells words apart.
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+")
 
 
 def _pieces(paragraph: str, characters: int) -> Iterator[str]:
@@ -43,7 +45,7 @@ def split_passages(text: str, characters: int) -> list[str]:
 
 
 def tokenize_words(text: str) -> list[str]:
-    """Words as BM25 counts them: runs of letters, digits and underscores, case folded."""
+    """Words as BM25 counts them: runs of letters, digits and underscores of any script, case folded."""
     return _WORD.findall(text.casefold())
 
 

@@ -26,8 +26,11 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _SPACE_BEFORE = tuple(map(re.compile, (r" ,(?<=\w ,)(?=\s|\Z)", r" ;(?<=\w ;)(?=\s|\Z)", r" \.(?<=[a-z] \.)(?=\s|\Z)")))
 # Composition looks no further back than one ASCII character.
 _NOT_ASCII = re.compile(r".?[^\x00-\x7f]+", re.DOTALL)
-# Control characters but tab and line ends; soft hyphen; zero widths, direction marks, invisible operators, byte order mark.
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+# Control characters but tab and line ends; soft hyphen; zero widths, direction marks, invisible operators, byte order mark. The
+# zero-width joiner and non-joiner are orthography between letters of other scripts and parts of an emoji: there they stay.
+_JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
+_INVISIBLE = re.compile(f"{_JOINER}|{_CONTROL}")
 _ODD_SPACE = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
 _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
 _OUTER = re.compile(r"\A\s+|\s+\Z")

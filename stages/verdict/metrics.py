@@ -8,13 +8,15 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
-_TOKEN = re.compile(r"[a-z0-9]+")
+# Chinese characters and Japanese kana count one by one: no blank tells words apart.
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TOKEN = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+")
 
 Likelihood = Mapping[str, Mapping[str, float]]
 
 
 def tokenize(text: str) -> list[str]:
-    """Lower-case runs of ASCII letters and digits: the tokens of rouge-score, by which published ROUGE figures are computed."""
+    """Lower-case runs of letters and digits of any script; of ASCII text these are rouge-score's, which published figures use."""
     return _TOKEN.findall(text.lower())
 
 
