@@ -111,7 +111,7 @@ def main() -> None:
         "model": f"{source['id']} at {source['revision']}" if "id" in source else source["path"],
         "data": params.data.path,
         "prompt": f"prompts/{params.format.prompt}.jinja, {params.format.max_length} tokens",
-        "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
+        "confidence of the intervals": params.evaluate.confidence,
     }
     report = render_report(metrics, scored, rows, predictions, asked, params.evaluate.primary in LOWER_IS_BETTER)
     write_jsonl(Path("data/predictions/scores.jsonl"), scored)

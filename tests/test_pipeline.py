@@ -13,7 +13,7 @@ from stages.corpus import inventions
 from stages.corpus.rows import read_jsonl, write_jsonl
 from stages.params import load_params
 from stages.run import InputError, run_stage
-from stages.verdict.report import escape
+from stages.verdict.report import escape, knowledge_sentence
 
 STAGES = [base, profile, clean, format, zeroshot, sft, predict, evaluate]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
@@ -177,6 +177,26 @@ def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
     report = Path("reports/report.md").read_text()
     assert "2 test rows contradict another row" in report
     assert "Without them ROUGE-L goes from 0.000 to 1.000" in report
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rows", "bare", "said"),
+    [
+        ((0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong better**: the right one"),
+        ((-0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong worse**: the right one"),
+        ((-0.2, 0.01), (0.2, 0.01), 0.5, "**It tells right from wrong better in some ways and worse in others**"),
+        ((0.2, 0.08), (0.2, 0.08), 0.5, "**There is no evidence that it tells right from wrong better**"),
+        ((0.2, 0.01), (0.1, 0.3), 0.7, "some of it may be style"),
+    ],
+)
+def test_the_second_sentence_says_what_the_intervals_and_the_control_do(pairs, rows, bare, said):
+    def result(delta, p):
+        return {"zeroshot": 0.5, "sft": 0.5 + delta, "n": 40, "low": delta - 0.1, "high": delta + 0.1, "p": p, "p_holm": p}
+
+    metrics = {"pair_matching": result(*pairs), "contrastive": result(*rows), "answer_only": {"zeroshot": 0.5, "sft": bare}}
+    sentence = knowledge_sentence(metrics, 0.95)
+    assert said in sentence
+    assert ("style" in sentence) == (bare == 0.7)
 
 
 def test_predictions_of_another_run_are_refused(judged):

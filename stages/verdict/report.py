@@ -15,7 +15,7 @@ TITLES = {
     "bits_per_byte": "bits per byte of the reference (lower is better)",
     "pair_matching": "pair matching: the question decides",
     "contrastive": "contrastive: the context decides",
-    "contrastive_no_question": "control: contrastive without the question",
+    "contrastive_no_question": "the same without the question: what the passages alone tell",
     "answer_only": "control: bare answers, per byte",
     "length_ratio": "length, for each character of the reference",
     "truncated": "answers cut off at max_new_tokens (lower is better)",
@@ -46,8 +46,11 @@ def style_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {groups}."
 
 
-def knowledge_sentence(metrics: Mapping[str, Any]) -> str:
-    """Does it know better, or only sound better? From the metrics that a text's own likelihood can't move."""
+def knowledge_sentence(metrics: Mapping[str, Any], confidence: float) -> str:
+    """Does it know better, or only sound better? From the metrics that a text's own likelihood can't move.
+
+    They judge given answers, not the model's own: it may tell a right answer from a wrong one and still write wrong ones.
+    """
     parts: list[str] = []
     gained: list[str] = []
     lost: list[str] = []
@@ -55,17 +58,26 @@ def knowledge_sentence(metrics: Mapping[str, Any]) -> str:
         if name in metrics:
             result = metrics[name]
             parts.append(
-                f"it tells right from wrong in {result['sft']:.0%} of {result['n']} {what}, {result['zeroshot']:.0%} before "
+                f"the right one of two given answers is the likelier in {result['sft']:.0%} of {result['n']} {what}, "
+                f"{result['zeroshot']:.0%} before "
                 f"(interval of the change {result['low']:+.2f} to {result['high']:+.2f})"
             )
-            if result.get("p_holm", result["p"]) <= 0.05:
+            if result.get("p_holm", result["p"]) <= 1 - confidence:
                 (gained if result["low"] > 0 else lost if result["high"] < 0 else []).append(name)
     if not parts:
         return "**Whether it knows better can't be told**: the test rows have no negatives."
-    verdict = "**It also knows better**" if gained and not lost else "**It knows worse**" if lost and not gained else None
-    if verdict is None:
-        verdict = "**It knows some things better and others worse**" if gained else "**There is no evidence that it knows better**"
-    return f"{verdict}: " + "; ".join(parts) + "."
+    verdict = "**It tells right from wrong better**" if gained else "**It tells right from wrong worse**" if lost else None
+    if gained and lost:
+        verdict = "**It tells right from wrong better in some ways and worse in others**"
+    elif verdict is None:
+        verdict = "**There is no evidence that it tells right from wrong better**"
+    caveat = " Bare answers already differ in style (see the control): some of it may be style." if style_tells(metrics) else ""
+    return f"{verdict}: " + "; ".join(parts) + "." + caveat
+
+
+def style_tells(metrics: Mapping[str, Any]) -> bool:
+    """Whether bare answers, without context and question, give the right one away: more than a tenth off one half."""
+    return "answer_only" in metrics and any(abs(metrics["answer_only"][system] - 0.5) > 0.1 for system in ("zeroshot", "sft"))
 
 
 def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
@@ -139,14 +151,15 @@ def render_report(
 
 {style_sentence(metrics, primary)}
 
-{knowledge_sentence(metrics)}
+{knowledge_sentence(metrics, asked["confidence of the intervals"])}
 
 {render_table(metrics)}
 {left_out}{contradictions and f"{chr(10)}{contradictions}{chr(10)}"}
-Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. A control far
-from 0.5 means that style or length alone gives the right answer away.
+Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. The control
+of bare answers sees neither passages nor question: far from 0.5, style or length gives the right answer away. Pair matching and
+contrastive judge which of two given answers a model finds likelier, not what it writes: for that, read the answers below.
 
-{chr(10).join(f"- {name}: {escape(str(value))}" for name, value in asked.items())}
+{chr(10).join(f"- {name}: {escape(f'{value:.0%}' if isinstance(value, float) else str(value))}" for name, value in asked.items())}
 
 ## The {ROWS_SHOWN} rows that gained most
 
@@ -158,8 +171,9 @@ from 0.5 means that style or length alone gives the right answer away.
 
 def main(path: Path = Path("reports/report.md")) -> None:
     """Print the verdict and the table of a written report."""
-    headline = path.read_text(encoding="utf-8").split("\nIntervals draw", 1)[0]
-    print(f"\n{headline.strip()}\n\nThe report with answers side by side: {path}")
+    headline, rest = path.read_text(encoding="utf-8").split("\nIntervals draw", 1)
+    asked = "\n".join(line for line in rest.splitlines() if line.startswith(("- model: ", "- data: ")))
+    print(f"\n{headline.strip()}\n\n{asked}\n\nThe report with answers side by side: {path}")
 
 
 if __name__ == "__main__":
