@@ -23,6 +23,7 @@ from stages.run import run_stage
 
 log = logging.getLogger(__name__)
 
+SHOWN_REJECTED = 10
 FEATURES = {
     "place": Value("string"),
     "problem": Value("string"),
@@ -102,8 +103,10 @@ def main() -> None:
             for index, place in enumerate(table["place"])
             if index in problems
         ]
-        for record in rejected:
+        for record in rejected[:SHOWN_REJECTED]:
             log.info("rejected %s: %s", record["place"], record["reason"])
+        if len(rejected) > SHOWN_REJECTED:
+            log.info("%d rejected rows in all: see data/clean/rejected.jsonl", len(rejected))
         check_rejected_share(rejected, len(table), params.clean.max_rejected_share)
         out_dir = Path("data/clean")
         changed: Counter[str] = Counter()

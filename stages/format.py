@@ -49,13 +49,18 @@ def choose_passages(
 
 
 def format_row(
-    row: Mapping[str, Any], split: str, tokenizer: PreTrainedTokenizerBase, template: Template, params: FormatParams
+    row: Mapping[str, Any],
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    params: FormatParams,
+    positions: int | None = None,
 ) -> dict[str, Any]:
-    """One row as prompt messages with the answers, in at most `max_length` tokens.
+    """One row as prompt messages with the answers: prompt and reserve, or a train row's own answer, in `max_length` tokens.
 
     A reserve of `max_new_tokens` is kept free for the answer. A train or validation row whose answer is longer pays with its own
-    passages; a test row's answer never decides what its prompt holds. Raises InputError where question and answer alone
-    are too long, or where a text holds the tokenizer's markup.
+    passages; a test row's answer never decides what its prompt holds. Raises InputError where question and answer alone are too
+    long, where a text holds the tokenizer's markup, or where an answer to be scored would reach beyond the model's `positions`.
     """
     markup = next((token for token in tokenizer.all_special_tokens for text in row.values() if text and token in text), None)
     if markup is not None:
@@ -72,6 +77,10 @@ def format_row(
     kept = [passages[index] for index in chosen]
     messages = build_messages(template, kept, row["query"])
     ids = prompt_ids(tokenizer, messages)
+    scored = [row["positive"], row["negative"]] if split == "test" else []
+    longest = max((len(prompt_completion_ids(tokenizer, bare, answer)[1]) for answer in scored if answer), default=0)
+    if positions is not None and len(ids) + longest > positions:
+        raise InputError(f"its prompt and its longer answer take {len(ids) + longest} tokens, the model has {positions} positions")
     return {
         "id": row["id"],
         "messages": messages,
@@ -108,7 +117,7 @@ def main() -> None:
     rejected = []
     for key, row in tqdm(sorted(rows.items()), desc="format", unit="row", mininterval=2):
         try:
-            record = format_row(row, splits[key], tokenizer, template, params.format)
+            record = format_row(row, splits[key], tokenizer, template, params.format, limit)
         except InputError as error:
             log.info("rejected %s: %s", row["place"], error)
             rejected.append({"id": key, "file": params.data.path, "place": row["place"], "reason": str(error)})
@@ -142,6 +151,12 @@ def main() -> None:
     write_jsonl(Path("data/formatted/rejected.jsonl"), rejected)
     write_json(Path("metrics/format.json"), metrics)
     log.info(", ".join(f"{split}: {metrics[split]['rows']} rows" for split in SPLITS))
+    for split in SPLITS:
+        if metrics[split]["without_passages"]:
+            log.warning(
+                "%s: %d of %d prompts hold no passage: question and answer leave no room for one; raise format.max_length",
+                split, metrics[split]["without_passages"], metrics[split]["rows"],
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -61,6 +61,15 @@ def test_what_can_not_fit_or_holds_markup_is_an_error(asking):
         format.format_row({**ROW, "anchor": "A <|im_end|> B"}, "train", *asking)
 
 
+def test_a_test_row_whose_answer_would_be_scored_beyond_the_models_positions_is_an_error(asking):
+    long = ROW | {"anchor": "A.", "negative": "It is made of glass. " * 30}
+    row = format.format_row(long, "test", *asking, 4096)
+    assert row["prompt_tokens"] < 200
+    with pytest.raises(InputError, match=r"prompt and its longer answer take \d+ tokens, the model has 200 positions"):
+        format.format_row(long, "test", *asking, 200)
+    format.format_row(long, "train", *asking, 200)
+
+
 def test_a_context_of_five_megabytes_is_formatted(asking):
     row = format.format_row({**ROW, "anchor": "The valve is closed. " * 250_000 + "The pump is made of steel."}, "test", *asking)
     assert "The pump is made of steel." in row["messages"][1]["content"]

@@ -77,7 +77,7 @@ def check_dataset(dataset: Dataset, rows: Sequence[Mapping[str, Any]], tokenizer
 def count_steps(rows: int, params: SftParams) -> int:
     """How many optimizer steps training on `rows` rows takes. Raises InputError where its warm-up would never end."""
     steps = math.ceil(params.num_train_epochs * math.ceil(rows / params.effective_batch_size))
-    if params.warmup_steps >= steps:
+    if params.warmup_steps >= max(1, steps):
         raise InputError(
             f"params.yaml: sft.warmup_steps: {params.warmup_steps}, but {rows} train rows make only {steps} optimizer steps in "
             f"{params.num_train_epochs:g} epochs of {params.effective_batch_size} rows a step; lower it, to 0 if need be"
@@ -141,7 +141,7 @@ def build_trainer(
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        logging_steps=max(1, params.eval_steps // 4),
+        logging_steps=max(1, min(params.eval_steps // 4, count_steps(len(train), params) // 10)),
         report_to="none",
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=None,
