@@ -20,7 +20,7 @@ lint: environment
 	@ruff format --check
 	@mypy
 
-# Trains the embedded model anew, about 25 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
+# Trains the embedded model anew, about 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
 base-model: environment
 	@python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
 

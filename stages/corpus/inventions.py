@@ -1,9 +1,10 @@
 """Seeded inventions with their descriptions, questions and answers: the generator behind the sample data and the embedded model.
 
 An invention is a device for a purpose, its parts, and facts about the parts, each under one of five aspects. Its description
-states every fact once, among boilerplate. An answer restates the facts that its question asks for, in a house vocabulary of
-its own (`Term.answer`) that descriptions never use: what fine-tuning can teach and a cold model cannot know. The embedded
-model is taught to read with `plain_answer`, which keeps the description's words, so that no answer style leaks into it.
+states every fact once, among boilerplate. An answer restates the facts that its question asks for, in sentences and words of
+its own (`Term.answer`) that descriptions never use: what fine-tuning can teach. The embedded model is taught to read with
+`plain_answer`, which keeps the description's words, or uses the other words where that is asked for: like any language model it
+knows words for the same thing, but not the answers' sentences, nor that answers prefer those words.
 """
 
 import random
@@ -304,16 +305,16 @@ OPENINGS: dict[str, str] = {
     "service": "Upkeep of the {device} was kept as simple as possible.",
 }
 ANSWERS: dict[str, str] = {
-    "structure": "Its {part} consists of {0}, and {1} connect it with the {other}.",
-    "operation": "Its {part} runs on {0}, and it {1} the {other} as long as needed, namely till {2}.",
-    "manufacture": "Its {part} results from {0}, after which it gets {1}.",
-    "benefit": "Its {part} is the reason why the whole {device} {0}.",
-    "service": "Its {part} calls for {0} after {weeks} weeks of use, and must be renewed once {1}.",
+    "structure": "The {part} consists of {0}, and {1} connect it with the {other}.",
+    "operation": "The {part} runs on {0}, and it {1} the {other} as long as needed, namely till {2}.",
+    "manufacture": "The {part} results from {0}, after which it gets {1}.",
+    "benefit": "The {part} is the reason why the whole {device} {0}.",
+    "service": "The {part} calls for {0} after {weeks} weeks of use, and must be renewed once {1}.",
 }
 CLOSINGS: dict[str, str] = {
     "structure": "Such a design promises stability when {purpose}.",
     "operation": "Users can thus concentrate on {purpose}.",
-    "manufacture": "The result suits {purpose} in large numbers.",
+    "manufacture": "Its result suits {purpose} in large numbers.",
     "benefit": "All of this helps considerably when {purpose}.",
     "service": "Regular care of this sort supports {purpose} without interruption.",
 }
@@ -348,11 +349,11 @@ def answer(invention: Invention, facts: Sequence[Fact]) -> str:
     return " ".join(sentences)
 
 
-def plain_answer(invention: Invention, facts: Sequence[Fact]) -> str:
-    """An answer in the description's own words: what the embedded model is taught."""
+def plain_answer(invention: Invention, facts: Sequence[Fact], other_words: bool = False) -> str:
+    """An answer in the description's own words, or in other words for the same: what the embedded model is taught."""
     return " ".join(
         PLAIN_ANSWERS[fact.aspect].format(
-            *(term.description for term in fact.terms),
+            *(term.answer if other_words else term.description for term in fact.terms),
             part=fact.part, other=fact.other, weeks=fact.weeks, name=invention.name,
         )
         for fact in facts

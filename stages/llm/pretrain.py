@@ -1,8 +1,9 @@
 """Train the embedded model: a tokenizer, then a small Qwen2, on inventions that the sample data does not know.
 
 What it must learn is to read: to answer from the passages in its prompt. It starts with attention that looks things up
-(stages/llm/circuits.py), which is held fixed until the rest has learned to use it. Its answers use the description's words; the
-sample's answers have a vocabulary of their own, so no answer style of the test rows is in here. The trials are in LOG.md.
+(stages/llm/circuits.py), which is held fixed until the rest has learned to use it. Its answers use the description's words, or
+the reference answers' where the question asks for other words; no sentence of the reference answers is in here. LOG.md has the
+trials.
 
     python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
 
@@ -36,6 +37,7 @@ from stages.params import Recipe, load_recipe
 
 log = logging.getLogger(__name__)
 
+OTHER_WORDS = "Answer in other words."
 END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -69,8 +71,9 @@ def word_list(rng: random.Random, words: Sequence[str]) -> str:
 def chat(rng: random.Random, prompt: Any) -> list[Message]:
     """Passages with facts of one or two aspects, then questions until every fact is asked for once, and answered.
 
-    The first question stands after the passages, as format has it; answers use the description's words. Where few facts are stated
-    there is little to confuse: from those the model first learns to copy, and then, from more of them, whose property is whose.
+    The first question stands after the passages, as format has it; answers use the description's words, and other words for the
+    same where that is asked for. Where few facts are stated there is little to confuse: from those the model first learns to
+    copy, and then, from more of them, whose property is whose.
     """
     invention = inventions.invent(rng, rng.choice(inventions.titles("base")))
     aspects = rng.sample(inventions.ASPECTS, rng.randrange(1, 3))
@@ -83,11 +86,12 @@ def chat(rng: random.Random, prompt: Any) -> list[Message]:
         count = inventions.ASKED_FACTS[aspect]
         asked += [turn for turn in (facts[:count], facts[count:]) if turn]
     rng.shuffle(asked)
+    other_words = rng.random() < 0.3
     messages: list[Message] = []
     for turn in asked:
-        question = inventions.question(rng, invention, turn)
+        question = inventions.question(rng, invention, turn) + (" " + OTHER_WORDS) * other_words
         messages += [{"role": "user", "content": question}] if messages else build_messages(prompt, passages, question)
-        messages.append({"role": "assistant", "content": inventions.plain_answer(invention, turn)})
+        messages.append({"role": "assistant", "content": inventions.plain_answer(invention, turn, other_words)})
     return messages
 
 
