@@ -31,14 +31,15 @@ FTFY_BYTES = 10_000_000  # of whole documents: enough for a steady figure
 def build_rows(path: Path, count: int) -> list[str]:
     """Write `count` rows as JSON Lines, sample after sample; return descriptions of `FTFY_BYTES` or a little more."""
     documents: list[str] = []
-    written, seed = 0, 0
+    written, seed, characters = 0, 0, 0
     with path.open("w", encoding="utf-8") as file:
         while written < count:
             for row in make_rows(seed)[0][: count - written]:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written += 1
-                if sum(map(len, documents)) < FTFY_BYTES and isinstance(row.get("anchor"), str):
+                if characters < FTFY_BYTES and isinstance(row.get("anchor"), str):
                     documents.append(row["anchor"])
+                    characters += len(row["anchor"])
             seed += 1
     return documents
 

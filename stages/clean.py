@@ -110,14 +110,14 @@ def main() -> None:
         check_rejected_share(rejected, len(table), params.clean.max_rejected_share)
         out_dir = Path("data/clean")
         changed: Counter[str] = Counter()
-        counts: Counter[str] = Counter()
+        with_negative = 0
         with open_atomic(out_dir / "rows.jsonl") as rows, open_atomic(out_dir / "changes.jsonl") as changes:
             for index, row in enumerate(tqdm(table, desc="clean", unit="row", mininterval=2)):
                 if index in problems:
                     continue
                 texts = {field: row[field] for field in FIELDS}
                 write_line(rows, {"id": row["id"], "place": row["place"], **texts, "contradicts": contradictions.get(row["id"])})
-                counts["with_negative"] += row["negative"] is not None
+                with_negative += row["negative"] is not None
                 for change in json.loads(row["changes"]):
                     write_line(changes, {"id": row["id"], **change})
                     changed[change["rule"]] += change["count"]
@@ -127,7 +127,7 @@ def main() -> None:
         "kept": len(table) - len(rejected),
         "rejected": len(rejected),
         "rejected_share": round(len(rejected) / len(table), 6),
-        "with_negative": counts["with_negative"],
+        "with_negative": with_negative,
         "contradictory": len(contradictions),
         "changes": {name: changed[name] for name in rules},
     }

@@ -77,10 +77,11 @@ def format_row(
     kept = [passages[index] for index in chosen]
     messages = build_messages(template, kept, row["query"])
     ids = prompt_ids(tokenizer, messages)
-    scored = [row["positive"], row["negative"]] if split == "test" else []
-    longest = max((len(prompt_completion_ids(tokenizer, bare, answer)[1]) for answer in scored if answer), default=0)
-    if positions is not None and len(ids) + longest > positions:
-        raise InputError(f"its prompt and its longer answer take {len(ids) + longest} tokens, the model has {positions} positions")
+    if split == "test" and positions is not None:
+        negative_tokens = len(prompt_completion_ids(tokenizer, bare, row["negative"])[1]) if row["negative"] else 0
+        total = len(ids) + max(answer_tokens, negative_tokens)
+        if total > positions:
+            raise InputError(f"its prompt and its longer answer take {total} tokens, the model has {positions} positions")
     return {
         "id": row["id"],
         "messages": messages,

@@ -31,7 +31,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 
 from stages.corpus import inventions
 from stages.corpus.rows import write_json
-from stages.llm.circuits import start_with_reading
+from stages.llm.circuits import LAYERS, start_with_reading
 from stages.llm.prompts import Message, build_messages, load_prompt
 from stages.params import Recipe, load_recipe
 
@@ -110,8 +110,8 @@ def chat_ids(rng: random.Random, tokenizer: Any, prompt: Any, limit: int) -> tup
 def row_ids(rng: random.Random, recipe: Recipe, tokenizer: Any, prompt: Any) -> tuple[list[int], list[float]]:
     """The token ids of one row, and what each weighs in the loss: chats or description text, then word lists to its end.
 
-    An answer's tokens weigh 1, all others `other_weight`. The lists keep every word alive, the reference answers' own too, which
-    no chat holds: without them these become so unlikely that tuning starts from 10 nats a token.
+    An answer's tokens weigh 1, all others `other_weight`. The lists keep every word alive, those of the reference answers'
+    sentences too, which no chat holds: without them these become so unlikely that tuning starts from 10 nats a token.
     """
     words = vocabulary()
     ids: list[int] = []
@@ -261,7 +261,7 @@ def train(recipe: Recipe, out_dir: Path, state_dir: Path) -> dict[str, Any]:
     state_path = state_dir / f"{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]}.safetensors"
     start = load_state(state_path, model, optimizer) if state_path.exists() else 0
     held = [model.get_input_embeddings().weight]
-    held += [parameter for layer in model.model.layers[:3] for parameter in layer.self_attn.parameters()]
+    held += [parameter for layer in model.model.layers[:LAYERS] for parameter in layer.self_attn.parameters()]
     model.train()
     forward = torch.compile(model) if recipe.torch_compile else model
     bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)  # without it bfloat16 is thirty times slower than float32

@@ -27,9 +27,9 @@ class Thing:
     examples: Sequence[str] = ()
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def count(number: int, noun: str) -> str:
     """A number with its noun: 1 row, 2 rows."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def find_things(
@@ -37,7 +37,7 @@ def find_things(
 ) -> list[Thing]:
     """The twelve things, those that call for a decision first."""
     window = profile["forecast"][str(max_length)]
-    largest, groups, rows = profile["groups"]["largest"], profile["groups"]["count"], profile["rows"]
+    largest, groups = profile["groups"]["largest"], profile["groups"]["count"]
     longer = profile["longer_positive_share"]
     found = sum(sum(counts.values()) for counts in profile["defects"].values())
     things = [
@@ -130,7 +130,7 @@ def find_things(
             defects,
         ),
     ]
-    return sorted(things, key=lambda thing: not thing.attention) if rows else things
+    return sorted(things, key=lambda thing: not thing.attention)
 
 
 def show_marks(text: str) -> str:
