@@ -79,10 +79,10 @@ BAD_FILES = [
     ("rows.json", b"[" + b"1" * 5000 + b"]", r"rows\.json: not JSON that can be read"),
     ("rows.json", b"[" * 100_000, r"rows\.json: not JSON that can be read"),
     ("rows.jsonl", b"[" * 100_000, r"rows\.jsonl:1: not JSON that can be read"),
-    ("rows.json.gz", gzip.compress(bytes(range(256)) * 99)[:60] + b"x" * 60, "not a complete gzip file"),
+    ("rows.json.gz", gzip.compress(bytes(range(256)) * 99, mtime=0)[:60] + b"x" * 60, "not a complete gzip file"),
     ("rows.parquet", b"PAR1 not really", "not Parquet"),
     ("rows.json.gz", b"not gzip", "not a complete gzip file"),
-    ("rows.json.gz", gzip.compress(b"[]")[:-6], "not a complete gzip file"),
+    ("rows.json.gz", gzip.compress(b"[]", mtime=0)[:-6], "not a complete gzip file"),
     ("rows.txt", b"", r"expected a file that ends in \.json, \.jsonl, \.csv, \.parquet"),
 ]
 
