@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,34 @@ def build_rows(path: Path, count: int) -> list[str]:
     return documents
 
 
-def run_stage(stage: str, folder: Path) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a stage: the resident memory of its processes together, shared pages counted once (PSS)."""
+def run_stage(stage: str, folder: Path, size: int) -> dict[str, float]:
+    """Run a stage on a file of `size` bytes: seconds, MB/s and peak memory in MB of its processes together.
+
+    `peak_mb` counts what is resident, shared pages once (PSS), pages of files mapped into memory included: the system takes
+    those back when it needs them. `peak_own_mb` leaves them out. Linux only.
+    """
     began = time.monotonic()
     process = psutil.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, stderr=subprocess.DEVNULL)
-    peak = 0
+    peaks = dict.fromkeys(("Pss", "Pss_Anon"), 0)
     while process.poll() is None:
-        total = 0
+        totals = dict.fromkeys(peaks, 0)
         for member in [process, *process.children(recursive=True)]:
-            try:
-                total += member.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        peak = max(peak, total)
+            with suppress(OSError):  # it may have ended
+                lines = Path(f"/proc/{member.pid}/smaps_rollup").read_text().splitlines()[1:]
+                kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+                totals = {name: total + kilobytes[name] for name, total in totals.items()}
+        peaks = {name: max(peak, totals[name]) for name, peak in peaks.items()}
         time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"{stage} failed in {folder}")
-    return time.monotonic() - began, peak / 1e6
+    seconds = time.monotonic() - began
+    megabytes = {name: round(peak * 1024 / 1e6) for name, peak in peaks.items()}
+    return {
+        "seconds": round(seconds, 1),
+        "mb_per_second": round(size / 1e6 / seconds, 2),
+        "peak_mb": megabytes["Pss"],
+        "peak_own_mb": megabytes["Pss_Anon"],
+    }
 
 
 def measure(count: int) -> dict[str, Any]:
@@ -78,8 +90,7 @@ def measure(count: int) -> dict[str, Any]:
         size = (folder / "rows.jsonl").stat().st_size
         result: dict[str, Any] = {"rows": count, "bytes": size}
         for stage in ("profile", "clean"):
-            seconds, peak = run_stage(stage, folder)
-            result[stage] = {"seconds": round(seconds, 1), "mb_per_second": round(size / 1e6 / seconds, 2), "peak_mb": round(peak)}
+            result[stage] = run_stage(stage, folder, size)
         began = time.monotonic()
         for document in documents:
             ftfy.fix_text(document)

@@ -11,40 +11,55 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache, cached
 from datasets import Value
 from tqdm import tqdm
 
 from stages.corpus.groups import find_contradictions, hash_text
-from stages.corpus.rows import FIELDS, check_rejected_share, open_atomic, row_id, write_json, write_jsonl, write_line
-from stages.corpus.rules import clean_text
-from stages.corpus.table import TEXTS, map_table, read_table
+from stages.corpus.rows import FIELDS, check_rejected_share, open_atomic, row_id, to_line, write_json, write_jsonl
+from stages.corpus.rules import Finding, clean_text
+from stages.corpus.table import map_table, read_table
 from stages.params import load_params
 from stages.run import run_stage
 
 log = logging.getLogger(__name__)
 
 SHOWN_REJECTED = 10
+CACHED_CHARACTERS = 20_000_000  # of texts that a process has just cleaned: rows share their contexts and answers
 FEATURES = {
     "place": Value("string"),
     "problem": Value("string"),
     "id": Value("string"),
-    "key": Value("string"),
-    "changes": Value("string"),  # a JSON array
-    **{f"{field}_key": Value("string") for field in FIELDS},
-    **TEXTS,
+    "clean_id": Value("string"),
+    "query": Value("large_string"),
+    **{f"{field}_key": Value("string") for field in ("anchor", "positive", "negative")},
+    "line": Value("large_string"),  # of rows.jsonl
+    "changes": Value("string"),  # lines of changes.jsonl
+    "counts": Value("string"),  # a JSON object: changes by rule
 }
+
+
+@cached(LRUCache(CACHED_CHARACTERS, getsizeof=lambda made: len(made[0])))
+def _clean(text: str, rules: tuple[str, ...]) -> tuple[str, dict[str, Finding], str]:
+    cleaned, found = clean_text(text, rules)
+    return cleaned, found, hash_text(cleaned)
 
 
 def clean_row(row: Mapping[str, Any], rules: Collection[str], columns: Mapping[str, str | None]) -> dict[str, Any]:
     """A raw row with every text cleaned by the same rules, and the changes; or its problem. FEATURES are its columns."""
     texts: dict[str, Any] = dict.fromkeys(FIELDS)
     changes = []
+    counts: Counter[str] = Counter()
+    keys: dict[str, str] = {}
     problem = row["problem"]
+    key = row_id(row)
     for field in FIELDS:
         if problem is not None or row[field] is None:
             continue
-        texts[field], found = clean_text(row[field], rules)
-        changes += [{"field": field, "rule": rule, **vars(finding)} for rule, finding in found.items()]
+        texts[field], found, keys[field] = _clean(row[field], tuple(rules))
+        for rule, finding in found.items():
+            changes.append(to_line({"id": key, "field": field, "rule": rule, **vars(finding)}))
+            counts[rule] += finding.count
     if problem is None:
         problem = next((f'"{columns[field]}" is empty once cleaned' for field in FIELDS if texts[field] == ""), None)
     if problem is None and texts["positive"] == texts["negative"]:
@@ -52,11 +67,13 @@ def clean_row(row: Mapping[str, Any], rules: Collection[str], columns: Mapping[s
     return {
         "place": row["place"],
         "problem": problem,
-        "id": row_id(row),
-        "key": row_id(texts),
-        "changes": json.dumps(changes),
-        **{f"{field}_key": text and hash_text(text) for field, text in texts.items()},
-        **texts,
+        "id": key,
+        "clean_id": row_id(texts),
+        "query": texts["query"],
+        **{f"{field}_key": keys.get(field) for field in ("anchor", "positive", "negative")},
+        "line": to_line({"id": key, "place": row["place"], **texts, "contradicts": None}),
+        "changes": "".join(changes),
+        "counts": json.dumps(counts),
     }
 
 
@@ -70,12 +87,13 @@ def find_rejected(rows: Iterable[Mapping[str, Any]], drop_contradictions: bool) 
     for index, row in enumerate(rows):
         if row["problem"] is not None:
             rejected[index] = row["problem"]
-        elif row["key"] in kept:
-            rejected[index] = f"exact duplicate of {kept[row['key']][1]['place']}"
+        elif row["clean_id"] in kept:
+            rejected[index] = f"exact duplicate of {kept[row['clean_id']][1]['place']}"
         else:
-            kept[row["key"]] = index, row
+            kept[row["clean_id"]] = index, row
     contradictions = find_contradictions(
-        {"id": row["id"], **{field: row[f"{field}_key"] for field in FIELDS}, "query": row["query"]} for _, row in kept.values()
+        {"id": row["id"], "query": row["query"], **{field: row[f"{field}_key"] for field in ("anchor", "positive", "negative")}}
+        for _, row in kept.values()
     )
     if drop_contradictions:
         places = {row["id"]: row["place"] for _, row in kept.values()}
@@ -96,7 +114,7 @@ def main() -> None:
         raw = read_table(path, params.data.columns, Path(cache))
         table = map_table(raw, clean_row, FEATURES, rules=rules, columns=columns)
         problems, contradictions = find_rejected(
-            table.remove_columns(["changes", "anchor", "positive", "negative"]), params.clean.on_contradiction == "drop"
+            table.remove_columns(["line", "changes", "counts"]), params.clean.on_contradiction == "drop"
         )
         rejected = [
             {"file": str(path), "place": place, "reason": problems[index]}
@@ -115,12 +133,11 @@ def main() -> None:
             for index, row in enumerate(tqdm(table, desc="clean", unit="row", mininterval=2)):
                 if index in problems:
                     continue
-                texts = {field: row[field] for field in FIELDS}
-                write_line(rows, {"id": row["id"], "place": row["place"], **texts, "contradicts": contradictions.get(row["id"])})
-                with_negative += row["negative"] is not None
-                for change in json.loads(row["changes"]):
-                    write_line(changes, {"id": row["id"], **change})
-                    changed[change["rule"]] += change["count"]
+                other = contradictions.get(row["id"])
+                rows.write(to_line({**json.loads(row["line"]), "contradicts": other}) if other else row["line"])
+                changes.write(row["changes"])
+                changed.update(json.loads(row["counts"]))
+                with_negative += row["negative_key"] is not None
         write_jsonl(out_dir / "rejected.jsonl", rejected)
     metrics = {
         "rows": len(table),

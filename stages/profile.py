@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from cachetools import LRUCache, cached
 from datasets import List, Value
 
 from stages.corpus.groups import find_contradictions, group_rows, hash_text, pair_rows
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 WINDOWS = (384, 1024, 2048, 4096, 8192)  # tokens
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 EXAMPLES = 3  # places that stand for all
+CACHED_CHARACTERS = 20_000_000  # of texts that a process has just measured: rows share their contexts and answers
 SHOWN_ROWS = 1000  # in the page's table: a browser and this stage's memory hold no more
 FEATURES = {
     "place": Value("string"),
@@ -46,23 +48,30 @@ FEATURES = {
 _tokenizer = cache(load_tokenizer)
 
 
+@cached(LRUCache(CACHED_CHARACTERS, getsizeof=lambda measured: measured["characters"]))
+def _measure(text: str, base_dir: Path, sketched: bool) -> dict[str, Any]:
+    tokens = _tokenizer(base_dir).backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0]
+    return {
+        "key": hash_text(text),
+        "characters": len(text),
+        "tokens": len(tokens),
+        "sketch": sketch(text) if sketched else [],
+        "defects": {rule: vars(finding) for rule, finding in find_defects(text).items()},
+    }
+
+
 def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
     """What the profile needs of a row in place of its texts. FEATURES are its columns; null where a field holds no text."""
-    texts = {field: row[field] if row[field] and not row[field].isspace() else None for field in FIELDS}
-    encode = _tokenizer(base_dir).backend_tokenizer.encode_batch_fast
-    present = {field: text for field, text in texts.items() if text is not None}
-    tokens = dict(zip(present, map(len, encode(list(present.values()), add_special_tokens=False)), strict=True))
-    defects = {field: {rule: vars(finding) for rule, finding in find_defects(row[field]).items()} for field in FIELDS if row[field]}
+    measured = {field: _measure(row[field], base_dir, field == "anchor") for field in FIELDS if row[field]}
+    present = {field: numbers for field, numbers in measured.items() if not row[field].isspace()}
     return {
         "place": row["place"],
         "problem": row["problem"],
         "id": row_id(row),
         "query": row["query"],
-        "sketch": sketch(present["anchor"]) if "anchor" in present else [],
-        "defects": json.dumps(defects),
-        **{f"{field}_key": text and hash_text(text) for field, text in texts.items()},
-        **{f"{field}_characters": text and len(text) for field, text in texts.items()},
-        **{f"{field}_tokens": tokens.get(field) for field in FIELDS},
+        "sketch": present["anchor"]["sketch"] if "anchor" in present else [],
+        "defects": json.dumps({field: numbers["defects"] for field, numbers in measured.items()}),
+        **{f"{field}_{name}": present.get(field, {}).get(name) for field in FIELDS for name in ("key", "characters", "tokens")},
     }
 
 

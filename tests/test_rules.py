@@ -1,10 +1,12 @@
 import re
 import unicodedata
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.corpus import rules
 from stages.corpus.rules import RULES, clean_text, find_defects
 
 MARKS = [
@@ -47,10 +49,11 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
         ),
         ("invisible_characters", "a\u200db \u200cx می\u200cخواهم 👩\u200d👧 \ufeff", "ab x می\u200cخواهم 👩\u200d👧 "),
         ("paragraph_numbers", "x[0001] A, [12] B, [2004] c", "x[0001] A, [12] B, [2004] c"),
+        ("paragraph_numbers", "in which: [0036] [0036]FIG. 1 is, [0037] [0038] are", "in which: FIG. 1 is, [0037] [0038] are"),
         (
             "figure_references",
-            "the pump (FIG. 2) and (see FIGS. 3A and 3B, FIG. 4), as FIG. 5 shows",
-            "the pump and, as FIG. 5 shows",
+            "the pump (FIG. 2), the valve ( FIG. 3 ) and (see FIGS. 3A and 3B, FIG. 4), as FIG. 5 shows",
+            "the pump, the valve and, as FIG. 5 shows",
         ),
         ("figure_references", "the pump (2) (FIG)", "the pump (2) (FIG)"),
         ("list_letters", "steps: (a) mixing, (b) heating f(x) 2(a)", "steps: mixing, heating f(x) 2(a)"),
@@ -100,11 +103,25 @@ def test_cleaning_twice_is_cleaning_once(text):
     assert not find_defects(once)
 
 
+@given(
+    st.lists(
+        st.one_of(PIECES, st.sampled_from([". The", "a. Th", "a", "T", "he", ". ", "u200", "\\u000", "FIG. 3)"])), max_size=16
+    ).map("".join)
+)
+def test_cleaning_by_sentences_is_cleaning_the_whole_text(text):
+    def counts(cleaned):
+        return cleaned[0], {name: finding.count for name, finding in cleaned[1].items()}
+
+    by_sentences = counts(clean_text(text, RULES))
+    with mock.patch.object(rules, "_BREAK", re.compile("(?!)")):
+        assert by_sentences == counts(clean_text(text, RULES))
+
+
 @given(TEXTS)
 def test_what_a_rule_is_not_asked_to_look_for_is_not_there(text):
     for name, rule in RULES.items():
         if not rule.suspect(text):
-            assert all(rule.substitute(match) == match[0] for pattern in rule.patterns for match in pattern.finditer(text)), name
+            assert all(rule.substitute(match[0]) == match[0] for pattern in rule.patterns for match in pattern.finditer(text)), name
 
 
 WORDS = ["word", "10", "mm", "µm", "Ω", "x²", "H₂O", "3.5", "naïve", "(2)", "[7]", "FIG. 2", "±5", "½", "αβ", "10⁻³"]

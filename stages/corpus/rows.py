@@ -24,7 +24,6 @@ from stages.run import InputError
 
 FIELDS = ("anchor", "query", "positive", "negative")
 CHUNK_CHARACTERS = 2**20
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -88,7 +87,13 @@ def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
 
 def is_text(value: Any) -> bool:
     """Whether a value is a string, and one that can be written: half of a surrogate pair can't."""
-    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limit: float) -> None:
@@ -274,12 +279,12 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
     with open_atomic(path) as file:
         for record in records:
-            write_line(file, record)
+            file.write(to_line(record))
 
 
-def write_line(file: IO[str], record: Mapping[str, Any]) -> None:
-    """Write one JSON object as a line."""
-    file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+def to_line(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSON, its end included."""
+    return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

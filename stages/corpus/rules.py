@@ -8,7 +8,8 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from html.entities import html5
 
 import ftfy
@@ -28,23 +29,23 @@ _SPACE_BEFORE = tuple(map(re.compile, (r" ,(?<=\w ,)(?=\s|\Z)", r" ;(?<=\w ;)(?=
 _NOT_ASCII = re.compile(r".?[^\x00-\x7f]+", re.DOTALL)
 # Control characters but tab and line ends; soft hyphen; zero widths, direction marks, invisible operators, byte order mark. The
 # zero-width joiner and non-joiner are orthography between letters of other scripts and parts of an emoji: there they stay.
-_JOINER = r"(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
-_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]"
-_INVISIBLE = re.compile(f"{_JOINER}|{_CONTROL}")
+_JOINER = re.compile(r"[\u200c\u200d](?:(?<![^\x00-\x7f][\u200c\u200d])|(?![^\x00-\x7f]))")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _ODD_SPACE = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
 _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
 _OUTER = re.compile(r"\A\s+|\s+\Z")
 # Before the first word of a paragraph alone: "see paragraph [0032] below" is a reference, not a number in the margin.
-_PARAGRAPH_NUMBER = re.compile(r"\[(?<!\S\[)\d{4}\]\s+(?=[A-Z0-9\"'“(])")
+# Some stand twice: "[0036] [0036]FIG. 1 is".
+_PARAGRAPH_NUMBER = re.compile(r"\[(?<!\S\[)(\d{4})\](?:\s*\[\1\])?\s*(?=[A-Z0-9\"'“(])")
 _FIGURE = r"FIGS?\.? ?\d+[A-Za-z]?"
 _FIGURE_REFERENCE = re.compile(
-    rf" \((?:see |cf\. |e\.g\.,? |as shown in )?{_FIGURE}(?:(?:, | and |, and | to |-|–)(?:{_FIGURE}|\d+[A-Za-z]?)){{0,9}}\)"
+    rf" \( ?(?:see |cf\. |e\.g\.,? |as shown in )?{_FIGURE}(?:(?:, | and |, and | to |-|–)(?:{_FIGURE}|\d+[A-Za-z]?)){{0,9}} ?\)"
 )
 _LIST_LETTER = re.compile(r"\((?<!\S\()[a-z]\) (?=\w)")
 _TRADEMARK = re.compile(r"[\u2122\u2120\u00ae]")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     """How often a rule changed a text, and the first place with its surroundings, before and after."""
 
@@ -58,19 +59,17 @@ class Rule:
     """What a rule looks for and puts in its place. `suspect` tells in far less time that there is nothing to look for."""
 
     patterns: tuple[re.Pattern[str], ...]
-    substitute: Callable[[re.Match[str]], str]
+    substitute: Callable[[str], str]
     suspect: Callable[[str], bool]
 
     def apply(self, text: str) -> tuple[str, Finding | None]:
         """The text with every match substituted, and what was found: a match that stays as it is does not count."""
-        if not self.suspect(text):
-            return text, None
         count = 0
         example: tuple[str, str] | None = None
 
         def change(match: re.Match[str]) -> str:
             nonlocal count, example
-            new = self.substitute(match)
+            new = self.substitute(match[0])
             if new != match[0]:
                 count += 1
                 if example is None:
@@ -86,7 +85,13 @@ class Rule:
 
 
 def _has(*marks: str) -> Callable[[str], bool]:
-    return lambda text: any(mark in text for mark in marks)
+    def has(text: str) -> bool:
+        for mark in marks:  # noqa: SIM110 - any() takes twice the time, and most of the time there is goes here
+            if mark in text:
+                return True
+        return False
+
+    return has
 
 
 def _not_ascii(text: str) -> bool:
@@ -94,62 +99,87 @@ def _not_ascii(text: str) -> bool:
 
 
 def _unprintable(text: str) -> bool:
-    return not text.replace("\n", " ").isprintable()
+    return not (text.isprintable() or text.replace("\n", " ").isprintable())
 
 
-def _unescape(match: re.Match[str]) -> str:
-    character = bytes(match[0], "ascii").decode("unicode_escape").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return match[0] if character in "\x00\ufffd" else character
+# Between two sentences of plain words no rule looks across, so that most of a long text need not be looked at closely.
+_BREAK = re.compile(r" (?<=[a-z]\. )(?=[A-Z][a-z])")
+_marked = _has("&", "\\u", "[", "(", "  ", " ,", " ;", " .", "?,", "? ,")
 
 
-def _entity(match: re.Match[str]) -> str:
-    body = match[0][1:]
-    return html.unescape(match[0]) if body.startswith("#") or body in html5 else match[0]
+def _plain(text: str) -> bool:
+    """Whether no rule would change a text, told by what it does not hold; in doubt, not."""
+    return text.isascii() and not _unprintable(text) and text == text.strip() and not _marked(text)
 
 
-def _compose(match: re.Match[str]) -> str:
+def _unescape(escaped: str) -> str:
+    character = bytes(escaped, "ascii").decode("unicode_escape").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return escaped if character in "\x00\ufffd" else character
+
+
+def _entity(entity: str) -> str:
+    return html.unescape(entity) if entity.startswith("&#") or entity[1:] in html5 else entity
+
+
+def _compose(run: str) -> str:
     # Sorting thousands of stacked marks takes time with their square; text has 30 at most (Unicode Annex 15, stream-safe).
     stacked = 0
-    for character in match[0] if len(match[0]) > 30 else "":
+    for character in run if len(run) > 30 else "":
         stacked = stacked + 1 if unicodedata.combining(character) else 0
         if stacked > 30:
-            return match[0]
-    return unicodedata.normalize("NFC", match[0])
+            return run
+    return unicodedata.normalize("NFC", run)
 
 
 # Rules that remove whole words come before those that mend the spaces they leave.
 RULES: dict[str, Rule] = {
     "escaped_unicode": Rule((_ESCAPED,), _unescape, _has("\\u")),
-    "mojibake": Rule((_MOJIBAKE,), lambda match: ftfy.fix_encoding(match[0]), _not_ascii),
+    "mojibake": Rule((_MOJIBAKE,), lru_cache(1024)(ftfy.fix_encoding), _not_ascii),
     "html_entities": Rule((_ENTITY,), _entity, _has("&")),
     "unicode_nfc": Rule((_NOT_ASCII,), _compose, lambda text: not unicodedata.is_normalized("NFC", text)),
-    "invisible_characters": Rule((_INVISIBLE,), lambda match: "", _unprintable),
-    "paragraph_numbers": Rule((_PARAGRAPH_NUMBER,), lambda match: "", _has("[0", "[1", "[2")),
-    "figure_references": Rule((_FIGURE_REFERENCE,), lambda match: "", _has("(FIG", "(see FIG", "(cf. FIG", "(e.g", "(as shown")),
-    "list_letters": Rule((_LIST_LETTER,), lambda match: "", _has("(")),
-    "trademark_signs": Rule((_TRADEMARK,), lambda match: "", _has("\u2122", "\u2120", "\u00ae")),
-    "odd_spaces": Rule((_ODD_SPACE,), lambda match: " ", lambda text: "  " in text or _unprintable(text)),
-    "space_before_punctuation": Rule(_SPACE_BEFORE, lambda match: match[0][1:], _has(" ,", " ;", " .")),
-    "stray_comma": Rule((_STRAY_COMMA,), lambda match: "?", _has("?,", "? ,")),
-    "outer_whitespace": Rule((_OUTER,), lambda match: "", lambda text: text != text.strip()),
+    "invisible_characters": Rule((_CONTROL, _JOINER), lambda found: "", _unprintable),
+    "paragraph_numbers": Rule((_PARAGRAPH_NUMBER,), lambda found: "", _has("[0", "[1", "[2")),
+    "figure_references": Rule((_FIGURE_REFERENCE,), lambda found: "", _has("FIG")),
+    "list_letters": Rule((_LIST_LETTER,), lambda found: "", _has("(")),
+    "trademark_signs": Rule((_TRADEMARK,), lambda found: "", _has("\u2122", "\u2120", "\u00ae")),
+    "odd_spaces": Rule((_ODD_SPACE,), lambda found: " ", lambda text: "  " in text or _unprintable(text)),
+    "space_before_punctuation": Rule(_SPACE_BEFORE, lambda found: found[1:], _has(" ,", " ;", " .")),
+    "stray_comma": Rule((_STRAY_COMMA,), lambda found: "?", _has("?,", "? ,")),
+    "outer_whitespace": Rule((_OUTER,), lambda found: "", lambda text: text != text.strip()),
 }
 
 
 def clean_text(text: str, rules: Collection[str]) -> tuple[str, dict[str, Finding]]:
     """Apply the named rules until none changes anything. Returns the text, and what each rule found."""
     found: dict[str, Finding] = {}
-    while True:
-        before = text
-        for name, rule in RULES.items():
-            if name in rules:
-                text, finding = rule.apply(text)
-                if finding:
-                    first = found.get(name, replace(finding, count=0))
-                    found[name] = replace(first, count=first.count + finding.count)
-        if text == before:
-            return text, found
+    active = [(name, rule) for name, rule in RULES.items() if name in rules]
+
+    def clean_piece(piece: str) -> str:
+        before = None
+        while piece != before and not _plain(piece):
+            before = piece
+            for name, rule in active:
+                if rule.suspect(piece):
+                    piece, finding = rule.apply(piece)
+                    _add(found, name, finding)
+        return piece
+
+    return " ".join(map(clean_piece, _BREAK.split(text))), found
 
 
 def find_defects(text: str) -> dict[str, Finding]:
     """What each rule would change in a text as it stands, each rule on its own."""
-    return {name: finding for name, rule in RULES.items() if (finding := rule.apply(text)[1])}
+    found: dict[str, Finding] = {}
+    for piece in _BREAK.split(text):
+        if not _plain(piece):
+            for name, rule in RULES.items():
+                if rule.suspect(piece):
+                    _add(found, name, rule.apply(piece)[1])
+    return found
+
+
+def _add(found: dict[str, Finding], rule: str, finding: Finding | None) -> None:
+    if finding and rule in found:
+        found[rule].count += finding.count
+    elif finding:
+        found[rule] = finding

@@ -3,15 +3,15 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from datasets import Dataset, Features, Value, disable_progress_bars
-from datasets.exceptions import DatasetGenerationError
 
 from stages.corpus.rows import FIELDS, find_problem, is_text, read_raw
 from stages.params import Columns
-from stages.run import InputError
 
 # Rows that one process works through before a second one is worth its start; and rows that are in memory at a time.
 ROWS_PER_PROCESS, ROWS_IN_MEMORY = 1000, 50
@@ -32,20 +32,12 @@ def read_table(path: Path, columns: Columns, cache_dir: Path) -> Dataset:
     The table lies in `cache_dir`, which must outlive it.
     """
     disable_progress_bars()
-    features = Features({"place": Value("string"), "problem": Value("string"), **TEXTS})
-    try:
-        return Dataset.from_generator(
-            _generate,
-            features,
-            cache_dir=str(cache_dir),
-            gen_kwargs={"path": path, "columns": columns},
-            fingerprint="rows",
-            writer_batch_size=ROWS_IN_MEMORY,
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
+    schema = Features({"place": Value("string"), "problem": Value("string"), **TEXTS}).arrow_schema
+    rows = _generate(path, columns)
+    with pyarrow.OSFile(str(cache_dir / "rows.arrow"), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
+        while batch := list(islice(rows, ROWS_IN_MEMORY)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+    return Dataset.from_file(str(cache_dir / "rows.arrow"))
 
 
 def map_table(table: Dataset, function: Callable[..., Mapping[str, Any]], features: Mapping[str, Any], **arguments: Any) -> Dataset:
