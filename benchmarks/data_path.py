@@ -6,6 +6,7 @@ Builds the rows from the sample's generator, runs each stage as its own process 
 same run, `ftfy.fix_text` on whole documents. Writes benchmarks/data_path.json.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -102,7 +103,9 @@ def measure(count: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the sizes that the command line names."""
-    sizes = [measure(int(count)) for count in sys.argv[1:]]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_path", description="Speed and memory of profile and clean.")
+    parser.add_argument("rows", type=int, nargs="+", help="such as 500 5000 50000")
+    sizes = [measure(count) for count in parser.parse_args().rows]
     for result in sizes:
         print(json.dumps(result))
     processor = platform.processor() or platform.machine()

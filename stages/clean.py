@@ -125,8 +125,9 @@ def main() -> None:
             log.info("rejected %s: %s", record["place"], record["reason"])
         if len(rejected) > SHOWN_REJECTED:
             log.info("%d rejected rows in all: see data/clean/rejected.jsonl", len(rejected))
-        check_rejected_share(rejected, len(table), params.clean.max_rejected_share)
         out_dir = Path("data/clean")
+        write_jsonl(out_dir / "rejected.jsonl", rejected)
+        check_rejected_share(rejected, len(table), params.clean.max_rejected_share)
         changed: Counter[str] = Counter()
         with_negative = 0
         with open_atomic(out_dir / "rows.jsonl") as rows, open_atomic(out_dir / "changes.jsonl") as changes:
@@ -138,7 +139,6 @@ def main() -> None:
                 changes.write(row["changes"])
                 changed.update(json.loads(row["counts"]))
                 with_negative += row["negative_key"] is not None
-        write_jsonl(out_dir / "rejected.jsonl", rejected)
     metrics = {
         "rows": len(table),
         "kept": len(table) - len(rejected),

@@ -33,7 +33,7 @@ WINDOWS = (384, 1024, 2048, 4096, 8192)  # tokens
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 EXAMPLES = 3  # places that stand for all
 CACHED_CHARACTERS = 20_000_000  # of texts that a process has just measured: rows share their contexts and answers
-SHOWN_ROWS = 1000  # in the page's table: a browser and this stage's memory hold no more
+SHOWN_ROWS, SHOWN_CHARACTERS = 1000, 30_000  # in the page's table, of each text: a browser and this stage's memory hold no more
 FEATURES = {
     "place": Value("string"),
     "problem": Value("string"),
@@ -183,6 +183,7 @@ def main() -> None:
         measured = map_table(raw, measure_row, FEATURES, base_dir=BASE_DIR)
         table = list(measured)
         shown = raw.select(range(min(len(raw), SHOWN_ROWS))).remove_columns(["place", "problem"]).to_pandas()
+        shown = shown.apply(lambda column: column.str.slice(stop=SHOWN_CHARACTERS))
     profile, examples = describe_rows(table)
     lengths = {
         unit: pd.DataFrame({field: [row[f"{field}_{unit}"] for row in table] for field in FIELDS}, dtype="float64")
@@ -199,12 +200,14 @@ def main() -> None:
     profile["defects"], defects = count_defects(table)
     template = load_prompt(Path("prompts") / f"{params.format.prompt}.jinja")
     overhead = len(prompt_ids(load_tokenizer(BASE_DIR), build_messages(template, [], "")))
-    asked = lengths["tokens"][["anchor", "query", "positive"]].dropna()
+    usable = [row["problem"] is None for row in table]
+    asked = lengths["tokens"].loc[usable, ["anchor", "query", "positive"]].dropna()
     windows = sorted({*WINDOWS, params.format.max_length})
     profile["forecast"] = {str(window): forecast(asked, overhead, params.format.max_new_tokens, window) for window in windows}
     profile["answers_beyond_max_new_tokens"] = int((asked["positive"] >= params.format.max_new_tokens).sum())
     write_json(Path("metrics/profile.json"), profile)
-    page = render_profile(path, columns, params.format.model_dump(), profile, examples, defects, lengths["tokens"], shown)
+    rules = [name for name, on in params.clean.rules if on]
+    page = render_profile(path, columns, params.format.model_dump(), rules, profile, examples, defects, lengths["tokens"], shown)
     write_text(Path("reports/profile.html"), page)
     log.info("%s: %d rows in %d groups", path, profile["rows"], profile["groups"]["count"])
 

@@ -45,7 +45,8 @@ def test_too_many_rejected_rows_fail_with_examples_and_write_nothing(project):
         row["query"] = ""
     with pytest.raises(InputError, match=r"(?s)3 of 12 rows .*\(0\.1\) allows.*rows\.json: index 0: \"query\" is empty"):
         run_clean(rows)
-    assert not Path("data").exists()
+    assert [path.name for path in Path("data/clean").iterdir()] == ["rejected.jsonl"]  # the list that is needed now
+    assert len(list(read_jsonl(Path("data/clean/rejected.jsonl")))) == 3
     assert not Path("metrics").exists()
 
 

@@ -2,6 +2,7 @@ import gzip
 import json
 
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from stages.corpus import rows
@@ -74,8 +75,10 @@ BAD_FILES = [
     ("rows.json", b'["\xff"]', r"rows\.json:1: not UTF-8: byte 0xff"),
     ("rows.jsonl", b'{"q": "a"}\n{"q": "\xff"}', r"rows\.jsonl:2: not UTF-8"),
     ("rows.jsonl", b'{"q": "a"}\n{"q"', r"rows\.jsonl:2: not JSON"),
-    ("rows.csv", b'q\n"open', r"rows\.csv:1: not CSV: unexpected end"),
+    ("rows.csv", b'q\n"open', r"rows\.csv:2: not CSV: unexpected end"),
     ("rows.csv", b"q,a,q\n1,2,3", r"rows\.csv:1: two columns are called 'q'"),
+    ("rows.csv", b'q,a\n\n"c 1,"x","y"\n', r"rows\.csv:3: not CSV: .*between commas"),
+    ("rows.jsonl", b'[{"q": "a"}]', r"rows\.jsonl: no row is an object with named fields; a JSON array of objects is \.json"),
     ("rows.json", b"[" + b"1" * 5000 + b"]", r"rows\.json: not JSON that can be read"),
     ("rows.json", b"[" * 100_000, r"rows\.json: not JSON that can be read"),
     ("rows.jsonl", b"[" * 100_000, r"rows\.jsonl:1: not JSON that can be read"),
@@ -97,6 +100,27 @@ def test_a_bad_file_is_an_error_that_names_file_and_line(tmp_path, name, content
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"absent\.json: no such file \(data\.path"):
         list(read_raw(tmp_path / "absent.json", COLUMNS))
+
+
+def test_parquet_that_is_not_text_or_names_a_column_twice_is_an_error(tmp_path):
+    path = tmp_path / "rows.parquet"
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"q": broken}), path)
+    with pytest.raises(InputError, match=r"rows\.parquet: index 0 .*not UTF-8"):
+        list(read_raw(path, COLUMNS))
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], ["q", "q"]), path)
+    with pytest.raises(InputError, match=r"rows\.parquet: two columns are called 'q'"):
+        list(read_raw(path, COLUMNS))
+
+
+def test_a_folder_is_no_file_and_blank_lines_of_a_csv_count(tmp_path):
+    with pytest.raises(InputError, match=r"a folder \(data\.path"):
+        list(read_raw(tmp_path, COLUMNS))
+    path = tmp_path / "rows.csv"
+    path.write_text('context,q,good,bad\n\n\na,b,c,d\n\n"a\nb",b,c,d\n\na,b,c,d\n')
+    assert [row.place for row in read_raw(path, COLUMNS)] == ["line 4", "line 6", "line 9"]
 
 
 def test_a_column_that_no_row_has_is_an_error_that_names_key_and_columns(tmp_path):
@@ -126,6 +150,7 @@ def test_a_context_of_five_megabytes_is_read_from_csv(tmp_path):
     [
         ({}, None),
         ({"bad": None}, None),
+        ({"bad": " "}, None),
         ({"q": None}, '"q" is null'),
         ({"q": " \n"}, '"q" is empty'),
         ({"bad": 3}, '"bad" is a int, expected a string'),

@@ -27,7 +27,9 @@ def fetch(source: str, revision: str | None, split: str, config: str | None, out
     """
     local = Path(source).is_dir()
     if not local and not (revision and re.fullmatch(r"[0-9a-f]{40}", revision)):
-        raise InputError(f"--revision {revision}: expected a commit, 40 hexadecimal digits: branches and tags can move")
+        raise InputError(
+            f"--revision {revision or 'is missing'}: expected a commit, 40 hexadecimal digits: branches and tags can move"
+        )
     if out_path.suffix != ".parquet":
         raise InputError(f"{out_path}: expected a name that ends in .parquet")
     try:
@@ -35,7 +37,10 @@ def fetch(source: str, revision: str | None, split: str, config: str | None, out
     except (DatasetNotFoundError, DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"{source}, split {split}: {error}") from error
     assert isinstance(data, Dataset)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out_path}: {error}") from error
     with tempfile.TemporaryDirectory(dir=out_path.parent) as folder:
         complete = Path(folder) / out_path.name
         data.to_parquet(complete)

@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 # A paragraph ends at a blank line; a sentence at .!? and white space before an upper-case letter, a digit or a bracket.
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -42,6 +43,13 @@ def split_passages(text: str, characters: int) -> list[str]:
         if passage:
             passages.append(passage)
     return passages
+
+
+def passages_given(row: Mapping[str, Any], context: str, characters: int) -> list[str]:
+    """The passages of a formatted row that its prompt holds: a template can leave them out."""
+    passages = split_passages(context, characters)
+    prompt = row["messages"][-1]["content"]
+    return [passages[index] for index in row["passages"] if passages[index] in prompt]
 
 
 def tokenize_words(text: str) -> list[str]:

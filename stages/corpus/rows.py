@@ -45,7 +45,7 @@ def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
     """
     names = {field: getattr(columns, field) for field in FIELDS if getattr(columns, field) is not None}
     if not path.is_file():
-        raise InputError(f"{path}: no such file (data.path in params.yaml)")
+        raise InputError(f"{path}: {'a folder' if path.is_dir() else 'no such file'} (data.path in params.yaml)")
     seen: set[str] = set()
     rows = 0
     for place, record in _records(path):
@@ -58,6 +58,10 @@ def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
         yield RawRow(place, {field: record.get(name) for field, name in names.items() if name in record}, problem)
     if rows == 0:
         raise InputError(f"{path}: holds no row")
+    if not seen:
+        raise InputError(
+            f"{path}: no row is an object with named fields; a JSON array of objects is .json, one object a line .jsonl"
+        )
     for field, name in names.items():
         if name not in seen:
             hint = "; set it to null where the data has no negatives" if field == "negative" else ""
@@ -68,7 +72,7 @@ def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
 
 
 def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
-    """Why a raw row can't be used, naming the field as the user's file does; None where it can. A negative is optional."""
+    """Why a raw row can't be used, naming the field as the user's file does; None where it can. A negative may be blank."""
     if row.problem is not None:
         return row.problem
     for name, column in columns.items():
@@ -79,6 +83,8 @@ def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
         elif not isinstance(value, str):
             return f'"{column}" is a {type(value).__name__}, expected a string'
         elif not value.strip():
+            if name == "negative":
+                continue
             return f'"{column}" is empty'
         elif not is_text(value):
             return f'"{column}" holds half of a surrogate pair: broken Unicode'
@@ -219,18 +225,30 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
 def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # contexts run to megabytes; the default stops at 131,072 characters
     lines = (_decode(path, number, data) for number, data in enumerate(file, 1))
-    reader = csv.DictReader(lines, strict=True)
-    end = 1
+    reader = csv.reader(lines, strict=True)
+    end = 0  # a quoted cell may hold line ends: a row stands where the one before it ended
+    names: list[str] = []
     try:
-        twice = [name for name, number in Counter(reader.fieldnames or ()).items() if number > 1]
-        if twice:
-            raise InputError(f"{path}:1: two columns are called {', '.join(map(repr, twice))}")
-        for record in reader:
-            # a quoted cell may hold line ends: a row stands where the one before it ended
-            place, end = f"line {end + 1}", reader.line_num
-            yield place, {key: value for key, value in record.items() if value not in ("", None)}
+        for cells in reader:
+            place, end = end + 1, reader.line_num
+            if not cells:
+                continue
+            if not names:
+                names = cells
+                _refuse_twice(f"{path}:{place}", names)
+                continue
+            record: dict[str | None, Any] = {name: cell for name, cell in zip(names, cells, strict=False) if cell != ""}
+            yield f"line {place}", record | ({None: cells[len(names) :]} if len(cells) > len(names) else {})
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+        raise InputError(
+            f"{path}:{end + 1}: not CSV: {error} (cells stand between commas, and in quotes where they hold some)"
+        ) from error
+
+
+def _refuse_twice(place: str, names: Sequence[str]) -> None:
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise InputError(f"{place}: two columns are called {', '.join(map(repr, twice))}")
 
 
 def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
@@ -238,10 +256,14 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         # a gzip stream can't seek backwards at will; Arrow needs to
         source = pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file
         index = 0
-        for batch in pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=64):
+        table = pyarrow.parquet.ParquetFile(source)
+        _refuse_twice(str(path), table.schema_arrow.names)
+        for batch in table.iter_batches(batch_size=64):
             for record in batch.to_pylist():
                 yield f"index {index}", record
                 index += 1
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: index {index} or one of the 63 after it: not UTF-8: {error.reason}") from error
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not Parquet: {error}") from error
 

@@ -20,26 +20,49 @@ EXAMPLE_CHARACTERS = 20  # shown on either side of an example
 _ESCAPED = re.compile(r"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[0-9a-fA-F]{4})")
 # UTF-8 that was read as Windows-1252: a lead byte, then at least one of what continuation bytes look like.
 _CONTINUATION = "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122"
-_MOJIBAKE = re.compile(f"[\u00c2-\u00f4][{_CONTINUATION}]+")
-# An entity with its semicolon: without one, `&para` in a URL would become a pilcrow.
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_MISREAD = re.compile(f"[\u00c2-\u00f4][{_CONTINUATION}]+")
+# Repaired word by word: a part of a word that was misread is more often not than the whole. A no-break space can be such a byte.
+_MOJIBAKE = re.compile(rf"(?<![^ \n\t])[^ \n\t]*?{_MISREAD.pattern}[^ \n\t]*")
+# Ångström and diameter before a power, a fraction or a tolerance are what they look like: 90 Å², Ø½.
+_UNIT = re.compile("[\u00c5\u00d8][\u00b1-\u00b3\u00b9\u00bc-\u00be]")
+# What Windows-1252 has where Latin-1 has control characters, but for the five that it does not have, and a line end.
+_C1 = re.compile(r"[\x80\x82-\x84\x86-\x8c\x8e\x91-\x9c\x9e\x9f]")
+# An entity with its semicolon: without one, `&para` in a URL would become a pilcrow. However often its ampersand was escaped.
+_ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_AMPERSANDS = re.compile(r"&(?:amp;)+")
 # Patterns begin with a literal where they can: the search for it is many times as fast as trying every place.
-_SPACE_BEFORE = tuple(map(re.compile, (r" ,(?<=\w ,)(?=\s|\Z)", r" ;(?<=\w ;)(?=\s|\Z)", r" \.(?<=[a-z] \.)(?=\s|\Z)")))
+_SPACE_BEFORE = tuple(
+    map(re.compile, (r" ,(?<=\w ,)(?=\s|\Z)", r" ;(?<=\w ;)(?=\s|\Z)", r" \.(?<=[a-z] \.)(?=\s+[A-Z][a-z]|\s*\Z)"))
+)
 # Composition looks no further back than one ASCII character.
 _NOT_ASCII = re.compile(r".?[^\x00-\x7f]+", re.DOTALL)
-# Control characters but tab and line ends; soft hyphen; zero widths, direction marks, invisible operators, byte order mark. The
-# zero-width joiner and non-joiner are orthography between letters of other scripts and parts of an emoji: there they stay.
-_JOINER = re.compile(r"[\u200c\u200d](?:(?<![^\x00-\x7f][\u200c\u200d])|(?![^\x00-\x7f]))")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_ODD_SPACE = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
+# Control characters but for white space; zero widths, direction marks, invisible operators, byte order mark; a soft hyphen, but not
+# between digits. The zero-width joiner and non-joiner are orthography between letters of other scripts and parts of an emoji: there
+# they stay, one or two at a time.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+)
+_SOFT_HYPHEN = re.compile(r"\u00ad(?:(?<!\d\u00ad)|(?!\d))")
+_JOINER = re.compile(r"[\u200c\u200d]{3,}|(?<![^\x00-\x7f])[\u200c\u200d]{1,2}|[\u200c\u200d]{1,2}(?![^\x00-\x7f])")
+_ODD_SPACE = re.compile(r"[\x0b\x0c\x1c-\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
 _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
-_OUTER = re.compile(r"\A\s+|\s+\Z")
-# Before the first word of a paragraph alone: "see paragraph [0032] below" is a reference, not a number in the margin.
-# Some stand twice: "[0036] [0036]FIG. 1 is".
-_PARAGRAPH_NUMBER = re.compile(r"\[(?<!\S\[)(\d{4})\](?:\s*\[\1\])?\s*(?=[A-Z0-9\"'“(])")
-_FIGURE = r"FIGS?\.? ?\d+[A-Za-z]?"
+_OUTER = re.compile(r"\A\s+|(?<!\s)\s+\Z")
+# A number in the margin stands before the first word of a paragraph. After one of these words, or before a lower-case one, it is
+# a reference: "see paragraph [0032] below". From 1900 on it can be a year. Some stand twice: "[0036] [0036]FIG. 1 is".
+_REFERRING = (
+    "see See in In to of by from with at and or per under paragraph paragraphs Paragraph para. paras. Para. ¶ cf. e.g.".split()
+)
+_REFERENCE = "".join(rf"(?<!\b{re.escape(word)} \[)" for word in _REFERRING)
+_NUMBER_IN_MARGIN = r"(0\d{3}|1[0-8]\d\d)"
+_FIRST_WORD = r"(?=\s*(?:[^\W_a-z]|[\"'“(]))"
+_PARAGRAPH_NUMBER = (
+    re.compile(rf"\[(?<!\S\[){_NUMBER_IN_MARGIN}\][ \t]*\[\1\][ \t]*{_FIRST_WORD}"),
+    re.compile(rf"\[(?<!\S\[){_REFERENCE}{_NUMBER_IN_MARGIN}\][ \t]*{_FIRST_WORD}"),
+)
+_FIGURE = r"(?:FIGS?|Figs?)\.? ?\d+[A-Za-z]?"
 _FIGURE_REFERENCE = re.compile(
-    rf" \( ?(?:see |cf\. |e\.g\.,? |as shown in )?{_FIGURE}(?:(?:, | and |, and | to |-|–)(?:{_FIGURE}|\d+[A-Za-z]?)){{0,9}} ?\)"
+    rf" \( ?(?:[Ss]ee |cf\. |e\.g\.,? |(?:as )?shown in )?{_FIGURE}"
+    rf"(?:(?:, | and |, and | to |-|–)(?:{_FIGURE}|\d+[A-Za-z]?)){{0,9}} ?\)"
 )
 _LIST_LETTER = re.compile(r"\((?<!\S\()[a-z]\) (?=\w)")
 _TRADEMARK = re.compile(r"[\u2122\u2120\u00ae]")
@@ -59,7 +82,7 @@ class Rule:
     """What a rule looks for and puts in its place. `suspect` tells in far less time that there is nothing to look for."""
 
     patterns: tuple[re.Pattern[str], ...]
-    substitute: Callable[[str], str]
+    substitute: Callable[[str], str]  # what stands in the place of a match
     suspect: Callable[[str], bool]
 
     def apply(self, text: str) -> tuple[str, Finding | None]:
@@ -118,7 +141,16 @@ def _unescape(escaped: str) -> str:
 
 
 def _entity(entity: str) -> str:
-    return html.unescape(entity) if entity.startswith("&#") or entity[1:] in html5 else entity
+    entity = _AMPERSANDS.sub("&", entity)
+    character = html.unescape(entity) if entity.startswith("&#") or entity[1:] in html5 else entity
+    return entity if "\ufffd" in character else character
+
+
+@lru_cache(1024)
+def _repair(word: str) -> str:
+    if len(word) == 1:
+        return word.encode("latin-1").decode("cp1252")
+    return ftfy.fix_encoding(word) if _MISREAD.search(_UNIT.sub("", word)) else word
 
 
 def _compose(run: str) -> str:
@@ -134,12 +166,12 @@ def _compose(run: str) -> str:
 # Rules that remove whole words come before those that mend the spaces they leave.
 RULES: dict[str, Rule] = {
     "escaped_unicode": Rule((_ESCAPED,), _unescape, _has("\\u")),
-    "mojibake": Rule((_MOJIBAKE,), lru_cache(1024)(ftfy.fix_encoding), _not_ascii),
+    "mojibake": Rule((_MOJIBAKE, _C1), _repair, _not_ascii),
     "html_entities": Rule((_ENTITY,), _entity, _has("&")),
     "unicode_nfc": Rule((_NOT_ASCII,), _compose, lambda text: not unicodedata.is_normalized("NFC", text)),
-    "invisible_characters": Rule((_CONTROL, _JOINER), lambda found: "", _unprintable),
-    "paragraph_numbers": Rule((_PARAGRAPH_NUMBER,), lambda found: "", _has("[0", "[1", "[2")),
-    "figure_references": Rule((_FIGURE_REFERENCE,), lambda found: "", _has("FIG")),
+    "invisible_characters": Rule((_CONTROL, _SOFT_HYPHEN, _JOINER), lambda found: "", _unprintable),
+    "paragraph_numbers": Rule(_PARAGRAPH_NUMBER, lambda found: "", _has("[0", "[1")),
+    "figure_references": Rule((_FIGURE_REFERENCE,), lambda found: "", _has("FIG", "Fig")),
     "list_letters": Rule((_LIST_LETTER,), lambda found: "", _has("(")),
     "trademark_signs": Rule((_TRADEMARK,), lambda found: "", _has("\u2122", "\u2120", "\u00ae")),
     "odd_spaces": Rule((_ODD_SPACE,), lambda found: " ", lambda text: "  " in text or _unprintable(text)),

@@ -23,6 +23,7 @@ def _generate(path: Path, columns: Columns) -> Iterator[dict[str, str | None]]:
     names = columns.model_dump()
     for row in read_raw(path, columns):
         texts = {field: value if is_text(value := row.fields.get(field)) else None for field in FIELDS}
+        texts["negative"] = texts["negative"] if texts["negative"] and not texts["negative"].isspace() else None
         yield {"place": row.place, "problem": find_problem(row, names), **texts}
 
 

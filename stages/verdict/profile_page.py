@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from skrub import TableReport
+
+from stages.verdict.pages import render_page
 
 BINS = 24
 
@@ -33,13 +34,18 @@ def count(number: int, noun: str) -> str:
 
 
 def find_things(
-    profile: Mapping[str, Any], examples: Mapping[str, Sequence[str]], max_length: int, max_new_tokens: int, defects: Sequence[str]
+    profile: Mapping[str, Any],
+    examples: Mapping[str, Sequence[str]],
+    max_length: int,
+    max_new_tokens: int,
+    rules: Sequence[str],
+    defects: Sequence[str],
 ) -> list[Thing]:
-    """The twelve things, those that call for a decision first."""
+    """The twelve things, those that call for a decision first. `rules` are those of cleaning that are on."""
     window = profile["forecast"][str(max_length)]
     largest, groups = profile["groups"]["largest"], profile["groups"]["count"]
     longer = profile["longer_positive_share"]
-    found = sum(sum(counts.values()) for counts in profile["defects"].values())
+    found = sum(counts[rule] for counts in profile["defects"].values() for rule in rules)
     things = [
         Thing(
             "Contexts in more than one row",
@@ -125,8 +131,8 @@ def find_things(
             "Defects in the text",
             count(found, "place"),
             found > 0,
-            "What cleaning finds, all fields together; every rule is on or off in params.yaml, and every change is in "
-            "data/clean/changes.jsonl.",
+            "What the rules of cleaning that are on find, all fields together; each is on or off in params.yaml, and every change "
+            "is in data/clean/changes.jsonl.",
             defects,
         ),
     ]
@@ -163,28 +169,35 @@ def render_profile(
     path: Path,
     columns: Mapping[str, str | None],
     asked: Mapping[str, Any],
+    rules: Sequence[str],
     profile: Mapping[str, Any],
     examples: Mapping[str, Sequence[str]],
     defects: Mapping[str, Mapping[str, str]],
     tokens: pd.DataFrame,
     rows: pd.DataFrame,
 ) -> str:
-    """The page, self-contained. `asked` holds format's parameters, `defects` one example by rule, `tokens` a column by field."""
-    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+    """The page, self-contained.
+
+    `asked` holds format's parameters, `rules` those of cleaning that are on, `defects` one example by rule, `tokens` a column by
+    field.
+    """
     kinds = {
         rule: [profile["defects"][field][rule] for field in columns]
         for rule in profile["defects"]["anchor"]
         if any(profile["defects"][field][rule] for field in columns)
     }
-    most = [f"{sum(counts):,} {rule.replace('_', ' ')}" for rule, counts in sorted(kinds.items(), key=lambda kind: -sum(kind[1]))]
-    things = find_things(profile, examples, asked["max_length"], asked["max_new_tokens"], most[:3])
-    return pages.get_template("profile.html.jinja").render(
+    ordered = sorted(kinds.items(), key=lambda kind: -sum(kind[1]))
+    most = [f"{sum(counts):,} {rule.replace('_', ' ')}" for rule, counts in ordered if rule in rules]
+    things = find_things(profile, examples, asked["max_length"], asked["max_new_tokens"], rules, most[:3])
+    return render_page(
+        "profile.html.jinja",
         path=path,
         columns=columns,
         asked=asked,
         profile=profile,
         things=things,
         kinds=kinds,
+        rules=rules,
         defects={rule: {name: show_marks(str(value)) for name, value in example.items()} for rule, example in defects.items()},
         histograms={field: histogram(tokens[field].dropna()) for field in columns if tokens[field].notna().any()},
         table=render_rows(rows),
