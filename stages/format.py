@@ -1,7 +1,8 @@
 """Split the clean rows by group and turn each into the prompt that the model will be asked with.
 
 Reads data/clean/rows.jsonl, the base model's tokenizer and prompts/NAME.jinja, where `format.prompt` is NAME. Writes
-data/formatted/: train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl; and metrics/format.json.
+data/formatted/: train.jsonl, validation.jsonl, test.jsonl, rejected.jsonl, and train_sample.jsonl with those train rows that the
+models are asked, too, so that over-fitting shows; and metrics/format.json.
 """
 
 import json
@@ -26,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def choose_passages(
-    tokenizer: PreTrainedTokenizerBase, template: Template, passages: list[str], question: str, budget: int
+    tokenizer: PreTrainedTokenizerBase, template: Template, passages: list[str], ranked: list[int], question: str, budget: int
 ) -> list[int]:
     """Indices of the passages that go into the prompt, in document order.
 
-    The best by BM25 first, each whole, up to the first that would take the prompt beyond `budget` tokens.
+    In the order of `ranked`, each whole, up to the first that would take the prompt beyond `budget` tokens.
     """
     left = budget - len(prompt_ids(tokenizer, build_messages(template, [], question)))
     chosen: list[int] = []
-    for index in rank_passages(passages, question):
+    for index in ranked:
         left -= len(tokenizer(passages[index] + "\n\n", add_special_tokens=False)["input_ids"])
         if left < 0:
             break
@@ -66,25 +67,27 @@ def format_row(
     if markup is not None:
         raise InputError(f"a text holds the tokenizer's markup {markup!r}")
     bare = build_messages(template, [], "")
-    question_only = prompt_ids(tokenizer, build_messages(template, [], row["query"]))
+    without_context = build_messages(template, [], row["query"])
+    question_only = prompt_ids(tokenizer, without_context)
     answer_tokens = len(prompt_completion_ids(tokenizer, bare, row["positive"])[1])
     least = len(question_only) + max(answer_tokens, params.max_new_tokens if split == "test" else 0)
     if least > params.max_length:
         raise InputError(f"question and answer alone take {least} tokens, format.max_length is {params.max_length}")
     reserve = params.max_new_tokens if split == "test" else max(params.max_new_tokens, answer_tokens)
     passages = split_passages(row["anchor"], params.passage_characters)
-    chosen = choose_passages(tokenizer, template, passages, row["query"], params.max_length - reserve)
+    ranked = rank_passages(passages, row["query"])
+    chosen = choose_passages(tokenizer, template, passages, ranked, row["query"], params.max_length - reserve)
     kept = [passages[index] for index in chosen]
     messages = build_messages(template, kept, row["query"])
     ids = prompt_ids(tokenizer, messages)
-    if split == "test" and positions is not None:
-        negative_tokens = len(prompt_completion_ids(tokenizer, bare, row["negative"])[1]) if row["negative"] else 0
-        total = len(ids) + max(answer_tokens, negative_tokens)
-        if total > positions:
-            raise InputError(f"its prompt and its longer answer take {total} tokens, the model has {positions} positions")
+    negative_tokens = len(prompt_completion_ids(tokenizer, bare, row["negative"])[1]) if row["negative"] else 0
+    total = len(ids) + max(answer_tokens, negative_tokens)
+    if split == "test" and positions is not None and total > positions:
+        raise InputError(f"its prompt and its longer answer take {total} tokens, the model has {positions} positions")
     return {
         "id": row["id"],
         "messages": messages,
+        "messages_no_context": without_context,
         "messages_no_question": build_messages(template, kept, ""),
         "messages_bare": bare,
         "question": row["query"],
@@ -93,9 +96,12 @@ def format_row(
         "contradicts": row["contradicts"],
         "passages": chosen,
         "passages_in_context": len(passages),
+        "best_passage": passages[ranked[0]] if ranked else "",
         "prompt_tokens": len(ids),
         "prompt_hash": hash_ids(ids),
+        "prompt_hash_no_context": hash_ids(question_only),
         "answer_tokens": answer_tokens,
+        "tokens": total,
     }
 
 
@@ -128,6 +134,7 @@ def main() -> None:
     # each other are none: nothing in their questions could decide
     asked = [rows[record["id"]] for split in SPLITS for record in formatted[split]]
     partners = pair_rows([row for row in asked if row["contradicts"] is None])
+    write_jsonl(Path("data/formatted/rejected.jsonl"), rejected)
     check_rejected_share(rejected, len(rows), params.clean.max_rejected_share)
     for split in SPLITS:
         if not formatted[split]:
@@ -137,6 +144,9 @@ def main() -> None:
     for split in SPLITS:
         records = [{**record, "pair": partners.get(record["id"])} for record in formatted[split]]
         write_jsonl(Path(f"data/formatted/{split}.jsonl"), records)
+        if split == "train":  # rows are in the order of their ids, which are drawn from their text
+            short = [record for record in records if limit is None or record["tokens"] <= limit]
+            write_jsonl(Path("data/formatted/train_sample.jsonl"), short[: params.format.train_sample])
         trimmed = sum(len(record["passages"]) < record["passages_in_context"] for record in records)
         metrics[split] = {
             "rows": len(records),
@@ -149,7 +159,6 @@ def main() -> None:
             "answer_tokens_mean": round(mean(record["answer_tokens"] for record in records), 1),
             "answer_tokens_max": max(record["answer_tokens"] for record in records),
         }
-    write_jsonl(Path("data/formatted/rejected.jsonl"), rejected)
     write_json(Path("metrics/format.json"), metrics)
     log.info(", ".join(f"{split}: {metrics[split]['rows']} rows" for split in SPLITS))
     for split in SPLITS:

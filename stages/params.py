@@ -96,6 +96,7 @@ class FormatParams(Section):
     max_length: Annotated[int, Field(ge=16)]
     max_new_tokens: Count
     passage_characters: Annotated[int, Field(ge=50)]
+    train_sample: Count
 
     @model_validator(mode="after")
     def _leaves_room(self) -> "FormatParams":
@@ -125,7 +126,7 @@ class SftParams(Section):
     lora: LoraParams
 
 
-Primary = Literal["rouge_l", "token_f1", "bits_per_byte", "pair_matching", "contrastive"]
+Primary = Literal["rouge_l", "chrf", "token_f1", "bits_per_byte", "pair_matching", "contrastive"]
 
 
 class EvaluateParams(Section):
@@ -133,6 +134,19 @@ class EvaluateParams(Section):
     seed: Seed
     draws: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class ReviewParams(Section):
+    seed: Seed
+    pairs: Count
+    repeats: Annotated[int, Field(ge=0)]
+    catch_trials: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _repeats_pairs(self) -> "ReviewParams":
+        if self.repeats > self.pairs:
+            raise ValueError(f"repeats ({self.repeats}) must not be more than pairs ({self.pairs})")
+        return self
 
 
 class Params(Section):
@@ -143,6 +157,7 @@ class Params(Section):
     split: SplitParams
     format: FormatParams
     sft: SftParams
+    review: ReviewParams
     evaluate: EvaluateParams
 
 

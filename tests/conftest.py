@@ -14,6 +14,7 @@ from hypothesis import settings
 from ruamel.yaml import YAML
 
 from stages.corpus import inventions
+from stages.corpus.rows import write_json, write_jsonl, write_text
 from stages.params import load_recipe
 
 # no deadline: the machine may be busy; derandomized: CI fails on a change, not on a draw
@@ -104,6 +105,81 @@ def project(tmp_path, monkeypatch, tiny_dir):
         sft__eval_steps=2,
         sft__warmup_steps=0,
         evaluate__draws=200,
+        format__train_sample=4,
+        review__pairs=4,
+        review__repeats=1,
+        review__catch_trials=1,
     )
     edit_yaml(Path("models/local.yaml"), path=str(tiny_dir))
     return tmp_path
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """Writes, in a project folder without a model, all that `review` and `evaluate` read: two systems' answers, by hand.
+
+    Fine-tuning copies the reference, zero-shot says something else. `hostile` are texts by index that stand in every field.
+    """
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local"))
+    monkeypatch.chdir(tmp_path)
+    edit_yaml("params.yaml", evaluate__draws=200, format__passage_characters=50)
+
+    def write(rows=4, hostile=None, review=None):
+        for name, value in (review or {}).items():
+            edit_yaml("params.yaml", **{f"review__{name}": value})
+        context = "The pump is made of steel. It weighs 12 kg."
+        formatted, clean = [], []
+        for index in range(rows):
+            mean = (hostile or {}).get(index, "")
+            clean.append({"id": f"r{index}", "anchor": f"{context} {mean}".strip()})
+            formatted.append(
+                {
+                    "id": f"r{index}",
+                    "group": f"g{index}",
+                    "pair": None,
+                    "contradicts": None,
+                    "prompt_hash": "h",
+                    "prompt_hash_no_context": "n",
+                    "messages": [{"role": "user", "content": context}],
+                    "passages": [0],
+                    "best_passage": context,
+                    "question": f"<img src=x> | *why* `r`? {mean}".strip(),
+                    "positive": f"the tuned answer {index} {mean}".strip(),
+                    "negative": None,
+                }
+            )
+        predictions = {}
+        for system in ("zeroshot", "sft", "no_context"):
+            predictions[system] = [
+                {
+                    "id": row["id"],
+                    "prompt_hash": "n" if system == "no_context" else "h",
+                    "prediction": row["positive"] if system == "sft" else f"something else {row['id']}",
+                    "finish_reason": "stop",
+                    "likelihood": {"positive": {"question": {"sum": -8.0, "tokens": 3, "bytes": 12}}, "negative": None},
+                }
+                for row in formatted
+            ]
+        split = {"rows": rows, "groups": rows, "pairs": 0, "trimmed_share": 0.5, "prompt_tokens_mean": 9.5, "prompt_tokens_max": 12}
+        split |= {"answer_tokens_mean": 4.0, "answer_tokens_max": 5}
+        for path, records in {
+            "data/clean/rows": clean,
+            "data/formatted/test": formatted,
+            "data/formatted/train": formatted,
+            "data/formatted/train_sample": formatted[:2],
+            **{f"data/predictions/{system}": records for system, records in predictions.items()},
+            **{f"data/predictions/{system}_train": predictions[system][:2] for system in ("zeroshot", "sft")},
+        }.items():
+            write_jsonl(Path(f"{path}.jsonl"), records)
+        for path, value in {
+            "artifacts/base/manifest.json": {"source": {"path": "models/x"}, "files": {}},
+            "data/predictions/device.json": {"device": "CPU", "dtype": "float32"},
+            "metrics/format.json": dict.fromkeys(("train", "validation", "test"), split),
+        }.items():
+            write_json(Path(path), value)
+        Path("data/votes").mkdir()
+        write_text(Path("reports/sft_history.csv"), "step,loss,eval_loss\n1,2.5,\n2,,1.5\n2,2.0,\n4,1.0,1.25\n")
+        return predictions
+
+    return write

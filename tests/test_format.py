@@ -113,7 +113,9 @@ def test_settings_that_can_not_work_are_errors(project, changes, message):
     clean.main()
     with pytest.raises(InputError, match=message):
         format.main()
-    assert not Path("data/formatted").exists()
+    written = [path.name for path in Path("data/formatted").iterdir()] if "rows can't be used" in message else []
+    assert written == (["rejected.jsonl"] if written else [])
+    assert bool(written) == Path("data/formatted").exists()
 
 
 def test_too_few_groups_are_an_error(project):

@@ -1,19 +1,32 @@
 import math
+from difflib import SequenceMatcher
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import sentence_chrf
 
 from stages.verdict.metrics import (
+    METRICS,
     answer_only,
     bits_per_byte,
+    chrf,
+    chrf_signature,
     contrastive,
+    copied_span,
+    find_tokens,
     length_ratio,
+    longest_shared_runs,
+    naive_preference,
+    ngram_support,
+    number_support,
     pair_matching,
+    repetition,
     rouge_l,
     score_row,
     token_f1,
+    tokenize,
 )
 
 WORDS = st.lists(st.sampled_from(["the", "pump", "Valve-seat", "is", "made", "of", "steel.", "12", ""]), max_size=20)
@@ -37,6 +50,21 @@ def test_rouge_l_of_ascii_text_is_that_of_rouge_score(prediction, reference):
     assert rouge_l(*texts) == pytest.approx(expected, abs=1e-12)
 
 
+@given(WORDS, WORDS)
+def test_chrf_is_sacrebleus_with_words(prediction, reference):
+    texts = " ".join(prediction), " ".join(reference)
+    assert chrf(*texts) == pytest.approx(sentence_chrf(texts[0], [texts[1]], word_order=2).score / 100)
+
+
+def test_chrf_by_hand_and_its_signature():
+    # "ab" against "abc" without words: character 1-grams 2 of 2 and 2 of 3, 2-grams 1 of 1 and 1 of 2, 3-grams 0 of 0 and 0 of 1;
+    # a word 1-gram 0 of 1 and 0 of 1. Orders that the prediction or the reference lacks don't count: 1, 2 and the word.
+    precision, recall = (1 + 1 + 0) / 3, (2 / 3 + 1 / 2 + 0) / 3
+    assert chrf("ab", "abc") == pytest.approx(5 * precision * recall / (4 * precision + recall))
+    assert chrf("the pump", "the pump") == 1
+    assert chrf_signature().startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:")
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference", "expected"),
     [
@@ -52,6 +80,11 @@ def test_words_of_any_script_count(prediction, reference, expected):
     assert token_f1(prediction, reference) == pytest.approx(expected)
 
 
+def test_tokens_are_found_where_they_stand():
+    text = "The Valve-seat, 答案"
+    assert [text[start:end].lower() for start, end, _ in find_tokens(text)] == tokenize(text)
+
+
 def test_token_f1_by_hand():
     # bags {the: 2, cat, sat} and {the, cat, ran}: 2 shared, precision 2/4, recall 2/3
     assert token_f1("the cat the sat", "The cat ran") == pytest.approx(4 / 7)
@@ -61,6 +94,37 @@ def test_token_f1_by_hand():
 def test_bits_per_byte_and_length_by_hand():
     assert bits_per_byte({"sum": -8 * math.log(2), "bytes": 4}) == pytest.approx(2)
     assert length_ratio("ab", "abcd") == 0.5
+
+
+def test_repetition_by_hand():
+    # "a b c d a b c d": five four-word sequences, of which "a b c d" stands twice
+    assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
+    assert repetition("a b c") == repetition("") == 0
+
+
+CONTEXT = "The pump is made of steel. It weighs 12 kg, at 3.5 bar; the valve of brass weighs 7 g."
+
+
+def test_support_by_hand():
+    # "the valve is", "valve is made", "is made of", "made of steel": the last two stand in the context
+    assert ngram_support("The valve is made of steel", CONTEXT) == pytest.approx(2 / 4)
+    assert ngram_support("the pump", CONTEXT) is None
+    assert number_support("12 or 3.5 or 3", CONTEXT) == pytest.approx(2 / 3)
+    assert number_support("none", CONTEXT) is None
+    assert copied_span("It is made of steel it weighs, they say", CONTEXT) == 6
+    assert copied_span("", CONTEXT) == 0
+
+
+LETTERS = st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=5)
+
+
+@given(LETTERS, LETTERS)
+def test_the_longest_shared_run_is_what_difflib_finds_text_by_text(answers, texts):
+    def longest(answer):
+        matchers = [SequenceMatcher(None, tokenize(answer), tokenize(text), autojunk=False) for text in texts]
+        return max((matcher.find_longest_match().size for matcher in matchers), default=0)
+
+    assert longest_shared_runs(answers, texts) == [longest(answer) for answer in answers]
 
 
 def test_a_pair_is_matched_by_both_questions_together_and_a_texts_own_likelihood_cancels():
@@ -74,6 +138,15 @@ def test_a_pair_is_matched_by_both_questions_together_and_a_texts_own_likelihood
     assert pair_matching(first, {"positive": likelihood(82), "negative": likelihood(-15)}) == 1
     same = {"positive": likelihood(-1), "negative": likelihood(-1)}
     assert pair_matching(same, same) == 0.5
+
+
+def test_the_naive_comparison_is_one_half_for_a_swapped_pair_whatever_the_model_knows():
+    # answers of ten bytes; B is likelier everywhere, so of two rows that swap A and B one is right and one wrong
+    first = {"positive": likelihood(-10), "negative": likelihood(-5)}
+    second = {"positive": likelihood(-4), "negative": likelihood(-11)}
+    assert (naive_preference(first) + naive_preference(second)) / 2 == 0.5
+    # 20 nats over 10 bytes, 30 nats over 20 bytes: the longer is likelier per byte
+    assert naive_preference({"positive": likelihood(-20), "negative": likelihood(-30, size=20)}) == 0
 
 
 def test_contrastive_compares_what_the_prompt_adds():
@@ -92,16 +165,28 @@ def test_answer_only_compares_per_byte():
     ("negative", "pair", "names"),
     [
         (None, None, set()),
-        (likelihood(-2), None, {"answer_only", "contrastive", "contrastive_no_question"}),
-        (likelihood(-2), "other", {"answer_only"}),
+        (likelihood(-2), None, {"answer_only", "naive_preference", "contrastive", "contrastive_no_question"}),
+        (likelihood(-2), "other", {"answer_only", "naive_preference"}),
     ],
 )
-def test_metrics_that_need_a_negative_are_left_out_without_one(negative, pair, names):
+def test_metrics_that_can_not_be_said_are_left_out(negative, pair, names):
     prediction = {
         "prediction": "Steel.",
         "finish_reason": "length",
         "likelihood": {"positive": likelihood(-1), "negative": negative},
     }
-    scores = score_row({"positive": "Steel.", "pair": pair}, prediction)
-    assert scores.keys() == {"rouge_l", "token_f1", "bits_per_byte", "length_ratio", "truncated"} | names
-    assert (scores["rouge_l"], scores["truncated"], scores["length_ratio"]) == (1, 1, 1)
+    scores = score_row({"positive": "Steel.", "pair": pair}, prediction, CONTEXT)
+    without_numbers = {
+        "rouge_l",
+        "chrf",
+        "token_f1",
+        "bits_per_byte",
+        "copied_span",
+        "length_ratio",
+        "repetition",
+        "truncated",
+        "empty",
+    }
+    assert scores.keys() == without_numbers | names
+    assert scores.keys() <= set(METRICS)
+    assert (scores["rouge_l"], scores["truncated"], scores["length_ratio"], scores["copied_span"]) == (1, 1, 1, 1)

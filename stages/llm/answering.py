@@ -104,6 +104,18 @@ def score_completions(
     return scores
 
 
+def answer_questions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """What a model answers to the rows' questions without any passage: a mapping a row, as `generate_answers` makes them."""
+    prompts = [prompt_ids(tokenizer, row["messages_no_context"]) for row in rows]
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
+    return [
+        {"id": row["id"], "prompt_hash": hash_ids(prompt), **answer}
+        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
+    ]
+
+
 def answer_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
 ) -> list[dict[str, Any]]:

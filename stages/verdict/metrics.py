@@ -3,14 +3,44 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
+from sacrebleu.metrics.chrf import CHRF
 
 # Chinese characters and Japanese kana count one by one: no blank tells words apart.
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+")
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_CHRF = CHRF(word_order=2)
+SUPPORT_WORDS, REPETITION_WORDS = 3, 4
+
+METRICS = (
+    "rouge_l",
+    "chrf",
+    "token_f1",
+    "bits_per_byte",
+    "pair_matching",
+    "contrastive",
+    "contrastive_no_question",
+    "answer_only",
+    "naive_preference",
+    "ngram_support",
+    "number_support",
+    "copied_span",
+    "length_ratio",
+    "repetition",
+    "truncated",
+    "empty",
+)
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "repetition", "truncated", "empty"})
 
 Likelihood = Mapping[str, Mapping[str, float]]
 
@@ -18,6 +48,11 @@ Likelihood = Mapping[str, Mapping[str, float]]
 def tokenize(text: str) -> list[str]:
     """Lower-case runs of letters and digits of any script; of ASCII text these are rouge-score's, which published figures use."""
     return _TOKEN.findall(text.lower())
+
+
+def find_tokens(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and token of each place in the text as it stands."""
+    return [(match.start(), match.end(), match[0].lower()) for match in _TOKEN.finditer(text)]
 
 
 def rouge_l(prediction: str, reference: str) -> float:
@@ -37,9 +72,101 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * shared / (predicted.total() + expected.total())
 
 
+def chrf(prediction: str, reference: str) -> float:
+    """chrF++ as sacrebleu computes it, in [0, 1] where sacrebleu says 0 to 100. Popović, chrF++, 2017."""
+    return float(_CHRF.sentence_score(prediction, [reference]).score) / 100
+
+
+def chrf_signature() -> str:
+    """What sacrebleu asks to be quoted with its figures: version and settings."""
+    scorer = CHRF(word_order=2)
+    scorer.corpus_score(["a"], [["a"]])  # it knows the number of references only then
+    return str(scorer.get_signature().format())
+
+
 def length_ratio(prediction: str, reference: str) -> float:
     """Characters of the prediction for each of the reference."""
     return len(prediction) / len(reference)
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def repetition(prediction: str) -> float:
+    """Share of the four-word sequences that stood in the answer before. Welleck et al., Neural Text Generation with Unlikelihood
+    Training, 2020 (seq-rep-4). 0 where there is none.
+    """
+    ngrams = _ngrams(tokenize(prediction), REPETITION_WORDS)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+class _Context(NamedTuple):
+    ngrams: set[tuple[str, ...]]
+    numbers: set[str]
+    matcher: "SequenceMatcher[str]"
+
+
+@lru_cache(maxsize=4)  # all answers of a row are held against one context
+def _context(text: str) -> _Context:
+    tokens = tokenize(text)
+    return _Context(
+        set(_ngrams(tokens, SUPPORT_WORDS)), set(_NUMBER.findall(text)), SequenceMatcher(None, b=tokens, autojunk=False)
+    )
+
+
+def ngram_support(prediction: str, context: str) -> float | None:
+    """Share of the answer's three-word sequences that stand in the context; None where it has none."""
+    ngrams = _ngrams(tokenize(prediction), SUPPORT_WORDS)
+    return sum(ngram in _context(context).ngrams for ngram in ngrams) / len(ngrams) if ngrams else None
+
+
+def number_support(prediction: str, context: str) -> float | None:
+    """Share of the answer's numbers that stand in the context; None where it has none."""
+    numbers = _NUMBER.findall(prediction)
+    return sum(number in _context(context).numbers for number in numbers) / len(numbers) if numbers else None
+
+
+def copied_span(prediction: str, context: str) -> int:
+    """Words of the longest run that the answer takes from the context as it stands."""
+    matcher = _context(context).matcher
+    matcher.set_seq1(tokenize(prediction))
+    return matcher.find_longest_match().size
+
+
+def longest_shared_runs(answers: Sequence[str], texts: Iterable[str]) -> list[int]:
+    """For each answer the words of its longest run that stands, word for word, in one of the texts.
+
+    A run of n words is shared only where its first n - 1 are: of answers and texts alike, only the places that still are go on.
+    """
+    known: dict[str, int] = {}
+
+    def number(many: Iterable[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        words: list[int] = []
+        owners: list[int] = []
+        for owner, text in enumerate(many):
+            ids = [known.setdefault(word, len(known) + 1) for word in tokenize(text)]
+            words += [*ids, 0]  # 0 ends a text: no run goes beyond it
+            owners += [owner] * (len(ids) + 1)
+        return np.array(words, dtype=np.uint64), np.array(owners, dtype=np.int64)
+
+    (asked, owner), (given, _) = number(answers), number(texts)
+    longest = np.zeros(len(answers), dtype=np.int64)
+    at, there = np.flatnonzero(asked), np.flatnonzero(given)
+    runs, known_runs = asked[at], given[there]
+    length = 1
+    while True:
+        alive, known_alive = np.isin(runs, known_runs), np.isin(known_runs, runs)
+        at, runs, there, known_runs = at[alive], runs[alive], there[known_alive], known_runs[known_alive]
+        if not len(at):
+            return [int(value) for value in longest]
+        longest[owner[at]] = length
+        further, known_further = asked[at + length] > 0, given[there + length] > 0
+        at, runs, there, known_runs = at[further], runs[further], there[known_further], known_runs[known_further]
+        # a hash of 64 bits by Horner's rule, modulo 2^64
+        runs = runs * _BASE + asked[at + length]
+        known_runs = known_runs * _BASE + given[there + length]
+        length += 1
 
 
 def bits_per_byte(likelihood: Mapping[str, float]) -> float:
@@ -78,22 +205,46 @@ def answer_only(row: Mapping[str, Likelihood]) -> float:
     return prefer(-bits_per_byte(row["positive"]["bare"]), -bits_per_byte(row["negative"]["bare"]))
 
 
-def score_row(row: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, float]:
-    """Every metric of one test row that needs no other row. Those that need a negative are left out where there is none.
+def naive_preference(row: Mapping[str, Likelihood]) -> float:
+    """Whether the positive, asked for in full, is likelier per byte than the negative. Style moves it: no evidence of knowledge."""
+    return prefer(-bits_per_byte(row["positive"]["question"]), -bits_per_byte(row["negative"]["question"]))
+
+
+def score_answer(answer: str, reference: str, context: str) -> dict[str, float]:
+    """Every metric of an answer's text, whoever wrote it. Those that say nothing of it are left out: the support of no number."""
+    scores = {
+        "rouge_l": rouge_l(answer, reference),
+        "chrf": chrf(answer, reference),
+        "token_f1": token_f1(answer, reference),
+        "ngram_support": ngram_support(answer, context),
+        "number_support": number_support(answer, context),
+        "copied_span": copied_span(answer, context),
+        "length_ratio": length_ratio(answer, reference),
+        "repetition": repetition(answer),
+        "empty": float(not answer.strip()),
+    }
+    return {name: float(value) for name, value in scores.items() if value is not None}
+
+
+def score_likelihood(likelihood: Mapping[str, Any], paired: bool) -> dict[str, float]:
+    """Every metric of one row's likelihoods. Those that need a negative are left out where there is none.
 
     `contrastive` and its control are for rows that are not of a swapped pair: there the question decides, and `pair_matching` asks.
     """
-    likelihood, answer = prediction["likelihood"], prediction["prediction"]
-    scores = {
-        "rouge_l": rouge_l(answer, row["positive"]),
-        "token_f1": token_f1(answer, row["positive"]),
-        "bits_per_byte": bits_per_byte(likelihood["positive"]["question"]),
-        "length_ratio": length_ratio(answer, row["positive"]),
-        "truncated": float(prediction["finish_reason"] == "length"),
-    }
+    scores = {"bits_per_byte": bits_per_byte(likelihood["positive"]["question"])}
     if likelihood["negative"] is not None:
         scores["answer_only"] = answer_only(likelihood)
-        if row["pair"] is None:
+        scores["naive_preference"] = naive_preference(likelihood)
+        if not paired:
             scores["contrastive"] = contrastive(likelihood)
             scores["contrastive_no_question"] = contrastive(likelihood, "no_question")
     return scores
+
+
+def score_row(row: Mapping[str, Any], prediction: Mapping[str, Any], context: str) -> dict[str, float]:
+    """Every metric of one row under one system that needs no other row."""
+    return {
+        **score_answer(prediction["prediction"], row["positive"], context),
+        "truncated": float(prediction["finish_reason"] == "length"),
+        **score_likelihood(prediction["likelihood"], row["pair"] is not None),
+    }

@@ -1,4 +1,4 @@
-"""The report for terminals and pull requests: two sentences of verdict, the table, and answers side by side."""
+"""The report: what is said of the numbers, as Markdown for terminals and pull requests and as a page."""
 
 import html
 import re
@@ -6,20 +6,47 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import markupsafe
+import pandas as pd
+from markupsafe import Markup
+from rapidfuzz.distance import LCSseq
+
+from stages.verdict.metrics import LOWER_IS_BETTER, METRICS, find_tokens
+from stages.verdict.pages import render_page
+
 SHOWN_CHARACTERS = 600
 ROWS_SHOWN = 5
 
 TITLES = {
     "rouge_l": "ROUGE-L",
+    "chrf": "chrF++",
     "token_f1": "token F1",
     "bits_per_byte": "bits per byte of the reference (lower is better)",
     "pair_matching": "pair matching: the question decides",
     "contrastive": "contrastive: the context decides",
-    "contrastive_no_question": "the same without the question: what the passages alone tell",
-    "answer_only": "control: bare answers, per byte",
+    "contrastive_no_question": "contrastive without the question: what the passages alone tell",
+    "answer_only": "bare answers: a control, per byte",
+    "naive_preference": "likelier per byte: the naive comparison, which style moves",
+    "ngram_support": "three-word sequences found in the context",
+    "number_support": "numbers found in the context",
+    "copied_span": "longest run copied from the context, in words",
     "length_ratio": "length, for each character of the reference",
+    "repetition": "four-word sequences that repeat (lower is better)",
     "truncated": "answers cut off at max_new_tokens (lower is better)",
+    "empty": "empty answers (lower is better)",
 }
+NOT_SHARES = {"bits_per_byte", "copied_span", "length_ratio"}  # of another unit than 0 to 1
+BASELINES = {
+    "no_context": "zero-shot, asked without the passages",
+    "best_passage": "the best passage, copied",
+    "longer": "the longer answer wins",
+    "gold": "the reference itself",
+}
+
+
+def title(metric: str) -> str:
+    """A metric's name alone, without what is said of it."""
+    return TITLES[metric].split(" (")[0].split(":")[0]
 
 
 def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
@@ -30,11 +57,23 @@ def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
 
 
+def mark_common(text: str, other: str) -> Markup:
+    """A text, escaped, with those words marked that it shares with the other in the same order (as ROUGE-L counts them)."""
+    places, words = find_tokens(text), [word for _, _, word in find_tokens(other)]
+    made, end = [Markup()], 0
+    for operation in LCSseq.opcodes([word for _, _, word in places], words):
+        if operation.tag == "equal" and operation.src_start < operation.src_end:
+            start, stop = places[operation.src_start][0], places[operation.src_end - 1][1]
+            made += [markupsafe.escape(text[end:start]), Markup("<mark>"), markupsafe.escape(text[start:stop]), Markup("</mark>")]
+            end = stop
+    return Markup().join([*made, markupsafe.escape(text[end:])])
+
+
 def style_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     """Does it answer more like the references? The verdict on the primary metric, with its interval."""
     result = metrics["primary"]
     numbers = (
-        f"{TITLES[primary].split(' (')[0]} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
+        f"{title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
         f"({result['delta']:+.3f}, interval {result['low']:+.3f} to {result['high']:+.3f}, p = {result['p']:.4f})"
     )
     verdict = {
@@ -43,7 +82,10 @@ def style_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         0: "**There is no evidence that fine-tuning changed the answers for better or worse**",
     }
     groups = f"{metrics['groups']} group{'s' * (metrics['groups'] != 1)}"
-    return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {groups}."
+    detectable = "These are too few groups to show any difference, however large."
+    if "detectable" in result:
+        detectable = f"The smallest true difference that these rows would likely have shown is {result['detectable']:.3f}."
+    return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {groups}. {detectable}"
 
 
 def knowledge_sentence(metrics: Mapping[str, Any], confidence: float) -> str:
@@ -91,7 +133,7 @@ def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         return sentence + "No other row has what the primary metric needs."
     result = metrics["unflagged"]["primary"]
     return (
-        f"{sentence}Without them {TITLES[primary].split(' (')[0]} goes from {result['zeroshot']:.3f} to {result['sft']:.3f} "
+        f"{sentence}Without them {title(primary)} goes from {result['zeroshot']:.3f} to {result['sft']:.3f} "
         f"({result['delta']:+.3f}, interval {result['low']:+.3f} to {result['high']:+.3f}) on {metrics['unflagged']['n']} rows."
     )
 
@@ -110,12 +152,88 @@ def render_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """How much better the train rows are answered than the test rows, and how much of their answers is taken over."""
+    part = metrics["overfitting"]
+    runs = part["longest_run"]
+    copied = (
+        f"The longest run of words that a test answer shares with a training answer is {runs['sft']['max']} words, "
+        f"{runs['sft']['mean']:.1f} on average; before, {runs['zeroshot']['max']} and {runs['zeroshot']['mean']:.1f}."
+    )
+    if primary not in part["gap"]:
+        return copied
+    gap = part["gap"][primary]
+    return (
+        f"On {part['train_rows']} train rows {title(primary)} is {part['train']['sft'][primary]:.3f}, "
+        f"{gap['sft']:+.3f} against the test rows; before, {part['train']['zeroshot'][primary]:.3f}, {gap['zeroshot']:+.3f}. "
+        + copied
+    )
+
+
+def votes_sentence(metrics: Mapping[str, Any]) -> str:
+    """What people said who did not know whose answer was which."""
+    votes = metrics["votes"]
+    if not votes["rows"]:
+        return "**Nobody has voted yet**: reports/review.html is the page for it; files go to data/votes/."
+    raters = f"{votes['raters']} rater{'s' * (votes['raters'] != 1)}"
+    decided = votes["wins"] + votes["losses"]
+    said = (
+        f"**People chose the fine-tuned answer in {votes['wins']} of {votes['rows']} pairs**, "
+        f"the zero-shot one in {votes['losses']}, none in {votes['ties']} ({raters}). "
+        f"Ties as halves, that is {votes['win_rate']:.0%} "
+        f"({votes['win_rate_low']:.0%} to {votes['win_rate_high']:.0%})"
+    )
+    if decided:
+        low, high = votes["wins_share_low"], votes["wins_share_high"]
+        said += f"; of the {decided} decided, {votes['wins_share']:.0%} ({low:.0%} to {high:.0%}, sign test p = {votes['p']:.4f})"
+    said += "."
+    if "left_pick" in votes:
+        said += (
+            f" The left one was picked in {votes['left_pick']:.0%} ({votes['left_pick_low']:.0%} to {votes['left_pick_high']:.0%})."
+        )
+    if "self_agreement" in votes:
+        said += f" Pairs shown again with sides swapped were voted on alike in {votes['self_agreement']:.0%}."
+    if "identical_called_equal" in votes:
+        said += f" Identical answers were called equal in {votes['identical_called_equal']:.0%}."
+    if "alpha" in votes:
+        said += f" Krippendorff's alpha between raters is {votes['alpha']:.2f}."
+    return said
+
+
+def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """By metric what zero-shot, fine-tuned and each of BASELINES score, None where that can't be said."""
+    names = [name for name in METRICS if any(name in scores for scores in metrics["baselines"].values())]
+    return {
+        name: [
+            *(metrics.get(name, {}).get(system) for system in ("zeroshot", "sft")),
+            *(metrics["baselines"][key].get(name) for key in BASELINES),
+        ]
+        for name in names
+    }
+
+
+def render_baselines(metrics: Mapping[str, Any]) -> str:
+    """The same as a Markdown table."""
+    heads = ["metric", "zero-shot", "fine-tuned", *BASELINES.values()]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    for name, values in baselines_table(metrics).items():
+        lines.append(f"| {title(name)} | {' | '.join('' if value is None else f'{value:.3f}' for value in values)} |")
+    return "\n".join(lines)
+
+
+def order_rows(scored: Sequence[Mapping[str, Any]], primary: str) -> list[Mapping[str, Any]]:
+    """The scored rows that have the primary metric, those that lost most by fine-tuning first."""
+    sign = -1 if primary in LOWER_IS_BETTER else 1
+    having = [scores for scores in scored if primary in scores["sft"]]
+    return sorted(having, key=lambda scores: (sign * (scores["sft"][primary] - scores["zeroshot"][primary]), scores["id"]))
+
+
 def render_row(row: Mapping[str, Any], record: Mapping[str, Any], predictions: Mapping[str, Any], primary: str) -> str:
     """One test row: its question, the reference, and both answers."""
     scores = ", ".join(f"{system} {record[system][primary]:.3f}" for system in ("zeroshot", "sft"))
     return "\n".join(
         [
-            f"**{escape(row['question'])}** ({row['id']}; {TITLES[primary].split(' (')[0]}: {scores})",
+            f"**{escape(row['question'])}** ({row['id']}; {title(primary)}: {scores})",
             "",
             f"- reference: {escape(row['positive'])}",
             f"- zero-shot: {escape(predictions['zeroshot'][row['id']]['prediction']) or '(empty)'}",
@@ -125,55 +243,123 @@ def render_row(row: Mapping[str, Any], record: Mapping[str, Any], predictions: M
     )
 
 
-def render_report(
+def left_out(metrics: Mapping[str, Any]) -> str:
+    """Which metrics no test row has what they need for, or nothing."""
+    missing = [title(name) for name in METRICS if name not in metrics]
+    needs = "a negative; for pair matching a row that swaps answers with it, for contrastive none that does; an answer with numbers"
+    return f"Left out, since no test row has what they need ({needs}): {'; '.join(missing)}." if missing else ""
+
+
+def render_markdown(
     metrics: Mapping[str, Any],
     scored: Sequence[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    asked: Mapping[str, Any],
-    lower_is_better: bool,
+    facts: Mapping[str, str],
+    primary: str,
+    confidence: float,
 ) -> str:
-    """The whole report as Markdown. `asked` are facts of the run to be listed, by name; text from data is escaped."""
-    primary = asked["primary metric"]
-    having = [record for record in scored if primary in record["sft"]]
-    sign = -1 if lower_is_better else 1
-    ordered = sorted(having, key=lambda record: (sign * (record["sft"][primary] - record["zeroshot"][primary]), record["id"]))
-    by_id = {row["id"]: row for row in rows}
+    """The report as Markdown: the headline first. `facts` are to be listed, by name; text from data is escaped."""
+    ordered = order_rows(scored, primary)
 
     def shown(records: Sequence[Mapping[str, Any]]) -> str:
-        return "\n".join(render_row(by_id[record["id"]], record, predictions, primary) for record in records)
+        return "\n".join(render_row(rows[record["id"]], record, predictions, primary) for record in records)
 
-    missing = [title for name, title in TITLES.items() if name not in metrics]
-    needs = "a negative; for pair matching a row that swaps answers with it, for contrastive none that does"
-    contradictions = contradiction_sentence(metrics, primary)
-    left_out = f"\nLeft out, since no test row has what they need ({needs}): {'; '.join(missing)}.\n" if missing else ""
-    return f"""# Does fine-tuning help?
+    paragraphs = [
+        style_sentence(metrics, primary),
+        knowledge_sentence(metrics, confidence),
+        votes_sentence(metrics),
+        render_table(metrics),
+        left_out(metrics),
+        contradiction_sentence(metrics, primary),
+        "Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. "
+        "The control of bare answers sees neither passages nor question: far from 0.5, style or length gives the right answer "
+        "away. Pair matching and contrastive judge which of two given answers a model finds likelier, not what it writes: for "
+        "that, read the answers below.",
+        "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items()),
+        "## Beside simple baselines",
+        render_baselines(metrics),
+        "## Learned by heart?",
+        overfitting_sentence(metrics, primary),
+        f"## The {ROWS_SHOWN} rows that gained most",
+        shown(ordered[::-1][:ROWS_SHOWN]),
+        f"## The {ROWS_SHOWN} rows that gained least, or lost",
+        shown(ordered[:ROWS_SHOWN]),
+    ]
+    return "# Does fine-tuning help?\n\n" + "\n\n".join(paragraph.strip() for paragraph in paragraphs if paragraph) + "\n"
 
-{style_sentence(metrics, primary)}
 
-{knowledge_sentence(metrics, asked["confidence of the intervals"])}
+def render_html(
+    metrics: Mapping[str, Any],
+    scored: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    passages: Mapping[str, Sequence[str]],
+    facts: Mapping[str, str],
+    provenance: Mapping[str, str],
+    splits: Mapping[str, Mapping[str, Any]],
+    history: pd.DataFrame,
+    params: str,
+    primary: str,
+    confidence: float,
+) -> str:
+    """The report as a page. `passages` by row id are those that both systems were given, `splits` metrics/format.json by split,
+    `history` the losses by step, `params` params.yaml as text.
+    """
+    ordered = order_rows(scored, primary)
 
-{render_table(metrics)}
-{left_out}{contradictions and f"{chr(10)}{contradictions}{chr(10)}"}
-Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. The control
-of bare answers sees neither passages nor question: far from 0.5, style or length gives the right answer away. Pair matching and
-contrastive judge which of two given answers a model finds likelier, not what it writes: for that, read the answers below.
+    def bold(sentence: str) -> tuple[str, str]:
+        said = re.fullmatch(r"\*\*(.*?)\*\*(.*)", sentence, re.DOTALL)
+        return (said[1], said[2]) if said else ("", sentence)
 
-{chr(10).join(f"- {name}: {escape(f'{value:.0%}' if isinstance(value, float) else str(value))}" for name, value in asked.items())}
+    def shown(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        made = []
+        for record in records:
+            row = rows[record["id"]]
+            answers = [
+                (said, record[system][primary], mark_common(predictions[system][row["id"]]["prediction"], row["positive"]))
+                for system, said in (("zeroshot", "zero-shot"), ("sft", "fine-tuned"))
+            ]
+            made.append({"row": row, "answers": answers, "passages": passages[row["id"]]})
+        return made
 
-## The {ROWS_SHOWN} rows that gained most
-
-{shown(ordered[::-1][:ROWS_SHOWN])}
-## The {ROWS_SHOWN} rows that gained least, or lost
-
-{shown(ordered[:ROWS_SHOWN])}"""
+    names = [name for name in METRICS if name in metrics]
+    return render_page(
+        "report.html.jinja",
+        metrics=metrics,
+        titles=TITLES,
+        lower=LOWER_IS_BETTER,
+        title=title,
+        names=names,
+        plotted=[name for name in names if name not in NOT_SHARES],
+        primary=primary,
+        confidence=confidence,
+        sentences=[
+            bold(style_sentence(metrics, primary)),
+            bold(knowledge_sentence(metrics, confidence)),
+            bold(votes_sentence(metrics)),
+        ],
+        notes=[said for said in (left_out(metrics), contradiction_sentence(metrics, primary)) if said],
+        overfitting=overfitting_sentence(metrics, primary),
+        style_tells=style_tells(metrics),
+        baseline_heads=["zero-shot", "fine-tuned", *BASELINES.values()],
+        baselines=baselines_table(metrics),
+        facts=facts,
+        provenance=provenance,
+        splits=splits,
+        losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in ("loss", "eval_loss") if name in history},
+        points=[(len(rows[scores["id"]]["positive"]), scores["zeroshot"][primary], scores["sft"][primary]) for scores in ordered],
+        gained=shown(ordered[::-1][:ROWS_SHOWN]),
+        lost=shown(ordered[:ROWS_SHOWN]),
+        params=params,
+    )
 
 
 def main(path: Path = Path("reports/report.md")) -> None:
     """Print the verdict and the table of a written report."""
     headline, rest = path.read_text(encoding="utf-8").split("\nIntervals draw", 1)
-    asked = "\n".join(line for line in rest.splitlines() if line.startswith(("- model: ", "- data: ")))
-    print(f"\n{headline.strip()}\n\n{asked}\n\nThe report with answers side by side: {path}")
+    facts = "\n".join(line for line in rest.splitlines() if line.startswith(("- model: ", "- data: ")))
+    print(f"\n{headline.strip()}\n\n{facts}\n\nThe report with plots and answers side by side: {path.with_suffix('.html')}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,192 @@
+"""The report and the review page in a real browser, as people use them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from stages import evaluate, review
+from stages.corpus.rows import read_jsonl, write_jsonl
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+
+HOSTILE = '</script><script>document.title = "owned"</script><img src="http://example.com/x"> "\' & \u202e ' + "a" + "\u0301" * 1000
+RIGHT_TO_LEFT = "مضخة من الفولاذ، وزنها ١٢ كيلوغرام."
+
+
+@pytest.fixture
+def context(tmp_path):
+    """A browser with an empty profile that keeps what a page stores; every request beyond files fails the test."""
+    requests = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch_persistent_context(
+            tmp_path / "browser", executable_path=CHROMIUM, args=["--no-sandbox"], accept_downloads=True
+        )
+        browser.on("request", lambda request: requests.append(request.url))
+        yield browser
+        browser.close()
+    assert [url for url in requests if not url.startswith(("file:", "blob:"))] == []
+
+
+def open_page(context, path):
+    """The page, and the list of errors that it will have by the end."""
+    page = context.new_page()
+    errors = []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(Path(path).resolve().as_uri())
+    return page, errors
+
+
+def decide(page, *keys):
+    for key in keys:
+        page.keyboard.press(key)
+
+
+@needs_browser
+def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judged, context, tmp_path):
+    judged(
+        rows=30, hostile={3: HOSTILE, 4: RIGHT_TO_LEFT, 5: "long " * 3000}, review={"pairs": 20, "repeats": 3, "catch_trials": 2}
+    )
+    review.main()
+    text = Path("reports/review.html").read_text()
+    assert not any(name in text.lower() for name in ("zeroshot", "zero-shot", "sft", "fine-tuned", "adapter", "models/x"))
+    key = json.loads(Path("reports/review_key.json").read_text())
+
+    page, errors = open_page(context, "reports/review.html")
+    page.keyboard.press("Tab")
+    page.fill("#rater", "ann")
+    page.keyboard.press("Enter")
+    order = []
+    while page.is_visible("#pair"):
+        number = len(order)
+        if number == 7:  # the tab is closed, and opened again another day
+            page.close()
+            page, errors_again = open_page(context, "reports/review.html")
+            page.fill("#rater", "ann")
+            page.keyboard.press("Enter")
+        assert page.inner_text("#count") == f"{number + 1} of 25"
+        assert not page.is_visible("#reference")
+        shown = [page.inner_text(f"#answer{side}") for side in "AB"]
+        page.keyboard.press("Enter")  # too early: it says what is missing
+        assert "which is better" in page.inner_text("#said")
+        # the fine-tuned answers say so in this data; the rater prefers them wherever they stand
+        tuned = ["tuned" in answer for answer in shown]
+        decide(
+            page,
+            "3" if all(tuned) or not any(tuned) else "1" if tuned[0] else "2",
+            "q" if tuned[0] else "e",
+            "a" if tuned[1] else "d",
+        )
+        if number == 0:
+            decide(page, "r", "c")
+            page.keyboard.type("u is a letter here")
+            decide(page, "Escape")
+        decide(page, "Enter")
+        assert page.is_visible("#reference")
+        if number == 2:  # undo, and vote the same again
+            decide(page, "u")
+            assert page.inner_text("#count") == "3 of 25"
+            decide(page, "Enter")
+        order.append(shown)
+        decide(page, "Enter")
+    assert len(order) == 25
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")  # the button to save has the focus
+    assert download.value.suggested_filename == "votes-ann.json"
+    Path("data/votes").mkdir(parents=True, exist_ok=True)
+    download.value.save_as("data/votes/votes-ann.json")
+    assert errors + errors_again == []
+    assert page.title() == "Which answer is better?"
+
+    saved = json.loads(Path("data/votes/votes-ann.json").read_text())
+    assert (saved["review"], saved["rater"], len(saved["votes"]), len(saved["revised"])) == (key["review"], "ann", 25, 1)
+    assert saved["votes"][0]["comment"] == "u is a letter here"
+    first, again = (
+        {key["items"][vote["item"]]["row"]: vote["left"] for vote in saved["votes"][part]} for part in (slice(22), slice(22, 25))
+    )
+    assert all(again[row] != first[row] for row in again)  # sides swapped
+    assert 0 < sum(vote["left"] == "x" for vote in saved["votes"]) < 25
+
+    evaluate.main()
+    votes = json.loads(Path("metrics/evaluation.json").read_text())["votes"]
+    assert (votes["raters"], votes["rows"], votes["wins"], votes["ties"], votes["losses"], votes["revised"]) == (1, 20, 20, 0, 0, 1)
+    assert (votes["win_rate"], votes["self_agreement"], votes["identical_called_equal"]) == (1, 1, 1)
+    assert (votes["correct_sft"]["yes"], votes["correct_zeroshot"]["no"]) == (1, 1)
+    assert "People chose the fine-tuned answer in 20 of 20 pairs" in Path("reports/report.md").read_text()
+
+
+@needs_browser
+def test_two_raters_see_other_sides_and_a_file_of_another_review_is_not_taken(judged, context, tmp_path):
+    judged(rows=30, review={"pairs": 12, "repeats": 0, "catch_trials": 0})
+    review.main()
+    sides = {}
+    for rater in ("ann", "bob"):
+        page, _ = open_page(context, "reports/review.html")
+        page.fill("#rater", rater)
+        page.keyboard.press("Enter")
+        sides[rater] = page.evaluate("review.items.map(left).join('')")
+        page.close()
+    assert sides["ann"] != sides["bob"]
+    page, _ = open_page(context, "reports/review.html")
+    (tmp_path / "other.json").write_text(json.dumps({"review": "other", "rater": "ann", "votes": [], "revised": []}))
+    said = []
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.accept()))
+    page.set_input_files("#earlier", tmp_path / "other.json")
+    page.wait_for_function("document.getElementById('earlier').value === ''")
+    assert said == ["other.json can't be used: it is of another review"]
+    assert page.is_visible("#start")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_report_opens_without_requests_or_errors_and_fits_a_phone(judged, context, width):
+    judged(rows=12, hostile={3: HOSTILE, 4: RIGHT_TO_LEFT, 5: "long " * 3000 + "x" * 3000})
+    review.main()
+    evaluate.main()
+    page, errors = open_page(context, "reports/report.html")
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.title() == "Does fine-tuning help?"
+    assert "ROUGE-L" in page.inner_text(".big")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("svg.forest circle").count() > 5
+    assert page.locator("mark").count() > 0
+    assert errors == []
+
+
+@needs_browser
+def test_the_review_page_fits_a_phone(judged, context):
+    judged(rows=12, hostile={3: "x" * 3000}, review={"pairs": 12, "repeats": 0, "catch_trials": 0})
+    review.main()
+    page, _ = open_page(context, "reports/review.html")
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.fill("#rater", "ann")
+    page.keyboard.press("Enter")
+    while page.is_visible("#pair"):
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        decide(page, "3", "q", "a", "Enter", "Enter")
+
+
+def test_without_votes_the_report_says_so(judged):
+    judged(rows=6)
+    review.main()
+    evaluate.main()
+    assert json.loads(Path("metrics/evaluation.json").read_text())["votes"] == {"raters": 0, "rows": 0}
+    assert "Nobody has voted yet" in Path("reports/report.md").read_text()
+
+
+def test_votes_on_other_answers_are_named_and_not_counted(judged, caplog):
+    judged(rows=6)
+    review.main()
+    Path("data/votes/votes-ann.json").write_text(json.dumps({"review": "0" * 16, "rater": "ann", "votes": [], "revised": []}))
+    evaluate.main()
+    assert "votes-ann.json: of another review" in caplog.text
+    write_jsonl(
+        Path("data/predictions/sft.jsonl"), [{**row, "prediction": "x"} for row in read_jsonl(Path("data/predictions/sft.jsonl"))]
+    )
+    before = Path("reports/review_key.json").read_text()
+    review.main()
+    assert json.loads(before)["review"] != json.loads(Path("reports/review_key.json").read_text())["review"]
