@@ -23,6 +23,7 @@ from stages.corpus.passages import passages_given
 from stages.corpus.rows import read_jsonl, write_json, write_jsonl, write_text
 from stages.params import EvaluateParams, load_model_file, load_params
 from stages.run import InputError, run_stage
+from stages.verdict.embedding import embedding_cosine
 from stages.verdict.metrics import (
     LOWER_IS_BETTER,
     METRICS,
@@ -33,13 +34,13 @@ from stages.verdict.metrics import (
     score_answer,
     score_row,
 )
-from stages.verdict.report import render_html, render_markdown
+from stages.verdict.report import render_html, render_markdown, title
 from stages.verdict.statistics import Comparison, adjust_holm, compare, decide
 from stages.verdict.votes import count_votes, read_votes
 
 log = logging.getLogger(__name__)
 
-SYSTEMS = ("zeroshot", "sft")
+SYSTEMS, SPLITS = ("zeroshot", "sft"), ("train", "validation", "test")
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")  # versions in the report; none is imported
 ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
 
@@ -114,7 +115,10 @@ def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
         if (having := _having(scored, name))
     }
     if params.primary not in comparisons:
-        raise InputError(f"params.yaml: evaluate.primary: no test row has what {params.primary} needs (a negative, a swapped pair)")
+        raise InputError(
+            f"params.yaml: evaluate.primary: no test row has what {params.primary} needs "
+            "(a negative, a swapped pair, an embedding model)"
+        )
     primary = comparisons[params.primary]
     adjusted = adjust_holm({name: comparison.p for name, comparison in comparisons.items() if name != params.primary})
     return {
@@ -158,6 +162,12 @@ def main() -> None:
     predictions = {system: read_predictions(folder / f"{system}.jsonl", test) for system in SYSTEMS}
     predictions["no_context"] = read_predictions(folder / "no_context.jsonl", test, "prompt_hash_no_context")
     scored = score_rows(test, contexts, predictions)
+    if params.evaluate.embedding_model is not None:
+        for system in SYSTEMS:
+            answers = [predictions[system][row["id"]]["prediction"] for row in test]
+            cosines = embedding_cosine(params.evaluate.embedding_model, answers, [row["positive"] for row in test])
+            for scores, cosine in zip(scored, cosines, strict=True):
+                scores[system]["embedding_cosine"] = cosine
     metrics = aggregate(scored, params.evaluate)
     metrics["baselines"] = {name: average(scored, name) for name in ("no_context", "best_passage", "longer", "gold")}
 
@@ -200,18 +210,18 @@ def main() -> None:
     manifest = json.loads(Path("artifacts/base/manifest.json").read_text())
     source, asking = manifest["source"], params.format
     quantization = load_model_file(params.model).quantization
+    splits = json.loads(Path("metrics/format.json").read_text())
     device = json.loads((folder / "device.json").read_text())
     facts = {
-        "primary metric": params.evaluate.primary,
+        "primary metric": title(evaluate.primary),
         "model": f"{source['id']} at {source['revision']}" if "id" in source else source["path"],
         "weights": f"{quantization}, computed in {device['dtype']} on {device['device']}",
-        "data": params.data.path,
+        "data": f"{params.data.path}: " + ", ".join(f"{splits[name]['rows']} {name}" for name in SPLITS) + " rows",
         "prompt": f"prompts/{asking.prompt}.jinja, {asking.max_length} tokens, {asking.max_new_tokens} of them for the answer",
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
     }
     rows = {row["id"]: row for row in test}
     confidence, primary = evaluate.confidence, evaluate.primary
-    splits = json.loads(Path("metrics/format.json").read_text())
     markdown = render_markdown(metrics, scored, rows, predictions, facts, primary, confidence)
     page = render_html(
         metrics,
@@ -221,7 +231,7 @@ def main() -> None:
         {key: passages_given(row, contexts[key], params.format.passage_characters) for key, row in rows.items()},
         facts,
         {"chrF++": chrf_signature(), **{name: version(name) for name in PACKAGES}},
-        {name: splits[name] for name in ("train", "validation", "test")},
+        {name: splits[name] for name in SPLITS},
         pd.read_csv("reports/sft_history.csv"),
         Path("params.yaml").read_text(encoding="utf-8"),
         primary,

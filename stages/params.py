@@ -126,13 +126,14 @@ class SftParams(Section):
     lora: LoraParams
 
 
-Primary = Literal["rouge_l", "chrf", "token_f1", "bits_per_byte", "pair_matching", "contrastive"]
+Primary = Literal["rouge_l", "chrf", "token_f1", "bits_per_byte", "pair_matching", "contrastive", "embedding_cosine"]
 
 
 class EvaluateParams(Section):
     primary: Primary
     seed: Seed
     draws: Annotated[int, Field(ge=100)]
+    embedding_model: str | None
     confidence: Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -1,8 +1,11 @@
+import math
 from itertools import product
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap, t
 
+from stages.verdict import statistics
 from stages.verdict.statistics import adjust_holm, compare, decide
 
 BEFORE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -46,6 +49,44 @@ def test_no_difference_at_all_is_no_evidence():
     result = compare(BEFORE, BEFORE, GROUPS, 500, 0.95, 1)
     assert (result.delta, result.low, result.high, result.p) == (0, 0, 0, 1)
     assert decide(result, lower_is_better=False, confidence=0.95) == 0
+
+
+def test_the_interval_is_scipys_bootstrap_of_the_studentized_mean():
+    values = np.random.default_rng(2).exponential(size=60)
+    error = values.std(ddof=1) / math.sqrt(60)
+
+    def studentized(sample, axis=-1):
+        return (sample.mean(axis) - values.mean()) / (sample.std(axis, ddof=1) / math.sqrt(60))
+
+    drawn = bootstrap(
+        (values,), studentized, n_resamples=50_000, method="percentile", vectorized=True, rng=3
+    ).bootstrap_distribution
+    low_t, high_t = np.quantile(drawn, [0.025, 0.975])
+    result = compare(np.zeros(60), values, [f"{i:02}" for i in range(60)], 50_000, 0.95, 1)
+    assert (result.low, result.high) == pytest.approx((values.mean() - high_t * error, values.mean() - low_t * error), abs=0.01)
+
+
+def test_where_draws_have_no_spread_the_interval_is_scipys_percentile_one():
+    values = np.array([0.0] * 57 + [1.0] * 3)
+    expected = bootstrap((values,), np.mean, n_resamples=50_000, method="percentile", rng=3).confidence_interval
+    result = compare(np.zeros(60), values, [f"{i:02}" for i in range(60)], 50_000, 0.95, 1)
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=1e-3)
+
+
+def test_portions_change_nothing(monkeypatch):
+    whole = compare(BEFORE, AFTER, GROUPS, 500, 0.95, 1)
+    monkeypatch.setattr(statistics, "DRAWN_AT_ONCE", 40)
+    assert compare(BEFORE, AFTER, GROUPS, 500, 0.95, 1) == whole
+
+
+def test_the_detectable_difference_by_hand():
+    # 40 groups of one row: d = t·sqrt(e² + d²/40) + z·e
+    differences = np.random.default_rng(4).normal(size=40)
+    result = compare(np.zeros(40), differences, [f"{i:02}" for i in range(40)], 500, 0.95, 1)
+    error, d = differences.std(ddof=1) / math.sqrt(40), result.detectable
+    assert d == pytest.approx(t.ppf(0.975, 39) * math.sqrt(error**2 + d**2 / 40) + 0.8416 * error, rel=1e-4)
+    # of four groups two of sixteen swaps are as large as any difference
+    assert compare(BEFORE, AFTER, GROUPS, 500, 0.95, 1).detectable == math.inf
 
 
 def test_intervals_cover_and_tests_keep_their_level_without_an_effect():

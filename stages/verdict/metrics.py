@@ -26,6 +26,7 @@ METRICS = (
     "rouge_l",
     "chrf",
     "token_f1",
+    "embedding_cosine",
     "bits_per_byte",
     "pair_matching",
     "contrastive",

@@ -25,6 +25,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _same(shown: Any, wanted: Any) -> bool:
+    """DVC shows every number as a float, and what is null or empty as None."""
+    numbers = all(isinstance(value, int | float) for value in (shown, wanted))
+    return bool(shown == wanted) if numbers or shown is None else str(shown) == str(wanted)
+
+
 def choose_runs(experiments: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     """By seed, the primary metric of each experiment whose other parameters are those of `params`, a flat mapping.
 
@@ -35,7 +41,7 @@ def choose_runs(experiments: Sequence[Mapping[str, Any]], params: Mapping[str, A
         # a parameter that stands in several files has its file's name before it
         given = {name.rsplit(":", 1)[-1]: value for name, value in experiment.items()}
         known = {name: given[name] for name in params if name in given}
-        if not known or any(str(known[name]) != str(params[name]) for name in known if name != SEED):
+        if not known or any(not _same(value, params[name]) for name, value in known.items() if name != SEED):
             continue
         primary = {name: given.get(f"primary.{name}") for name in ("zeroshot", "sft", "delta", "low", "high")}
         if given.get(SEED) is not None and all(isinstance(value, int | float) for value in primary.values()):
