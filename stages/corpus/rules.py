@@ -43,7 +43,7 @@ _CONTROL = re.compile(
     r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
 )
 _SOFT_HYPHEN = re.compile(r"\u00ad(?:(?<!\d\u00ad)|(?!\d))")
-_JOINER = re.compile(r"[\u200c\u200d]{3,}|(?<![^\x00-\x7f])[\u200c\u200d]{1,2}|[\u200c\u200d]{1,2}(?![^\x00-\x7f])")
+_JOINER = re.compile(r"[\u200c\u200d](?:[\u200c\u200d]{2,}|(?<![^\x00-\x7f][\u200c\u200d])|(?![^\x00-\x7f]))")
 _ODD_SPACE = re.compile(r"[\x0b\x0c\x1c-\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
 _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
 _OUTER = re.compile(r"\A\s+|(?<!\s)\s+\Z")
@@ -117,8 +117,8 @@ def _has(*marks: str) -> Callable[[str], bool]:
     return has
 
 
-def _not_ascii(text: str) -> bool:
-    return not text.isascii()
+def _misread(text: str) -> bool:
+    return not text.isascii() and bool(_MISREAD.search(text) or _C1.search(text))
 
 
 def _unprintable(text: str) -> bool:
@@ -166,12 +166,14 @@ def _compose(run: str) -> str:
 # Rules that remove whole words come before those that mend the spaces they leave.
 RULES: dict[str, Rule] = {
     "escaped_unicode": Rule((_ESCAPED,), _unescape, _has("\\u")),
-    "mojibake": Rule((_MOJIBAKE, _C1), _repair, _not_ascii),
+    "mojibake": Rule((_MOJIBAKE, _C1), _repair, _misread),
     "html_entities": Rule((_ENTITY,), _entity, _has("&")),
     "unicode_nfc": Rule((_NOT_ASCII,), _compose, lambda text: not unicodedata.is_normalized("NFC", text)),
     "invisible_characters": Rule((_CONTROL, _SOFT_HYPHEN, _JOINER), lambda found: "", _unprintable),
     "paragraph_numbers": Rule(_PARAGRAPH_NUMBER, lambda found: "", _has("[0", "[1")),
-    "figure_references": Rule((_FIGURE_REFERENCE,), lambda found: "", _has("FIG", "Fig")),
+    "figure_references": Rule(
+        (_FIGURE_REFERENCE,), lambda found: "", lambda text: "(" in text and ("FIG" in text or "Fig" in text)
+    ),
     "list_letters": Rule((_LIST_LETTER,), lambda found: "", _has("(")),
     "trademark_signs": Rule((_TRADEMARK,), lambda found: "", _has("\u2122", "\u2120", "\u00ae")),
     "odd_spaces": Rule((_ODD_SPACE,), lambda found: " ", lambda text: "  " in text or _unprintable(text)),
