@@ -25,6 +25,7 @@ from stages.params import EvaluateParams, load_model_file, load_params
 from stages.run import InputError, run_stage
 from stages.verdict.embedding import embedding_cosine
 from stages.verdict.metrics import (
+    HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     METRICS,
     chrf_signature,
@@ -92,7 +93,7 @@ def score_rows(rows: Sequence[Row], contexts: Mapping[str, str], systems: Mappin
 
 
 def finite(comparison: Comparison) -> dict[str, float]:
-    """A comparison as a mapping, without a detectable difference where none could have been found."""
+    """A comparison as a mapping, without the detectable difference and the interval where there are none."""
     return {name: value for name, value in asdict(comparison).items() if math.isfinite(value)}
 
 
@@ -120,12 +121,13 @@ def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
             "(a negative, a swapped pair, an embedding model)"
         )
     primary = comparisons[params.primary]
-    adjusted = adjust_holm({name: comparison.p for name, comparison in comparisons.items() if name != params.primary})
+    claims = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {params.primary}
+    adjusted = adjust_holm({name: comparison.p for name, comparison in comparisons.items() if name in claims})
     return {
         "n": len(scored),
         "groups": len({scores["group"] for scores in scored}),
         "verdict": decide(primary, params.primary in LOWER_IS_BETTER, params.confidence),
-        "primary": {key: value for key, value in finite(primary).items() if key != "n"},
+        "primary": finite(primary),
         **{
             name: finite(comparison) | ({"p_holm": adjusted[name]} if name in adjusted else {})
             for name, comparison in comparisons.items()
@@ -164,8 +166,8 @@ def main() -> None:
     scored = score_rows(test, contexts, predictions)
     if params.evaluate.embedding_model is not None:
         for system in SYSTEMS:
-            answers = [predictions[system][row["id"]]["prediction"] for row in test]
-            cosines = embedding_cosine(params.evaluate.embedding_model, answers, [row["positive"] for row in test])
+            given = [predictions[system][row["id"]]["prediction"] for row in test]
+            cosines = embedding_cosine(params.evaluate.embedding_model, given, [row["positive"] for row in test])
             for scores, cosine in zip(scored, cosines, strict=True):
                 scores[system]["embedding_cosine"] = cosine
     metrics = aggregate(scored, params.evaluate)
@@ -174,21 +176,24 @@ def main() -> None:
     trained = formatted["train_sample"]
     asked = {system: read_predictions(folder / f"{system}_train.jsonl", trained) for system in SYSTEMS}
     scored_train = score_rows(trained, contexts, asked)
+    train = {system: average(scored_train, system) for system in SYSTEMS}
+    answers = {system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS}
+    answers["references"] = [row["positive"] for row in test]
     runs = longest_shared_runs(
-        [predictions[system][row["id"]]["prediction"] for system in SYSTEMS for row in test],
-        _texts(Path("data/formatted/train.jsonl"), "positive"),
+        [answer for given in answers.values() for answer in given], _texts(Path("data/formatted/train.jsonl"), "positive")
     )
     metrics["overfitting"] = {
         "train_rows": len(trained),
-        "train": {system: average(scored_train, system) for system in SYSTEMS},
+        "train": train,
         "gap": {
-            name: {system: average(scored_train, system)[name] - metrics[name][system] for system in SYSTEMS}
+            name: {system: train[system][name] - metrics[name][system] for system in SYSTEMS}
             for name in METRICS
-            if name in metrics and all(name in average(scored_train, system) for system in SYSTEMS)
+            if name in metrics and all(name in train[system] for system in SYSTEMS)
         },
         "longest_run": {
-            system: {"mean": mean(part), "max": max(part)}
-            for system, part in (("zeroshot", runs[: len(test)]), ("sft", runs[len(test) :]))
+            name: {"mean": mean(part), "max": max(part)}
+            for start, name in enumerate(answers)
+            if (part := runs[start * len(test) : (start + 1) * len(test)])
         },
     }
 
@@ -204,7 +209,9 @@ def main() -> None:
         log.warning("%s", line)
     by_id = {scores["id"]: scores for scores in scored}
     evaluate = params.evaluate
-    metrics["votes"] = count_votes(files, key, by_id, LOWER_IS_BETTER, evaluate.draws, evaluate.confidence, evaluate.seed)
+    better = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
+    metrics["votes"] = count_votes(files, key, by_id, better, evaluate.draws, evaluate.confidence, evaluate.seed)
+    metrics["votes"]["files_of_other_reviews"] = len(refused)
     metrics = rounded(metrics)
 
     manifest = json.loads(Path("artifacts/base/manifest.json").read_text())

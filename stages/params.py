@@ -132,7 +132,7 @@ Primary = Literal["rouge_l", "chrf", "token_f1", "bits_per_byte", "pair_matching
 class EvaluateParams(Section):
     primary: Primary
     seed: Seed
-    draws: Annotated[int, Field(ge=100)]
+    draws: Annotated[int, Field(ge=1000)]  # below, the corrected p-values can't be small
     embedding_model: str | None
     confidence: Annotated[float, Field(gt=0, lt=1)]
 

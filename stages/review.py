@@ -47,7 +47,8 @@ def make_items(
     """What is voted on, in order, and the key to it: by item the row, its kind, and whose answers `x` and `y` are.
 
     `answers` maps system and row id to the answer. Rows whose two answers are the same text are not asked about; some rows come
-    again at the end with sides swapped (`repeat`), and some stand between with the same answer on both sides (`catch`).
+    again at the end with sides swapped (`repeat`), and some stand between with the same answer on both sides (`catch`). `reference`
+    says whether the reference is shown after the vote: of a pair that comes again, only then.
     """
     rng = random.Random(params.seed)
     differing = [row for row in rows if answers["zeroshot"][row["id"]] != answers["sft"][row["id"]]]
@@ -73,6 +74,9 @@ def make_items(
         seen.setdefault(row["id"], item)
         texts = {name: answers[system][row["id"]] for name, system in (("x", x), ("y", y))}
         items.append({"item": item, "row": row["id"], "swap": kind == "repeat", **texts})
+    again = {entry["of"] for entry in key.values() if "of" in entry}
+    for made in items:  # who has seen the reference would not judge the same pair again as at first
+        made["reference"] = made["item"] not in again
     return items, key
 
 
@@ -97,8 +101,9 @@ def main() -> None:
                 "context": context,
                 "reference": row["positive"],
             }
-    review: dict[str, Any] = {"seed": params.review.seed, "items": items, "rows": shown}
-    review["id"] = hashlib.sha256(json.dumps(review, sort_keys=True).encode()).hexdigest()[:16]
+    review: dict[str, Any] = {"items": items, "rows": shown}
+    content = json.dumps([params.review.seed, review], sort_keys=True)
+    review["id"] = hashlib.sha256(content.encode()).hexdigest()[:16]  # the seed itself would give the key away
     write_text(Path("reports/review.html"), render_page("review.html.jinja", review=review, asked=len(items)))
     write_json(Path("reports/review_key.json"), {"review": review["id"], "items": key})
     log.info("reports/review.html: %d pairs to vote on; votes go to data/votes/", len(items))

@@ -104,7 +104,7 @@ def project(tmp_path, monkeypatch, tiny_dir):
         sft__effective_batch_size=4,
         sft__eval_steps=2,
         sft__warmup_steps=0,
-        evaluate__draws=200,
+        evaluate__draws=1000,
         format__train_sample=4,
         review__pairs=4,
         review__repeats=1,
@@ -123,7 +123,7 @@ def judged(tmp_path, monkeypatch):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local"))
     monkeypatch.chdir(tmp_path)
-    edit_yaml("params.yaml", evaluate__draws=200, format__passage_characters=50)
+    edit_yaml("params.yaml", evaluate__draws=1000, format__passage_characters=50)
 
     def write(rows=4, hostile=None, review=None):
         for name, value in (review or {}).items():

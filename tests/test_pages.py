@@ -55,6 +55,9 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judg
     text = Path("reports/review.html").read_text()
     assert not any(name in text.lower() for name in ("zeroshot", "zero-shot", "sft", "fine-tuned", "adapter", "models/x"))
     key = json.loads(Path("reports/review_key.json").read_text())
+    again = {int(item["of"]) for item in key["items"].values() if "of" in item}
+    assert 2 in again
+    assert 11 not in again
 
     page, errors = open_page(context, "reports/review.html")
     page.keyboard.press("Tab")
@@ -86,10 +89,11 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judg
             page.keyboard.type("u is a letter here")
             decide(page, "Escape")
         decide(page, "Enter")
-        assert page.is_visible("#reference")
-        if number == 2:  # undo, and vote the same again
+        later = key["items"][str(number + 1)]["kind"] == "pair" and number + 1 in again
+        assert (page.inner_text("#reference") == "This one is shown later.") == later
+        if number in (1, 10):  # undo, and vote the same again; the second of the repeated pairs has not shown its reference
             decide(page, "u")
-            assert page.inner_text("#count") == "3 of 25"
+            assert page.inner_text("#count") == f"{number + 1} of 25"
             decide(page, "Enter")
         order.append(shown)
         decide(page, "Enter")
@@ -113,10 +117,10 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judg
 
     evaluate.main()
     votes = json.loads(Path("metrics/evaluation.json").read_text())["votes"]
-    assert (votes["raters"], votes["rows"], votes["wins"], votes["ties"], votes["losses"], votes["revised"]) == (1, 20, 20, 0, 0, 1)
+    assert (votes["raters"], votes["rows"], votes["wins"], votes["ties"], votes["losses"], votes["revised"]) == (1, 19, 19, 0, 0, 1)
     assert (votes["win_rate"], votes["self_agreement"], votes["identical_called_equal"]) == (1, 1, 1)
     assert (votes["correct_sft"]["yes"], votes["correct_zeroshot"]["no"]) == (1, 1)
-    assert "People chose the fine-tuned answer in 20 of 20 pairs" in Path("reports/report.md").read_text()
+    assert "People chose the fine-tuned answer in 19 of 19 pairs" in Path("reports/report.md").read_text()
 
 
 @needs_browser
@@ -139,6 +143,60 @@ def test_two_raters_see_other_sides_and_a_file_of_another_review_is_not_taken(ju
     page.wait_for_function("document.getElementById('earlier').value === ''")
     assert said == ["other.json can't be used: it is of another review"]
     assert page.is_visible("#start")
+
+
+@needs_browser
+def test_votes_are_not_lost_by_keys_buttons_files_or_another_tab(judged, context, tmp_path):
+    judged(rows=30, review={"pairs": 12, "repeats": 0, "catch_trials": 0})
+    review.main()
+    page, errors = open_page(context, "reports/review.html")
+    page.fill("#rater", "ann")
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        decide(page, "1", "q", "a", "Enter", "Enter")
+    with page.expect_download() as download:
+        page.click(".save >> visible=true")
+    download.value.save_as(tmp_path / "three.json")
+    decide(page, "1", "q", "a", "Enter")  # Enter votes, though the button was clicked last
+    page.focus("#undo")
+    page.keyboard.press("Enter")  # a focused button does what it says
+    assert page.inner_text("#count") == "4 of 12"
+    decide(page, "Enter", "Enter")
+    page.evaluate("for (let i = 0; i < 9; i++) document.dispatchEvent(new KeyboardEvent('keydown', { key: 'u', repeat: true }))")
+    assert page.inner_text("#count") == "5 of 12"  # a held key undoes nothing
+    other, _ = open_page(context, "reports/review.html")
+    other.fill("#rater", "ann")
+    other.keyboard.press("Enter")
+    decide(other, "2", "q", "a", "Enter", "Enter")
+    page.wait_for_function("document.getElementById('count').textContent === '6 of 12'")  # the first tab goes on with it
+    said = []
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.reload()
+    page.set_input_files("#earlier", tmp_path / "three.json")
+    page.wait_for_function("document.getElementById('earlier').value === ''")
+    assert said == ["This browser has 5 votes of ann, the file 3. Go on with the file, and forget the others?"]
+    page.fill("#rater", "ann")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#count") == "6 of 12"
+    assert errors == []
+
+
+@needs_browser
+def test_broken_storage_and_half_votes_are_not_taken(judged, context, tmp_path):
+    judged(rows=12, review={"pairs": 6, "repeats": 0, "catch_trials": 0})
+    review.main()
+    page, errors = open_page(context, "reports/review.html")
+    for broken in ('{"votes": "abc"}', "{", '{"review": "x", "votes": [{"item": "1"}], "revised": 5}'):
+        page.evaluate("(text) => localStorage.setItem(`review:${review.id}:ann`, text)", broken)
+        page.fill("#rater", "ann")
+        page.keyboard.press("Enter")
+        assert page.inner_text("#count") == "1 of 6"
+        page.reload()
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+    page.fill("#rater", "bob")
+    page.keyboard.press("Enter")
+    assert page.is_visible("#unkept")
+    assert errors == []
 
 
 @needs_browser
@@ -174,8 +232,10 @@ def test_without_votes_the_report_says_so(judged):
     judged(rows=6)
     review.main()
     evaluate.main()
-    assert json.loads(Path("metrics/evaluation.json").read_text())["votes"] == {"raters": 0, "rows": 0}
-    assert "Nobody has voted yet" in Path("reports/report.md").read_text()
+    assert json.loads(Path("metrics/evaluation.json").read_text())["votes"] == {
+        "raters": 0, "rows": 0, "revised": 0, "files_of_other_reviews": 0,
+    }  # fmt: skip
+    assert "Nobody has voted on these answers yet" in Path("reports/report.md").read_text()
 
 
 def test_votes_on_other_answers_are_named_and_not_counted(judged, caplog):
@@ -184,6 +244,7 @@ def test_votes_on_other_answers_are_named_and_not_counted(judged, caplog):
     Path("data/votes/votes-ann.json").write_text(json.dumps({"review": "0" * 16, "rater": "ann", "votes": [], "revised": []}))
     evaluate.main()
     assert "votes-ann.json: of another review" in caplog.text
+    assert "1 file is of another review" in Path("reports/report.md").read_text()
     write_jsonl(
         Path("data/predictions/sft.jsonl"), [{**row, "prediction": "x"} for row in read_jsonl(Path("data/predictions/sft.jsonl"))]
     )

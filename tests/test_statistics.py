@@ -66,11 +66,16 @@ def test_the_interval_is_scipys_bootstrap_of_the_studentized_mean():
     assert (result.low, result.high) == pytest.approx((values.mean() - high_t * error, values.mean() - low_t * error), abs=0.01)
 
 
-def test_where_draws_have_no_spread_the_interval_is_scipys_percentile_one():
+def test_where_few_groups_differ_the_interval_is_students():
     values = np.array([0.0] * 57 + [1.0] * 3)
-    expected = bootstrap((values,), np.mean, n_resamples=50_000, method="percentile", rng=3).confidence_interval
-    result = compare(np.zeros(60), values, [f"{i:02}" for i in range(60)], 50_000, 0.95, 1)
-    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=1e-3)
+    expected = t.interval(0.95, 59, loc=0.05, scale=values.std(ddof=1) / math.sqrt(60))
+    result = compare(np.zeros(60), values, [f"{i:02}" for i in range(60)], 500, 0.95, 1)
+    assert (result.low, result.high) == pytest.approx(expected)
+    two = compare(np.zeros(2), [0.1, 0.3], ["a", "b"], 500, 0.95, 1)  # t of one degree of freedom: 12.71
+    assert (two.low, two.high) == pytest.approx((0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1), abs=1e-3)
+    one = compare(np.zeros(2), [0.1, 0.3], ["a", "a"], 500, 0.95, 1)
+    assert (one.low, one.high, one.detectable, one.p) == (-math.inf, math.inf, math.inf, 1)
+    assert decide(one, lower_is_better=False, confidence=0.95) == 0
 
 
 def test_portions_change_nothing(monkeypatch):

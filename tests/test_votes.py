@@ -31,7 +31,7 @@ def saved(rater, *votes, review="abc"):
 
 
 def count(*files):
-    return count_votes([VoteFile.model_validate(file) for file in files], KEY, SCORED, {"empty"}, 500, 0.95, 7)
+    return count_votes([VoteFile.model_validate(file) for file in files], KEY, SCORED, {"empty": -1, "rouge_l": 1}, 500, 0.95, 7)
 
 
 def test_one_raters_votes_by_hand():
@@ -63,7 +63,15 @@ def test_a_row_with_several_raters_counts_once():
 
 
 def test_no_votes_are_said_to_be_none():
-    assert count() == {"raters": 0, "rows": 0}
+    assert count() == {"raters": 0, "rows": 0, "revised": 0}
+
+
+def test_revised_votes_are_not_counted_and_one_vote_has_no_interval():
+    file = saved("ann", vote("1", "x"), vote("2", "y"), vote("5", "x"))
+    numbers = count({**file, "revised": ["1"]})
+    assert (numbers["rows"], numbers["wins"], numbers["revised"], numbers["win_rate"]) == (1, 1, 1, 1)
+    assert "win_rate_low" not in numbers
+    assert "self_agreement" not in numbers
 
 
 def test_alpha_is_that_of_krippendorffs_own_example():
@@ -92,6 +100,7 @@ def test_alpha_is_that_of_krippendorffs_own_example():
         (json.dumps(saved("ann", vote("1", "A"))), r"votes-ann\.json: .*votes\.0\.choice: Input should be 'x', 'y'"),
         (json.dumps(saved("ann", vote("1", "x", correct={"x": "yes"}))), r"item '1': expected a mark for x and for y"),
         (json.dumps(saved("ann/..", vote("1", "x"))), r"expected letters, digits"),
+        (json.dumps({**saved("ann", vote("1", "x")), "revised": ["zzz"]}), r"revised item 'zzz', which the review does not have"),
     ],
 )
 def test_a_file_that_is_not_what_the_page_saved_is_refused_by_name(tmp_path, content, message):
@@ -102,7 +111,7 @@ def test_a_file_that_is_not_what_the_page_saved_is_refused_by_name(tmp_path, con
 
 def test_a_file_of_another_review_is_named_and_not_counted_and_a_rater_has_one_file(tmp_path):
     (tmp_path / "votes-ann.json").write_text(json.dumps(saved("ann", vote("1", "x"))))
-    (tmp_path / "votes-old.json").write_text(json.dumps(saved("old", vote("1", "x"), review="other")))
+    (tmp_path / "votes-old.json").write_text('{"review": "other", "in": "an older form"}')
     files, refused = read_votes(tmp_path, KEY)
     assert [file.rater for file in files] == ["ann"]
     assert refused == [f"{tmp_path}/votes-old.json: of another review (other, this one is abc); not counted"]
@@ -141,6 +150,7 @@ def test_items_hide_who_wrote_what_and_the_key_tells():
         assert item["row"] == entry["row"]
         assert (item["x"], item["y"]) == (answers[entry["x"]][item["row"]], answers[entry["y"]][item["row"]])
         assert item["swap"] == (entry["kind"] == "repeat")
+        assert item["reference"] == (item["item"] not in {other.get("of") for other in key.values()})
         assert (item["x"] == item["y"]) == (entry["kind"] == "catch")
         if entry["kind"] == "repeat":
             first = key[entry["of"]]

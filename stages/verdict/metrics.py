@@ -41,6 +41,8 @@ METRICS = (
     "truncated",
     "empty",
 )
+# The others describe an answer, or are controls: neither more nor less of them is better.
+HIGHER_IS_BETTER = frozenset({"rouge_l", "chrf", "token_f1", "embedding_cosine", "pair_matching", "contrastive"})
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "repetition", "truncated", "empty"})
 
 Likelihood = Mapping[str, Mapping[str, float]]

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 from rapidfuzz.distance import LCSseq
 
-from stages.verdict.metrics import LOWER_IS_BETTER, METRICS, find_tokens
+from stages.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, find_tokens
 from stages.verdict.pages import render_page
 
 SHOWN_CHARACTERS = 600
@@ -36,7 +36,6 @@ TITLES = {
     "truncated": "answers cut off at max_new_tokens (lower is better)",
     "empty": "empty answers (lower is better)",
 }
-NOT_SHARES = {"bits_per_byte", "copied_span", "length_ratio"}  # of another unit than 0 to 1
 BASELINES = {
     "no_context": "zero-shot, asked without the passages",
     "best_passage": "the best passage, copied",
@@ -70,23 +69,46 @@ def mark_common(text: str, other: str) -> Markup:
     return Markup().join([*made, markupsafe.escape(text[end:])])
 
 
+def said_p(p: float) -> str:
+    """A p-value as it is written in a sentence."""
+    return "p < 0.0001" if p < 0.00005 else f"p = {p:.4f}"
+
+
+def said_interval(result: Mapping[str, Any], digits: int = 3) -> str:
+    """The interval of a change, or that there is none."""
+    return f"{result['low']:+.{digits}f} to {result['high']:+.{digits}f}" if "low" in result else "none, of a single group"
+
+
+def verdict_words(verdict: int, primary: str) -> str:
+    """What a better, worse or undecided primary metric means: likeness, likelihood or telling right from wrong, and no more."""
+    if primary in ("pair_matching", "contrastive"):
+        words = {1: "The fine-tuned model tells right from wrong better", -1: "The fine-tuned model tells right from wrong worse"}
+        return words.get(verdict, "There is no evidence that fine-tuning changed how well right is told from wrong")
+    if primary == "bits_per_byte":
+        words = {
+            1: "The fine-tuned model finds the references likelier",
+            -1: "The fine-tuned model finds the references less likely",
+        }
+        return words.get(verdict, "There is no evidence that fine-tuning changed how likely the references are")
+    words = {1: "Fine-tuned answers are more like the references", -1: "Fine-tuned answers are less like the references"}
+    return words.get(verdict, "There is no evidence that fine-tuning changed how like the references the answers are")
+
+
 def style_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     """Does it answer more like the references? The verdict on the primary metric, with its interval."""
     result = metrics["primary"]
-    numbers = (
-        f"{title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
-        f"({result['delta']:+.3f}, interval {result['low']:+.3f} to {result['high']:+.3f}, p = {result['p']:.4f})"
-    )
-    verdict = {
-        1: "**Fine-tuning made the answers better**",
-        -1: "**Fine-tuning made the answers worse**",
-        0: "**There is no evidence that fine-tuning changed the answers for better or worse**",
-    }
-    groups = f"{metrics['groups']} group{'s' * (metrics['groups'] != 1)}"
-    detectable = "These are too few groups to show any difference, however large."
+    groups = f"{result['groups']} group{'s' * (result['groups'] != 1)}"
+    detectable = ""
     if "detectable" in result:
-        detectable = f"The smallest true difference that these rows would likely have shown is {result['detectable']:.3f}."
-    return f"{verdict[metrics['verdict']]}: {numbers} on {metrics['n']} test rows in {groups}. {detectable}"
+        detectable = f" The smallest true difference that these rows would likely have shown is {result['detectable']:.3f}."
+    elif result["groups"] < 6:
+        detectable = " These are too few groups to show any difference, however large."
+    return (
+        f"**{verdict_words(metrics['verdict'], primary)}**: "
+        f"{title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
+        f"({result['delta']:+.3f}, interval {said_interval(result)}, {said_p(result['p'])}) on {result['n']} "
+        f"{'pairs of test rows' if primary == 'pair_matching' else 'test rows'} in {groups}.{detectable}"
+    )
 
 
 def knowledge_sentence(metrics: Mapping[str, Any], confidence: float) -> str:
@@ -97,25 +119,32 @@ def knowledge_sentence(metrics: Mapping[str, Any], confidence: float) -> str:
     parts: list[str] = []
     gained: list[str] = []
     lost: list[str] = []
-    for name, what in (("pair_matching", "swapped pairs"), ("contrastive", "rows with another negative")):
+    for name, what in (
+        ("pair_matching", "the answers that two questions share are matched to the right one of them in {} of {} pairs"),
+        ("contrastive", "passages and question speak for the right answer more than for the wrong one in {} of {} other rows"),
+    ):
         if name in metrics:
             result = metrics[name]
-            parts.append(
-                f"the right one of two given answers is the likelier in {result['sft']:.0%} of {result['n']} {what}, "
-                f"{result['zeroshot']:.0%} before "
-                f"(interval of the change {result['low']:+.2f} to {result['high']:+.2f})"
-            )
-            if result.get("p_holm", result["p"]) <= 1 - confidence:
+            said = what.format(f"{result['sft']:.0%}", result["n"])
+            parts.append(f"{said}, {result['zeroshot']:.0%} before (interval of the change {said_interval(result, 2)})")
+            if result.get("p_holm", result["p"]) <= 1 - confidence and "low" in result:
                 (gained if result["low"] > 0 else lost if result["high"] < 0 else []).append(name)
     if not parts:
-        return "**Whether it knows better can't be told**: the test rows have no negatives."
+        return (
+            "**Whether it knows better can't be told**: no test row has a negative with which its context or a second question "
+            "could be held against the right answer."
+        )
     verdict = "**It tells right from wrong better**" if gained else "**It tells right from wrong worse**" if lost else None
     if gained and lost:
         verdict = "**It tells right from wrong better in some ways and worse in others**"
     elif verdict is None:
         verdict = "**There is no evidence that it tells right from wrong better**"
+    without = ""
+    if "contrastive_no_question" in metrics:
+        control = metrics["contrastive_no_question"]
+        without = f" The passages alone do so in {control['sft']:.0%}, {control['zeroshot']:.0%} before."
     caveat = " Bare answers already differ in style (see the control): some of it may be style." if style_tells(metrics) else ""
-    return f"{verdict}: " + "; ".join(parts) + "." + caveat
+    return f"{verdict}: " + "; ".join(parts) + "." + without + caveat
 
 
 def style_tells(metrics: Mapping[str, Any]) -> bool:
@@ -135,20 +164,25 @@ def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     result = metrics["unflagged"]["primary"]
     return (
         f"{sentence}Without them {title(primary)} goes from {result['zeroshot']:.3f} to {result['sft']:.3f} "
-        f"({result['delta']:+.3f}, interval {result['low']:+.3f} to {result['high']:+.3f}) on {metrics['unflagged']['n']} rows."
+        f"({result['delta']:+.3f}, interval {said_interval(result)}) on {result['n']} rows."
     )
 
 
-def render_table(metrics: Mapping[str, Any]) -> str:
+def said_holm(name: str, row: Mapping[str, Any], primary: str) -> str:
+    """The corrected p-value, or why there is none: what is no claim need not be corrected for."""
+    return "primary" if name == primary else f"{row['p_holm']:.4f}" if "p_holm" in row else "describes"
+
+
+def render_table(metrics: Mapping[str, Any], primary: str) -> str:
     """All metrics before and after, as a Markdown table."""
     lines = ["| metric | zero-shot | fine-tuned | change | interval | p | p (Holm) | n |", "|---|--:|--:|--:|:-:|--:|--:|--:|"]
     for name, title in TITLES.items():
         if name in metrics:
             row = metrics[name]
-            holm = f"{row['p_holm']:.4f}" if "p_holm" in row else "primary"
+            holm = said_holm(name, row, primary)
             lines.append(
                 f"| {title} | {row['zeroshot']:.3f} | {row['sft']:.3f} | {row['delta']:+.3f} | "
-                f"{row['low']:+.3f} … {row['high']:+.3f} | {row['p']:.4f} | {holm} | {row['n']} |"
+                f"{said_interval(row)} | {row['p']:.4f} | {holm} | {row['n']} |"
             )
     return "\n".join(lines)
 
@@ -159,7 +193,8 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     runs = part["longest_run"]
     copied = (
         f"The longest run of words that a test answer shares with a training answer is {runs['sft']['max']} words, "
-        f"{runs['sft']['mean']:.1f} on average; before, {runs['zeroshot']['max']} and {runs['zeroshot']['mean']:.1f}."
+        f"{runs['sft']['mean']:.1f} on average; before, {runs['zeroshot']['max']} and {runs['zeroshot']['mean']:.1f}; "
+        f"the test rows' own references, {runs['references']['max']} and {runs['references']['mean']:.1f}."
     )
     if primary not in part["gap"]:
         return copied
@@ -174,19 +209,26 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
 def votes_sentence(metrics: Mapping[str, Any]) -> str:
     """What people said who did not know whose answer was which."""
     votes = metrics["votes"]
+    others = votes["files_of_other_reviews"]
+    skipped = (
+        f" {others} file{'s are' if others > 1 else ' is'} of another review: the answers have changed since." if others else ""
+    )
     if not votes["rows"]:
-        return "**Nobody has voted yet**: reports/review.html is the page for it; files go to data/votes/."
+        return (
+            f"**Nobody has voted on these answers yet**: reports/review.html is the page for it; files go to data/votes/.{skipped}"
+        )
     raters = f"{votes['raters']} rater{'s' * (votes['raters'] != 1)}"
     decided = votes["wins"] + votes["losses"]
     said = (
         f"**People chose the fine-tuned answer in {votes['wins']} of {votes['rows']} pairs**, "
         f"the zero-shot one in {votes['losses']}, none in {votes['ties']} ({raters}). "
-        f"Ties as halves, that is {votes['win_rate']:.0%} "
-        f"({votes['win_rate_low']:.0%} to {votes['win_rate_high']:.0%})"
+        f"Ties as halves, that is {votes['win_rate']:.0%}"
     )
+    if "win_rate_low" in votes:
+        said += f" ({votes['win_rate_low']:.0%} to {votes['win_rate_high']:.0%})"
     if decided:
         low, high = votes["wins_share_low"], votes["wins_share_high"]
-        said += f"; of the {decided} decided, {votes['wins_share']:.0%} ({low:.0%} to {high:.0%}, sign test p = {votes['p']:.4f})"
+        said += f"; of the {decided} decided, {votes['wins_share']:.0%} ({low:.0%} to {high:.0%}, sign test {said_p(votes['p'])})"
     said += "."
     if "left_pick" in votes:
         said += (
@@ -198,7 +240,9 @@ def votes_sentence(metrics: Mapping[str, Any]) -> str:
         said += f" Identical answers were called equal in {votes['identical_called_equal']:.0%}."
     if "alpha" in votes:
         said += f" Krippendorff's alpha between raters is {votes['alpha']:.2f}."
-    return said
+    if votes["revised"]:
+        said += f" Not counted: {votes['revised']} changed after the reference was shown."
+    return said + skipped
 
 
 def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -222,11 +266,18 @@ def render_baselines(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def order_rows(scored: Sequence[Mapping[str, Any]], primary: str) -> list[Mapping[str, Any]]:
-    """The scored rows that have the primary metric, those that lost most by fine-tuning first."""
+def choose_rows(scored: Sequence[Mapping[str, Any]], primary: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Scored rows to be shown: those that gained most by the primary metric, and those that gained least or lost."""
     sign = -1 if primary in LOWER_IS_BETTER else 1
-    having = [scores for scores in scored if primary in scores["sft"]]
-    return sorted(having, key=lambda scores: (sign * (scores["sft"][primary] - scores["zeroshot"][primary]), scores["id"]))
+
+    def gain(scores: Mapping[str, Any]) -> float:
+        return float(sign * (scores["sft"][primary] - scores["zeroshot"][primary]))
+
+    having = [scores for scores in scored if all(primary in scores[system] for system in ("zeroshot", "sft"))]
+    ordered = sorted(having, key=lambda scores: (gain(scores), scores["id"]))
+    gained = [scores for scores in ordered[::-1][:ROWS_SHOWN] if gain(scores) > 0]
+    shown = {scores["id"] for scores in gained}
+    return gained, [scores for scores in ordered[:ROWS_SHOWN] if scores["id"] not in shown]
 
 
 def render_row(row: Mapping[str, Any], record: Mapping[str, Any], predictions: Mapping[str, Any], primary: str) -> str:
@@ -261,7 +312,7 @@ def render_markdown(
     confidence: float,
 ) -> str:
     """The report as Markdown: the headline first. `facts` are to be listed, by name; text from data is escaped."""
-    ordered = order_rows(scored, primary)
+    gained, lost = choose_rows(scored, primary)
 
     def shown(records: Sequence[Mapping[str, Any]]) -> str:
         return "\n".join(render_row(rows[record["id"]], record, predictions, primary) for record in records)
@@ -270,22 +321,22 @@ def render_markdown(
         style_sentence(metrics, primary),
         knowledge_sentence(metrics, confidence),
         votes_sentence(metrics),
-        render_table(metrics),
+        render_table(metrics, primary),
         left_out(metrics),
         contradiction_sentence(metrics, primary),
         "Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. "
         "The control of bare answers sees neither passages nor question: far from 0.5, style or length gives the right answer "
-        "away. Pair matching and contrastive judge which of two given answers a model finds likelier, not what it writes: for "
-        "that, read the answers below.",
+        "away. Pair matching and contrastive judge how the model takes given answers, not what it writes: for that, read the "
+        "answers below. Where a metric differs in few groups, its interval is Student's, and can disagree with p, which is exact.",
         "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items()),
         "## Beside simple baselines",
         render_baselines(metrics),
         "## Learned by heart?",
         overfitting_sentence(metrics, primary),
-        f"## The {ROWS_SHOWN} rows that gained most",
-        shown(ordered[::-1][:ROWS_SHOWN]),
-        f"## The {ROWS_SHOWN} rows that gained least, or lost",
-        shown(ordered[:ROWS_SHOWN]),
+        "## Rows that gained most",
+        shown(gained) or "None gained.",
+        "## Rows that gained least, or lost",
+        shown(lost),
     ]
     return "# Does fine-tuning help?\n\n" + "\n\n".join(paragraph.strip() for paragraph in paragraphs if paragraph) + "\n"
 
@@ -307,7 +358,7 @@ def render_html(
     """The report as a page. `passages` by row id are those that both systems were given, `splits` metrics/format.json by split,
     `history` the losses by step, `params` params.yaml as text.
     """
-    ordered = order_rows(scored, primary)
+    gained, lost = choose_rows(scored, primary)
 
     def bold(sentence: str) -> tuple[str, str]:
         said = re.fullmatch(r"\*\*(.*?)\*\*(.*)", sentence, re.DOTALL)
@@ -329,10 +380,14 @@ def render_html(
         "report.html.jinja",
         metrics=metrics,
         titles=TITLES,
+        said_interval=said_interval,
+        said_holm=said_holm,
         lower=LOWER_IS_BETTER,
         title=title,
         names=names,
-        plotted=[name for name in names if name not in NOT_SHARES],
+        plotted=[
+            name for name in names if name in (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {"bits_per_byte"} and "low" in metrics[name]
+        ],
         primary=primary,
         confidence=confidence,
         sentences=[
@@ -349,9 +404,13 @@ def render_html(
         provenance=provenance,
         splits=splits,
         losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in ("loss", "eval_loss") if name in history},
-        points=[(len(rows[scores["id"]]["positive"]), scores["zeroshot"][primary], scores["sft"][primary]) for scores in ordered],
-        gained=shown(ordered[::-1][:ROWS_SHOWN]),
-        lost=shown(ordered[:ROWS_SHOWN]),
+        points=[
+            (len(rows[scores["id"]]["positive"]), scores["zeroshot"][primary], scores["sft"][primary])
+            for scores in scored
+            if all(primary in scores[system] for system in ("zeroshot", "sft"))
+        ],
+        gained=shown(gained),
+        lost=shown(lost),
         params=params,
     )
 

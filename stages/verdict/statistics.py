@@ -12,6 +12,7 @@ from scipy.stats import t as student
 Values = NDArray[np.float64]
 
 DRAWN_AT_ONCE = 2_000_000  # groups: memory stays the same however many there are
+LEAST_VARIED = 20  # groups off the commonest difference; with fewer, draws without any spread are not rare
 POWER = 0.8
 
 
@@ -19,7 +20,8 @@ POWER = 0.8
 class Comparison:
     """Means of two systems on the same units, the paired difference with its interval, and the p-value of the swap test.
 
-    `detectable` is the smallest true difference that would have been found with a chance of 80%; infinite where groups are too few.
+    `detectable` is the smallest true difference that would have been found with a chance of 80%. It is infinite where groups are
+    too few or do not differ at all, and so is the interval of a single group. `n` counts units, `groups` what was drawn.
     """
 
     zeroshot: float
@@ -30,6 +32,7 @@ class Comparison:
     p: float
     detectable: float
     n: int
+    groups: int
 
 
 def _sums(values: Values, groups: Sequence[str]) -> tuple[Values, Values]:
@@ -62,6 +65,8 @@ def _detectable(error: float, counts: Values, confidence: float) -> float:
     t is Student's, for the confidence, and z the normal quantile of the power. A difference widens what swapping the systems
     yields by its share k·d², k being the squared sizes of the groups over the square of their sum.
     """
+    if error == 0:
+        return math.inf
     t, z = float(student.ppf((1 + confidence) / 2, max(len(counts) - 1, 1))), float(norm.ppf(POWER))
     left = 1 - t**2 * float((counts**2).sum() / counts.sum() ** 2)
     return error * (z + math.sqrt(z**2 + left * (t**2 - z**2))) / left if left > 0 else math.inf
@@ -73,26 +78,28 @@ def compare(
     """Compare two systems unit by unit.
 
     The interval is a studentized bootstrap of the mean difference, whole groups drawn with replacement: a percentile bootstrap is
-    too narrow for some seventy groups, the more so where differences are skewed. Where some draws have no spread at all (few
-    groups, or few that differ), it is the percentile one. The p-value is two-sided: the share of random swaps of the two systems,
-    group by group, whose difference is at least as large, the observed one counted among them. Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, chapters 8, 12 and 15.
+    too narrow for some seventy groups, the more so where differences are skewed. Where fewer than LEAST_VARIED groups differ from
+    the commonest difference (few groups, or a metric that rarely moves), it is Student's, with groups less one. The p-value is
+    two-sided: the share of random swaps of the two systems, group by group, whose difference is at least as large, the observed
+    one counted among them. Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8, 12 and 15.
     """
     before, after = np.asarray(zeroshot, dtype=np.float64), np.asarray(sft, dtype=np.float64)
     sums, counts = _sums(after - before, groups)
     moments = np.stack([sums, counts, sums**2, sums * counts, counts**2])
     mean, error = _mean_and_error(moments.sum(axis=1), len(sums))
     rng = np.random.default_rng(seed)
-    portions = []
-    for shape in _portions(draws, len(sums)):
-        drawn = rng.integers(len(sums), size=shape)
-        portions.append(_mean_and_error([moment[drawn].sum(axis=1) for moment in moments], len(sums)))
-    means, errors = (np.concatenate(parts) for parts in zip(*portions, strict=True))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    if errors.min() > 1e-9 * max(abs(float(mean)), float(error), 1e-12):
-        high, low = mean - np.quantile((means - mean) / errors, tails) * error
+    _, alike = np.unique(np.round(sums / counts, 12), return_counts=True)
+    if len(sums) - alike.max() >= LEAST_VARIED:
+        ratios = []
+        for shape in _portions(draws, len(sums)):
+            drawn = rng.integers(len(sums), size=shape)
+            means, errors = _mean_and_error([moment[drawn].sum(axis=1) for moment in moments], len(sums))
+            ratios.append(np.divide(means - mean, errors, out=np.zeros_like(means), where=errors > 0))
+        high, low = mean - np.quantile(np.concatenate(ratios), tails) * error
     else:
-        low, high = np.quantile(means, tails)
+        wide = float(student.ppf(tails[1], len(sums) - 1)) * error if len(sums) > 1 else math.inf
+        low, high = mean - wide, mean + wide
     # sums of the same numbers in another order differ in their last bits: they count as equal
     observed = abs(sums.sum()) * (1 - 1e-9) - 1e-12
     as_large = 0
@@ -108,6 +115,7 @@ def compare(
         p=float((1 + as_large) / (1 + draws)),
         detectable=_detectable(float(error), counts, confidence),
         n=len(before),
+        groups=len(sums),
     )
 
 

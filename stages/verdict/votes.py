@@ -1,8 +1,10 @@
 """People's votes: files from the review page, read back and counted. Knows the key that says whose answer was which."""
 
+import json
+import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -34,7 +36,7 @@ class Vote(_Strict):
 
 
 class VoteFile(_Strict):
-    """What one rater saved. `revised` are items voted on again after their reference was shown."""
+    """What one rater saved. `revised` are items voted on again after their reference was shown: no longer blind."""
 
     review: str
     rater: str
@@ -45,12 +47,19 @@ class VoteFile(_Strict):
 def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], list[str]]:
     """The files of a folder that belong to the review of `key`, by name; and for each that does not, a line that says so.
 
-    Raises InputError, naming the file, where one is not what the page saves, names an item that the review does not have or the
-    same twice, or where a rater has two files.
+    Raises InputError, naming the file, where one of this review is not what the page saves, names an item that the review does not
+    have or the same twice, or where a rater has two files.
     """
     files: dict[str, VoteFile] = {}
     refused = []
     for path in sorted(folder.glob("*.json")):
+        try:
+            review = json.loads(path.read_bytes()).get("review", key["review"])
+        except (ValueError, AttributeError, RecursionError):
+            review = key["review"]  # to be refused below, with the reason
+        if review != key["review"]:
+            refused.append(f"{path}: of another review ({review}, this one is {key['review']}); not counted")
+            continue
         try:
             file = VoteFile.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -59,14 +68,14 @@ def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], li
             raise InputError(
                 f"{path}: not a file that the review page saved: {where}{': ' if where else ''}{first['msg']}"
             ) from error
-        if file.review != key["review"]:
-            refused.append(f"{path}: of another review ({file.review}, this one is {key['review']}); not counted")
-            continue
         if not re.fullmatch(r"[A-Za-z0-9_-]+", file.rater):
             raise InputError(f"{path}: rater {file.rater!r}: expected letters, digits, - and _")
         if file.rater in files:
             raise InputError(f"{path}: a second file of the rater {file.rater!r}")
         named = Counter(vote.item for vote in file.votes)
+        for item in file.revised:
+            if item not in key["items"]:
+                raise InputError(f"{path}: revised item {item!r}, which the review does not have")
         for item, times in named.items():
             if item not in key["items"]:
                 raise InputError(f"{path}: votes on item {item!r}, which the review does not have")
@@ -100,17 +109,17 @@ def count_votes(
     files: Sequence[VoteFile],
     key: Mapping[str, Any],
     scored: Mapping[str, Mapping[str, Any]],
-    lower_is_better: Collection[str],
+    better: Mapping[str, int],
     draws: int,
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """What the votes say, as finite numbers; those that can't be said are left out.
+    """What the votes say, as finite numbers; those that can't be said are left out. Votes that were revised are not counted.
 
     A row that several raters voted on counts once, with their mean: above one half it is a win of the fine-tuned answer. Of wins
     and losses: share of wins with Wilson's interval, and the sign test. Of all rows: `win_rate`, ties as halves, with a bootstrap
     over groups. `scored` are rows by id as evaluate writes them: how often each metric's sign agrees with people's, where they
-    decided.
+    decided. `better` has by metric 1 where more is better and −1 where less is.
     """
     items = key["items"]
     first: dict[str, list[float]] = {}  # by row, of pairs seen for the first time
@@ -122,6 +131,8 @@ def count_votes(
         said = {vote.item: vote for vote in file.votes}
         for vote in file.votes:
             item = items[vote.item]
+            if vote.item in file.revised:
+                continue
             value = outcome(vote, item)
             if item["kind"] == "catch":
                 caught.append(value == 0.5)
@@ -129,15 +140,16 @@ def count_votes(
             if vote.choice in ("x", "y"):
                 lefts.append(vote.choice == vote.left)
             if item["kind"] == "repeat":
-                if item["of"] in said:
-                    again.append(value == outcome(said[item["of"]], items[item["of"]]))
+                if item["of"] in said and item["of"] not in file.revised:
+                    before = said[item["of"]]
+                    again.append(vote.choice == before.choice)
                 continue
             first.setdefault(item["row"], []).append(value)
             labels.append((file.rater, item["row"], str(value)))
             for answer in ("x", "y"):
                 correct[item[answer]][vote.correct[answer]] += 1
                 unsupported[item[answer]].append(vote.unsupported[answer])
-    numbers: dict[str, Any] = {"raters": len(files), "rows": len(first)}
+    numbers: dict[str, Any] = {"raters": len(files), "rows": len(first), "revised": sum(len(file.revised) for file in files)}
     if not first:
         return numbers
     means = {row: mean(values) for row, values in first.items()}
@@ -147,7 +159,9 @@ def count_votes(
         numbers |= _share("wins_share", wins, wins + losses, confidence)
         numbers["p"] = float(binomtest(wins, wins + losses).pvalue)
     rate = compare([0.5] * len(means), list(means.values()), [scored[row]["group"] for row in means], draws, confidence, seed)
-    numbers |= {"win_rate": rate.sft, "win_rate_low": 0.5 + rate.low, "win_rate_high": 0.5 + rate.high}
+    numbers["win_rate"] = rate.sft
+    if rate.low < rate.high < math.inf:  # votes that are all alike have no spread to tell an interval from
+        numbers |= {"win_rate_low": max(0.0, 0.5 + rate.low), "win_rate_high": min(1.0, 0.5 + rate.high)}
     if lefts:
         numbers |= _share("left_pick", sum(lefts), len(lefts), confidence)
     for name, values in (("self_agreement", again), ("identical_called_equal", caught)):
@@ -158,8 +172,7 @@ def count_votes(
     for system in ("zeroshot", "sft"):
         numbers[f"correct_{system}"] = {grade: correct[system][grade] / correct[system].total() for grade in GRADES}
         numbers[f"unsupported_{system}"] = mean(unsupported[system])
-    numbers["revised"] = sum(len(file.revised) for file in files)
-    numbers["agreement"] = _agreement(means, scored, lower_is_better)
+    numbers["agreement"] = _agreement(means, scored, better)
     return numbers
 
 
@@ -169,7 +182,7 @@ def _share(name: str, successes: int, total: int, confidence: float) -> dict[str
 
 
 def _agreement(
-    means: Mapping[str, float], scored: Mapping[str, Mapping[str, Any]], lower_is_better: Collection[str]
+    means: Mapping[str, float], scored: Mapping[str, Mapping[str, Any]], better: Mapping[str, int]
 ) -> dict[str, dict[str, float]]:
     """By metric, of the rows that people decided, how often its difference has their sign; no difference counts half."""
     agreed: dict[str, list[float]] = {}
@@ -177,7 +190,7 @@ def _agreement(
         if value == 0.5:
             continue
         before, after = scored[row]["zeroshot"], scored[row]["sft"]
-        for name in before.keys() & after.keys():
-            better = (before[name] - after[name]) if name in lower_is_better else (after[name] - before[name])
-            agreed.setdefault(name, []).append(0.5 if better == 0 else float((better > 0) == (value > 0.5)))
+        for name in better.keys() & before.keys() & after.keys():
+            gain = better[name] * (after[name] - before[name])
+            agreed.setdefault(name, []).append(0.5 if gain == 0 else float((gain > 0) == (value > 0.5)))
     return {name: {"share": mean(values), "n": len(values)} for name, values in sorted(agreed.items())}
