@@ -2,6 +2,8 @@ import ast
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,15 @@ def test_the_pipeline_declares_what_the_repository_relies_on():
         assert "metrics" not in DVC["stages"][stage], "a metric that git keeps switches the run cache off"
     listed = {metric for stage in DVC["stages"].values() for entry in stage.get("metrics", []) for metric in entry}
     assert set(DVC["metrics"]) == listed
+
+
+def test_changing_how_it_is_judged_runs_no_model():
+    for section, stage in (("evaluate", "evaluate"), ("review", "review")):
+        touched = [name for name, declared in DVC["stages"].items() if section in map(str, declared.get("params", []))]
+        assert touched == [stage]
+    imports = "import sys; import stages.evaluate, stages.review; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "peft", "trl", "bitsandbytes", "sentence_transformers"} & set(loaded)
 
 
 def test_every_parameter_is_one_that_some_stage_depends_on():
