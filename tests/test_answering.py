@@ -3,10 +3,11 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from stages import base, clean, format
 from stages.corpus.rows import read_jsonl
+from stages.llm import answering
 from stages.llm.answering import answer_rows, batches, generate_answers, score_completions, tokens_per_batch
 from stages.llm.loading import load_model
 from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_completion_ids
@@ -56,6 +57,24 @@ def test_batched_likelihoods_are_those_of_one_row_at_a_time(model, asked, monkey
             logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
         alone = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
         assert score / len(completion) == pytest.approx(alone / len(completion), abs=1e-4)
+
+
+def test_logits_in_small_portions_change_nothing(model, asked, monkeypatch):
+    tokenizer, prompts, completions = asked
+    requests = list(zip(prompts, completions, strict=True))
+    whole = score_completions(model, tokenizer, requests)
+    monkeypatch.setattr(answering, "HEAD_BYTES", 4 * model.config.vocab_size * 3)  # three tokens at a time
+    assert score_completions(model, tokenizer, requests) == pytest.approx(whole, abs=1e-4)
+
+
+def test_an_architecture_that_changes_its_logits_is_refused(asked):
+    tokenizer, prompts, completions = asked
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
+        num_key_value_heads=2, final_logit_softcapping=0.01, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="Gemma2ForCausalLM changes its logits"):
+        score_completions(AutoModelForCausalLM.from_config(config).eval(), tokenizer, [(prompts[0], completions[0])])
 
 
 def test_batched_answers_are_those_of_one_row_at_a_time(model, asked, monkeypatch):
