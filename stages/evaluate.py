@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
@@ -35,7 +35,7 @@ from stages.verdict.metrics import (
     score_answer,
     score_row,
 )
-from stages.verdict.report import render_html, render_markdown, title
+from stages.verdict.report import having_both, render_html, render_markdown, title
 from stages.verdict.statistics import Comparison, adjust_holm, compare, decide
 from stages.verdict.votes import count_votes, read_votes
 
@@ -97,10 +97,6 @@ def finite(comparison: Comparison) -> dict[str, float]:
     return {name: value for name, value in asdict(comparison).items() if math.isfinite(value)}
 
 
-def _having(scored: Sequence[Row], name: str) -> list[Row]:
-    return [scores for scores in scored if all(name in scores[system] for system in SYSTEMS)]
-
-
 def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
     """The comparison of both systems by every metric that some row has under both."""
     comparisons = {
@@ -113,7 +109,7 @@ def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
             params.seed,
         )
         for name in METRICS
-        if (having := _having(scored, name))
+        if (having := having_both(scored, name))
     }
     if params.primary not in comparisons:
         raise InputError(
@@ -148,11 +144,6 @@ def rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def _texts(path: Path, name: str) -> Iterator[str]:
-    for row in read_jsonl(path):
-        yield row[name]
-
-
 def main() -> None:
     """Score, compare and report."""
     params = load_params()
@@ -164,10 +155,11 @@ def main() -> None:
     predictions = {system: read_predictions(folder / f"{system}.jsonl", test) for system in SYSTEMS}
     predictions["no_context"] = read_predictions(folder / "no_context.jsonl", test, "prompt_hash_no_context")
     scored = score_rows(test, contexts, predictions)
+    answers = {system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS}
+    answers["references"] = [row["positive"] for row in test]
     if params.evaluate.embedding_model is not None:
         for system in SYSTEMS:
-            given = [predictions[system][row["id"]]["prediction"] for row in test]
-            cosines = embedding_cosine(params.evaluate.embedding_model, given, [row["positive"] for row in test])
+            cosines = embedding_cosine(params.evaluate.embedding_model, answers[system], answers["references"])
             for scores, cosine in zip(scored, cosines, strict=True):
                 scores[system]["embedding_cosine"] = cosine
     metrics = aggregate(scored, params.evaluate)
@@ -177,11 +169,8 @@ def main() -> None:
     asked = {system: read_predictions(folder / f"{system}_train.jsonl", trained) for system in SYSTEMS}
     scored_train = score_rows(trained, contexts, asked)
     train = {system: average(scored_train, system) for system in SYSTEMS}
-    answers = {system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS}
-    answers["references"] = [row["positive"] for row in test]
-    runs = longest_shared_runs(
-        [answer for given in answers.values() for answer in given], _texts(Path("data/formatted/train.jsonl"), "positive")
-    )
+    taught = (row["positive"] for row in read_jsonl(Path("data/formatted/train.jsonl")))
+    runs = longest_shared_runs([answer for given in answers.values() for answer in given], taught)
     metrics["overfitting"] = {
         "train_rows": len(trained),
         "train": train,
@@ -200,7 +189,7 @@ def main() -> None:
     flagged = {row["id"] for row in test if row["contradicts"] is not None}
     metrics["contradictory"] = len(flagged)
     unflagged = [scores for scores in scored if scores["id"] not in flagged]
-    if flagged and _having(unflagged, params.evaluate.primary):
+    if flagged and having_both(unflagged, params.evaluate.primary):
         metrics["unflagged"] = aggregate(unflagged, params.evaluate)
 
     key = json.loads(Path("reports/review_key.json").read_text())

@@ -125,8 +125,8 @@ def describe_rows(table: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], d
         if row["id"] in rows:
             examples["duplicates"].append(f"{row['place']} is {rows[row['id']]['place']} again")
         else:
-            keys = {field: row[f"{field}_key"] for field in FIELDS}
-            rows[row["id"]] = {**row, **keys, "query": row["query"]}
+            keys = {field: row[f"{field}_key"] for field in ("anchor", "positive", "negative")}
+            rows[row["id"]] = {**row, **keys}
     texts = {key: [row[field] for field in ("anchor", "positive", "negative") if row[field]] for key, row in rows.items()}
     sizes = Counter(group_rows(texts).values())
     by_anchor: dict[str, list[str]] = {}

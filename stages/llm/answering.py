@@ -96,19 +96,18 @@ def score_completions(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     at_once = max(1, HEAD_BYTES // (4 * head.weight.shape[0]))
+    for prompt, _ in requests[:1]:
+        ids = torch.tensor([prompt], device=model.device)
+        whole = base(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
+        headed = head(decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1]).float()
+        if (whole.log_softmax(-1) - headed.log_softmax(-1)).abs().max() > 0.1:
+            raise InputError(f"{type(base).__name__} changes its logits after the output embedding; it can't be scored here")
     scores = [math.nan] * len(requests)
     with _track("likelihoods", len(requests)) as progress:
         for batch in batches([len(prompt) + len(completion) for prompt, completion in requests], tokens_per_batch()):
             rows = [[*requests[i][0], *requests[i][1]] for i in batch]
             padded = pad_left(rows, tokenizer.pad_token_id, model.device)
             hidden = decoder(**padded, use_cache=False).last_hidden_state
-            if progress.n == 0:
-                last = {name: values[:1] for name, values in padded.items()}
-                whole = base(**last, logits_to_keep=1, use_cache=False).logits[0, -1].float()
-                if (whole.log_softmax(-1) - head(hidden[0, -1]).float().log_softmax(-1)).abs().max() > 0.1:
-                    raise InputError(
-                        f"{type(base).__name__} changes its logits after the output embedding; it can't be scored here"
-                    )
             lengths = [len(requests[i][1]) for i in batch]
             before = torch.cat([hidden[row, -length - 1 : -1] for row, length in enumerate(lengths)])
             tokens = torch.tensor([token for i in batch for token in requests[i][1]], device=hidden.device)

@@ -266,6 +266,11 @@ def render_baselines(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def having_both(scored: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """The scored rows that have a metric under both systems."""
+    return [scores for scores in scored if all(metric in scores[system] for system in ("zeroshot", "sft"))]
+
+
 def choose_rows(scored: Sequence[Mapping[str, Any]], primary: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
     """Scored rows to be shown: those that gained most by the primary metric, and those that gained least or lost."""
     sign = -1 if primary in LOWER_IS_BETTER else 1
@@ -273,8 +278,7 @@ def choose_rows(scored: Sequence[Mapping[str, Any]], primary: str) -> tuple[list
     def gain(scores: Mapping[str, Any]) -> float:
         return float(sign * (scores["sft"][primary] - scores["zeroshot"][primary]))
 
-    having = [scores for scores in scored if all(primary in scores[system] for system in ("zeroshot", "sft"))]
-    ordered = sorted(having, key=lambda scores: (gain(scores), scores["id"]))
+    ordered = sorted(having_both(scored, primary), key=lambda scores: (gain(scores), scores["id"]))
     gained = [scores for scores in ordered[::-1][:ROWS_SHOWN] if gain(scores) > 0]
     shown = {scores["id"] for scores in gained}
     return gained, [scores for scores in ordered[:ROWS_SHOWN] if scores["id"] not in shown]
@@ -327,7 +331,7 @@ def render_markdown(
         "Intervals draw groups of rows that share a text, never single rows; p is from swapping the two systems group by group. "
         "The control of bare answers sees neither passages nor question: far from 0.5, style or length gives the right answer "
         "away. Pair matching and contrastive judge how the model takes given answers, not what it writes: for that, read the "
-        "answers below. Where a metric differs in few groups, its interval is Student's, and can disagree with p, which is exact.",
+        "answers below. Where a metric differs in few groups, its interval is Student's, and can disagree with p.",
         "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items()),
         "## Beside simple baselines",
         render_baselines(metrics),
@@ -406,8 +410,7 @@ def render_html(
         losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in ("loss", "eval_loss") if name in history},
         points=[
             (len(rows[scores["id"]]["positive"]), scores["zeroshot"][primary], scores["sft"][primary])
-            for scores in scored
-            if all(primary in scores[system] for system in ("zeroshot", "sft"))
+            for scores in having_both(scored, primary)
         ],
         gained=shown(gained),
         lost=shown(lost),
