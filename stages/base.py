@@ -4,23 +4,36 @@ Reads models/NAME.yaml, where `model` in params.yaml is NAME. Writes artifacts/b
 tokenizer. This is the only stage that may use the network.
 """
 
+import json
 import logging
 import shutil
+from pathlib import Path
 
 from stages.corpus.rows import write_json
 from stages.llm.manifest import find_folder, make_manifest
 from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.params import load_model_file, load_params
-from stages.run import run_stage
+from stages.params import HubModel, ModelConfig, load_model_file, load_params
+from stages.run import InputError, run_stage
 
 log = logging.getLogger(__name__)
+
+
+def check_config(expected: ModelConfig, config_path: Path, name: str) -> None:
+    """Raise InputError where the model file `name` says another `config` than the model's own config.json."""
+    actual = json.loads(config_path.read_text())
+    for key, value in expected.model_dump().items():
+        if actual.get(key) != value:
+            raise InputError(f"{name}: config.{key}: {value}, but the model's config.json has {actual.get(key)}")
 
 
 def main() -> None:
     """Prepare the base model that params.yaml names."""
     name = load_params().model
-    manifest = make_manifest(load_model_file(name))
+    model_file = load_model_file(name)
+    manifest = make_manifest(model_file)
     folder = find_folder(manifest["source"])
+    if isinstance(model_file, HubModel) and model_file.config is not None:
+        check_config(model_file.config, folder / "config.json", f"models/{name}.yaml")
     tokenizer = load_tokenizer(folder)
     shutil.rmtree(BASE_DIR, ignore_errors=True)
     tokenizer.save_pretrained(BASE_DIR)

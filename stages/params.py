@@ -167,11 +167,25 @@ class ModelFile(Section):
     gradient_checkpointing: bool
 
 
+class ModelConfig(Section):
+    """What a model's memory follows from, as its config.json says it."""
+
+    model_type: Name
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    vocab_size: Count
+    tie_word_embeddings: bool
+
+
 class HubModel(ModelFile):
     """A model of a hub, pinned to a commit: a branch or tag can move, and with it the result."""
 
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    config: ModelConfig | None
 
 
 class LocalModel(ModelFile):

@@ -1,0 +1,113 @@
+"""The GPU benchmark, as far as it runs without a GPU: its tables, its order, and one case in a process of its own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks.gpu_memory import FITS, OUT_OF_MEMORY, Case, next_case, ran_out_of_memory, run_case, search_bounds, table
+
+SMALL, LARGE = "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct"
+CASE = Case("training", SMALL, 2048, "none")
+
+
+def record(case, outcome=FITS, **values):
+    return {**asdict(case), "machine": {"device": "Some GPU"}, "outcome": outcome, **values}
+
+
+def cells(text, *beginning):
+    """The cells of the one table row that begins so."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    (row,) = [row for row in rows if row[: len(beginning)] == list(beginning)]
+    return row[len(beginning) :]
+
+
+def test_without_records_only_predictions_stand_in_the_tables():
+    text = table([], [SMALL], [2048])
+    for line in (line for line in text.splitlines() if SMALL in line and not line.startswith("| recipe")):
+        assert "not measured" in line
+    training = next(line for line in text.splitlines() if line.startswith(f"| {SMALL} | 2,048 |"))
+    predicted, *measured = [cell.strip() for cell in training.strip("|").split("|")][2:]
+    assert predicted.endswith(" GiB")
+    assert measured == ["not measured"] * 5
+
+
+def test_a_table_shows_what_was_measured_and_says_what_was_not():
+    records = [
+        record(CASE, measured_bytes=2**30, tokens_per_second=1234.5, answer_tokens_per_second=211.0),
+        record(replace(CASE, limit="card"), OUT_OF_MEMORY),
+        record(replace(CASE, limit="tensors"), measured_bytes=2**30),
+        record(replace(CASE, what="original"), measured_bytes=3 * 2**30, tokens_per_second=600.0),
+        record(replace(CASE, model=LARGE), "failed", why="no result"),
+    ]
+    del records[-1]["machine"]  # what failed may not have got so far
+    training = table(records, [SMALL, LARGE], [2048]).split("| answering |")[0]
+    _, *measured = cells(training, SMALL, "2,048")
+    assert measured[0] == "1.00 GiB"
+    assert measured[1].endswith("%")
+    assert measured[2:] == ["1,234", "211", "without CUDA's context"]
+    assert cells(training, LARGE, "2,048")[1:] == ["not measured"] * 5
+    text = table(records, [SMALL, LARGE], [2048])
+    assert cells(text, "the original study's") == ["3.00 GiB", "3.00", "600", "not measured"]
+    assert cells(text, "this study's") == ["1.00 GiB", "1.00", "1,234", "without CUDA's context"]
+
+
+def test_the_search_halves_what_is_left_and_ends():
+    records = []
+    while case := next_case([SMALL], [2048], True, records, set()):
+        records.append(record(case, FITS if case.tokens <= 5000 else OUT_OF_MEMORY))
+    assert search_bounds(SMALL, records) == (4864, 5120)
+    assert sum(entry["tokens"] != 2048 for entry in records) <= 7
+
+
+def test_no_context_is_tried_only_where_the_context_made_it_fail():
+    lengths = [2048]
+    records = [record(replace(CASE, what=what, limit=limit)) for what in ("training", "original") for limit in ("none", "card")]
+    assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, what="answering")
+    records[1] = record(replace(CASE, limit="card"), OUT_OF_MEMORY)
+    assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, limit="tensors")
+
+
+def test_a_failed_case_is_tried_again_in_the_next_run_only():
+    failed = [record(Case("original", SMALL, 2048, "none"), "failed")]
+    first = next_case([SMALL], [2048], True, failed, set())
+    assert first == Case("original", SMALL, 2048, "none")
+    assert next_case([SMALL], [2048], True, failed, {first}) != first
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error, expected):
+    assert ran_out_of_memory(error, torch.device("cpu")) is expected
+
+
+def test_a_case_runs_in_a_process_of_its_own():
+    measured = run_case(Case("training", "toy", 64, "none"), "cpu")
+    assert measured["outcome"] == FITS, measured
+    assert measured["machine"]["device"] == "CPU"
+    assert abs(measured["predicted_bytes"] / measured["measured_bytes"] - 1) < 0.1
+    assert measured["tokens_per_second"] > measured["answer_tokens_per_second"] > 0
+
+
+def test_a_case_that_ends_badly_leaves_a_record_that_says_so():
+    failed = run_case(Case("training", "no such model", 64, "none"), "cpu")
+    assert failed["outcome"] == "failed"
+    assert "no such model" in failed["why"]
+
+
+def test_the_table_needs_no_gpu(tmp_path):
+    out = tmp_path / "records.json"
+    out.write_text(json.dumps([]))
+    command = [sys.executable, "-m", "benchmarks.gpu_memory", "--table", "--models", SMALL, "--lengths", "2048", "--out", out]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"| {SMALL} | 2,048 |" in printed

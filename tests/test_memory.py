@@ -1,0 +1,219 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, edit_yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from stages import base, clean, format
+from stages.base import check_config
+from stages.llm import preflight
+from stages.llm.memory import GIB, Adapter, Setting, free_bytes, measure_peak, measure_sizes, predict_answering, predict_training
+from stages.llm.preflight import Longest, load_sizes, main, plan_answering, plan_training, rows_at_once
+from stages.llm.prompts import BASE_DIR
+from stages.params import load_model_file, load_params
+from stages.run import InputError
+
+ALL = Adapter(16, "all-linear")
+CUDA = Setting("nf4", True, ALL, torch.bfloat16, "cuda")
+
+
+@pytest.fixture(scope="module")
+def half_billion():
+    return load_sizes(load_model_file("qwen2.5-0.5b-instruct", ROOT / "models"), ALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("0.5b", 0.494033), ("1.5b", 1.543714), ("3b", 3.085939), ("7b", 7.615617)]
+)  # what the model cards say, and the hub counts
+def test_parameters_are_counted_from_the_model_file_alone(name, billions):
+    sizes = load_sizes(load_model_file(f"qwen2.5-{name}-instruct", ROOT / "models"), ALL)
+    assert (sizes.linear + sizes.other) / 1e9 == pytest.approx(billions, abs=1e-6)
+
+
+def test_sizes_are_those_of_the_model(tiny_dir):
+    config = AutoConfig.from_pretrained(tiny_dir)
+    sizes = measure_sizes(config, Adapter(4, ["q_proj", "down_proj"]))
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
+    assert sizes.linear + sizes.other == sum(value.numel() for value in model.parameters())
+    layer = model.model.layers[0]
+    assert sizes.linear == 3 * sum(module.weight.numel() for module in layer.modules() if isinstance(module, torch.nn.Linear))
+    # r x (in + out) of each adapted layer: q is 64 x 64, down 64 x 64
+    assert sizes.lora == 3 * 4 * (128 + 128)
+
+
+def test_the_prediction_is_the_formula_worked_by_hand(half_billion):
+    # 0.5B: 357,826,560 weights in linear layers, 136,206,208 others; LoRA r=16 has 8,798,208; 24 layers, 896 and 4,864 wide
+    one = predict_training(half_billion, CUDA, 1, 2048, 350)
+    assert one.weights == int(357_826_560 * (0.5 + 1 / 64 + 4 / 16384) + 136_206_208 * 2)
+    assert one.adapter == 8_798_208 * 16
+    assert one.activations == 2048 * 2 * 24 * 896
+    # and one weight of the feed-forward layers, put back into 16 bits
+    assert one.layer == int(2048 * 2 * (16 * 896 + 6.7 * 4864 + 2 * 128) + 896 * 4864 * 2)
+    assert one.head == 350 * 32768 * 2 + 350 * 896 * 6
+    assert one.attention == 0
+    assert one.peak == one.weights + one.adapter + one.activations + one.layer
+    two = predict_training(half_billion, CUDA, 2, 2048, 350)
+    assert two.attention == 2 * 2048**2 * 3
+    asked = predict_answering(half_billion, CUDA, 1, 2000, 48)
+    assert asked.activations == 2048 * 2 * 2 * 24 * 128
+    assert asked.attention == 0
+
+
+def test_a_step_takes_what_was_predicted(project, tiny_dir):
+    """On a model wider than the tiny one, so that tensors and not small change decide."""
+    from peft import LoraConfig, get_peft_model
+    from trl.trainer.utils import add_fused_lm_head
+
+    config = AutoConfig.for_model(
+        "qwen2", hidden_size=256, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=4000, tie_word_embeddings=True,
+    )  # fmt: skip
+    sizes = measure_sizes(config, ALL)
+    for checkpointing in (False, True):
+        model = AutoModelForCausalLM.from_config(config)
+        add_fused_lm_head(model)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        ids = torch.randint(0, 4000, (2, 512))
+        trainable = [value for value in model.parameters() if value.requires_grad]
+
+        def step(model=model, ids=ids, trainable=trainable):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True).loss.backward()
+            torch.optim.AdamW(trainable).step()
+
+        measured = sum(value.nbytes for value in model.parameters()) + measure_peak(torch.device("cpu"), step)
+        predicted = predict_training(sizes, Setting("none", checkpointing, ALL, torch.float32, "cpu"), 2, 512, 512)
+        assert predicted.peak == pytest.approx(measured, rel=0.1)
+
+
+def test_the_measured_peak_is_the_most_that_was_held_at_one_time():
+    def run():
+        first = torch.ones(1000, 1000)
+        second = first + 1  # 8 MB
+        del first
+        return second * 2  # 8 MB
+
+    assert measure_peak(torch.device("cpu"), run) == pytest.approx(8_000_000, abs=1000)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "much", "nan", "inf"])
+def test_a_bad_limit_is_named(monkeypatch, value):
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", value)
+    with pytest.raises(InputError, match=f"MEMORY_LIMIT_GIB .*'{value}'"):
+        free_bytes(torch.device("cpu"))
+
+
+def test_the_limit_is_a_smaller_card_than_is_there(monkeypatch):
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.5")
+    assert free_bytes(torch.device("cpu")) == GIB // 2
+
+
+@pytest.fixture
+def ready(project):
+    base.main()
+    clean.main()
+    format.main()
+    return load_params()
+
+
+def limit_to(monkeypatch, size):
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", str(size / GIB / (1 - preflight.SPARE)))
+
+
+def test_the_most_rows_that_fit_are_taken_and_the_effective_batch_stays(ready, monkeypatch):
+    setting, longest = Setting("nf4", False, ALL, torch.float32, "cpu"), Longest(500, 100)
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    needs = {rows: predict_training(sizes, setting, rows, 500, 100).peak for rows in (1, 2, 4)}
+    for size, expected in ((needs[4] + 10, 4), (needs[4] - 10**6, 2), (needs[1] + 10, 1)):
+        limit_to(monkeypatch, size)
+        plan = plan_training(BASE_DIR, setting, ready.sft, longest)
+        assert plan.per_device_train_batch_size == expected
+        assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps == 4
+        assert plan.predicted.peak == needs[expected]
+    limit_to(monkeypatch, needs[4] + 10)
+    assert plan_training(BASE_DIR, setting, ready.sft, longest, most_rows=3).per_device_train_batch_size == 2
+    monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "1")
+    assert plan_training(BASE_DIR, setting, ready.sft, longest).per_device_train_batch_size == 1
+
+
+def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
+    setting = Setting("nf4", True, ALL, torch.bfloat16, "cuda")
+    sizes = load_sizes(load_model_file("qwen2.5-1.5b-instruct"), ALL)
+    (BASE_DIR / "config.json").write_text(
+        AutoConfig.for_model(**load_model_file("qwen2.5-1.5b-instruct").config.model_dump()).to_json_string()
+    )
+    limit_to(monkeypatch, predict_training(sizes, setting, 1, 4096, 350).peak - 10**7)
+    with pytest.raises(InputError) as error:
+        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("sft: 4096 tokens, 1 rows at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB")
+    assert lines[1] == "what would fit:"
+    ways = [line.split(":")[0].strip() for line in lines[2:]]
+    assert ways == ["format.max_length=4032", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
+    assert all("GiB (weights" in line for line in lines[2:])
+    limit_to(monkeypatch, 10**6)
+    with pytest.raises(InputError, match="nothing that changes one thing would fit"):
+        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, [8, 4, 2, 1]), ("2", [2]), ("8", [8])])
+def test_rows_at_a_time_divide_the_effective_batch_size(monkeypatch, value, expected):
+    if value is not None:
+        monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", value)
+    assert rows_at_once(8) == expected
+    monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
+    with pytest.raises(InputError, match="'3' does not divide"):
+        rows_at_once(8)
+
+
+def test_processes_that_do_not_divide_the_effective_batch_size_are_named(monkeypatch):
+    monkeypatch.setattr(preflight, "processes", lambda: SimpleNamespace(num_processes=2))
+    assert rows_at_once(8) == [4, 2, 1]
+    with pytest.raises(InputError, match=r"2 processes do not divide sft\.effective_batch_size, 3"):
+        rows_at_once(3)
+
+
+def test_batches_that_are_answered_fit_too(ready, monkeypatch):
+    setting = Setting("nf4", False, ALL, torch.float32, "cpu")
+    assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 8192
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    limit_to(monkeypatch, predict_answering(sizes, setting, 2048 // 500, 400, 100).peak + 10)
+    assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 2048
+    limit_to(monkeypatch, 10**6)
+    with pytest.raises(InputError, match="answering a prompt of 400 tokens needs"):
+        plan_answering(BASE_DIR, setting, Longest(500, 100))
+    monkeypatch.setenv("TOKENS_PER_BATCH", "100")
+    assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 100
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_bad_number_of_tokens_is_named(ready, monkeypatch, value):
+    monkeypatch.setenv("TOKENS_PER_BATCH", value)
+    with pytest.raises(InputError, match=f"TOKENS_PER_BATCH .*'{value}'"):
+        plan_answering(BASE_DIR, Setting("nf4", False, ALL, torch.float32, "cpu"), Longest(500, 100))
+
+
+def test_the_table_marks_what_a_card_can_not_hold(project, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["preflight", "--lengths", "1024", "4096", "--rows", "1"])
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "3.45")
+    edit_yaml("models/local.yaml", path="models/none")
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
+    assert "✗" not in cells["qwen2.5-0.5b-instruct"]
+    assert [cells[f"qwen2.5-{name}-instruct"].count("✗") for name in ("1.5b", "3b", "7b")] == [0, 1, 3]
+    assert "not known until its config.json is here" in cells["local"]
+    assert lines[-1] == "Predicted. ✗: more than the 3.03 GiB that are free for tensors."
+
+
+def test_a_model_file_that_says_another_config_is_refused(tmp_path):
+    config = load_model_file("qwen2.5-0.5b-instruct", ROOT / "models").config
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    check_config(config, path, "models/x.yaml")
+    path.write_text(config.model_copy(update={"hidden_size": 1024}).model_dump_json())
+    with pytest.raises(InputError, match=r"models/x\.yaml: config\.hidden_size: 896, but the model's config\.json has 1024"):
+        check_config(config, path, "models/x.yaml")
