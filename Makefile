@@ -6,11 +6,15 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lint base-model environment
+.PHONY: repro export test lint memory base-model environment
 
 repro: environment
 	@dvc repro
 	@python -m stages.verdict.report
+
+# The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
+export: environment
+	@python -m stages.export
 
 test: environment
 	@pytest
@@ -19,6 +23,10 @@ lint: environment
 	@ruff check
 	@ruff format --check
 	@mypy
+
+# What every model in models/ needs, by length and rows at a time; MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold.
+memory: environment
+	@python -m stages.llm.preflight
 
 # Trains the embedded model anew, about 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
 base-model: environment

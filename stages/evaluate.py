@@ -35,14 +35,13 @@ from stages.verdict.metrics import (
     score_answer,
     score_row,
 )
-from stages.verdict.report import having_both, render_html, render_markdown, title
+from stages.verdict.report import PACKAGES, having_both, memory_sentence, render_html, render_markdown, title
 from stages.verdict.statistics import Comparison, adjust_holm, compare, decide
 from stages.verdict.votes import count_votes, read_votes
 
 log = logging.getLogger(__name__)
 
 SYSTEMS, SPLITS = ("zeroshot", "sft"), ("train", "validation", "test")
-PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")  # versions in the report; none is imported
 ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
 
 Row = Mapping[str, Any]
@@ -215,6 +214,7 @@ def main() -> None:
         "data": f"{params.data.path}: " + ", ".join(f"{splits[name]['rows']} {name}" for name in SPLITS) + " rows",
         "prompt": f"prompts/{asking.prompt}.jinja, {asking.max_length} tokens, {asking.max_new_tokens} of them for the answer",
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
+        "memory of training": memory_sentence(json.loads(Path("reports/sft_memory.json").read_text())),
     }
     rows = {row["id"]: row for row in test}
     confidence, primary = evaluate.confidence, evaluate.primary

@@ -1,29 +1,38 @@
 """Fine-tune a LoRA adapter on the train rows, watched on the validation rows.
 
-Reads data/formatted/train.jsonl, data/formatted/validation.jsonl and artifacts/base/. Writes artifacts/adapter/ and
-reports/sft_history.csv.
+Reads data/formatted/train.jsonl, data/formatted/validation.jsonl and artifacts/base/. Writes artifacts/adapter/,
+reports/sft_history.csv and reports/sft_memory.json: what was predicted and what one step on the longest rows took.
 """
 
+import gc
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from stages.corpus.rows import read_jsonl, write_json, write_text
-from stages.llm.loading import load_model
+from stages.llm.checkpoints import checkpoint_dir
+from stages.llm.loading import load_model, pick_attention, pick_device
+from stages.llm.memory import gib
+from stages.llm.preflight import Longest, Plan, make_setting, plan_training
+from stages.llm.processes import start_processes
 from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.llm.training import build_trainer, count_steps
+from stages.llm.training import Trainer, build_trainer, count_steps, find_checkpoint, prove_answer
 from stages.params import load_model_file, load_params
-from stages.run import run_stage
+from stages.run import InputError, run_stage
 
 log = logging.getLogger(__name__)
 
 ADAPTER_DIR = Path("artifacts/adapter")
+MEMORY_PATH = Path("reports/sft_memory.json")
+ROWS_PATHS = (Path("data/formatted/train.jsonl"), Path("data/formatted/validation.jsonl"))
 
 
 def history_csv(log_history: Iterable[Mapping[str, Any]]) -> str:
@@ -57,31 +66,90 @@ def save_adapter(model: Any, adapter_dir: Path) -> None:
         complete.replace(adapter_dir)
 
 
+def train_within_memory(
+    plan_rows: Callable[[int | None], Plan], build: Callable[[int], Trainer], length: int, checkpoints: Path
+) -> tuple[Trainer, dict[str, Any]]:
+    """A trainer that has trained to the end, from the last whole checkpoint where there is one; and what that took, for the report.
+
+    `plan_rows` says how many rows go through the device at once, at most so many where a number is given; `build` makes the
+    trainer. Before the first step it is proved on the longest rows, and takes fewer until it fits; later, memory may run out once.
+    """
+    most_rows: int | None = None
+    measured: dict[str, int] | None = None
+    incidents: list[str] = []
+    while True:
+        plan = plan_rows(most_rows)
+        rows = plan.per_device_train_batch_size
+        log.info("%d rows of %d tokens at a time need %s; %s are free", rows, length, plan.predicted, gib(plan.free))
+        trainer = build(rows)
+        try:
+            if measured is None:
+                measured = {"train": trainer.prove_step(), "answer": prove_answer(trainer.model, length)}
+                log.info("proved on the longest rows: a step takes %s, an answer %s", *map(gib, measured.values()))
+            checkpoint = find_checkpoint(checkpoints)
+            if checkpoint is not None:
+                log.info("going on from %s", checkpoint)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            # to two digits: the rest differs from run to run
+            measured_mb = {name: int(float(f"{size / 1e6:.2g}")) for name, size in measured.items()}
+            return trainer, {**plan.record(), "measured": measured_mb, "incidents": incidents}
+        except torch.OutOfMemoryError:
+            when = "before the first step" if measured is None else f"at step {trainer.state.global_step}"
+            if rows == 1 or plan.processes > 1 or incidents:
+                raise InputError(
+                    f"sft: out of memory {when} with {rows} rows of {length} tokens at a time, where {plan.predicted} were "
+                    f"predicted and {gib(plan.free)} were free"
+                ) from None
+        log.warning("out of memory %s with %d rows at a time; going on with fewer, the effective batch size stays", when, rows)
+        if measured is not None:
+            incidents.append(f"out of memory {when} with {rows} rows at a time")
+        most_rows = rows - 1
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def main() -> None:
     """Train and keep the adapter with the least validation loss."""
+    state = start_processes()
     params = load_params()
     model_file = load_model_file(params.model)
-    train = list(read_jsonl(Path("data/formatted/train.jsonl")))
-    validation = list(read_jsonl(Path("data/formatted/validation.jsonl")))
-    steps = count_steps(len(train), params.sft)
-    model = load_model(BASE_DIR, model_file.quantization)
-    with tempfile.TemporaryDirectory(prefix="sft-") as checkpoints:
-        trainer = build_trainer(
-            model,
-            load_tokenizer(BASE_DIR),
+    train, validation = (list(read_jsonl(path)) for path in ROWS_PATHS)
+    log.info("%d train rows, %d optimizer steps at most", len(train), count_steps(len(train), params.sft))
+    longest = Longest(
+        length=max(row["prompt_tokens"] + row["answer_tokens"] for row in [*train, *validation]),
+        answer=max(row["answer_tokens"] for row in train),
+    )
+    setting = make_setting(model_file, params.sft, pick_device().type)
+    checkpoints = checkpoint_dir(
+        "sft", [*ROWS_PATHS, BASE_DIR], [params.format.max_length, params.sft.model_dump(), model_file.model_dump()]
+    )
+    tokenizer = load_tokenizer(BASE_DIR)
+
+    def build(rows: int) -> Trainer:
+        return build_trainer(
+            load_model(BASE_DIR, model_file.quantization),
+            tokenizer,
             train,
             validation,
             params.sft,
             params.format.max_length,
             model_file.gradient_checkpointing,
-            Path(checkpoints),
+            rows,
+            checkpoints,
+            padding_free=pick_attention(pick_device()) == "flash_attention_2",
         )
-        trainable, total = trainer.model.get_nb_trainable_parameters()
-        log.info("training %s of %s parameters on %d rows, %d steps at most", f"{trainable:,}", f"{total:,}", len(train), steps)
-        trainer.train()
-        log.info("least validation loss %.4f, seen at step %s", trainer.state.best_metric, trainer.state.best_global_step)
-    save_adapter(trainer.model, ADAPTER_DIR)
-    write_text(Path("reports/sft_history.csv"), history_csv(trainer.state.log_history))
+
+    trainer, memory = train_within_memory(
+        lambda most_rows: plan_training(BASE_DIR, setting, params.sft, longest, most_rows), build, longest.length, checkpoints
+    )
+    log.info("least validation loss %.4f, at step %s", trainer.state.best_metric, trainer.state.best_global_step)
+    if state.is_main_process:
+        save_adapter(trainer.model, ADAPTER_DIR)
+        write_text(Path("reports/sft_history.csv"), history_csv(trainer.state.log_history))
+        write_json(MEMORY_PATH, {**memory, "longest": asdict(longest)})
+        shutil.rmtree(checkpoints)
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

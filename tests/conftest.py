@@ -175,6 +175,15 @@ def judged(tmp_path, monkeypatch):
         for path, value in {
             "artifacts/base/manifest.json": {"source": {"path": "models/x"}, "files": {}},
             "data/predictions/device.json": {"device": "CPU", "dtype": "float32"},
+            "reports/sft_memory.json": {
+                "device": "CPU",
+                "incidents": [],
+                "longest": {"length": 370, "answer": 131},
+                "measured": {"train": 1399, "answer": 12},
+                "per_device_train_batch_size": 4,
+                "predicted": {"peak": 1393},
+                "processes": 1,
+            },
             "metrics/format.json": dict.fromkeys(("train", "validation", "test"), split),
         }.items():
             write_json(Path(path), value)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from stages import base, clean, format
 from stages.corpus.rows import read_jsonl
 from stages.llm import answering
-from stages.llm.answering import answer_rows, batches, generate_answers, score_completions, tokens_per_batch
+from stages.llm.answering import Batching, answer_rows, batches, generate_answers, run_batches, score_completions
 from stages.llm.loading import load_model
 from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_completion_ids
 from stages.run import InputError
@@ -46,25 +46,27 @@ def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, limit):
     assert ordered == sorted(ordered, reverse=True)
 
 
-def test_batched_likelihoods_are_those_of_one_row_at_a_time(model, asked, monkeypatch):
+def test_likelihoods_of_several_answers_to_a_prompt_are_those_of_one_row_at_a_time(model, asked):
     tokenizer, prompts, completions = asked
-    requests = list(zip(prompts, completions, strict=True))
-    monkeypatch.setenv("TOKENS_PER_BATCH", "1000")
-    together = score_completions(model, tokenizer, requests)
-    for (prompt, completion), score in zip(requests, together, strict=True):
-        ids = torch.tensor([prompt + completion])
-        with torch.no_grad():
-            logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
-        alone = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
-        assert score / len(completion) == pytest.approx(alone / len(completion), abs=1e-4)
+    requests = [(prompt, [completions[i], completions[i - 1]][: 1 + i % 2]) for i, prompt in enumerate(prompts)]
+    together = score_completions(model, tokenizer, requests, Batching(1000))
+    assert [len(sums) for sums in together] == [len(answers) for _, answers in requests]
+    for (prompt, answers), sums in zip(requests, together, strict=True):
+        for completion, score in zip(answers, sums, strict=True):
+            ids = torch.tensor([prompt + completion])
+            with torch.no_grad():
+                logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
+            alone = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
+            assert score / len(completion) == pytest.approx(alone / len(completion), abs=1e-4)
 
 
 def test_logits_in_small_portions_change_nothing(model, asked, monkeypatch):
     tokenizer, prompts, completions = asked
-    requests = list(zip(prompts, completions, strict=True))
+    requests = [(prompt, [completion]) for prompt, completion in zip(prompts, completions, strict=True)]
     whole = score_completions(model, tokenizer, requests)
-    monkeypatch.setattr(answering, "HEAD_BYTES", 4 * model.config.vocab_size * 3)  # three tokens at a time
-    assert score_completions(model, tokenizer, requests) == pytest.approx(whole, abs=1e-4)
+    monkeypatch.setattr(answering, "SCORING_HEAD_BYTES", 4 * model.config.vocab_size * 3)  # three tokens at a time
+    small = score_completions(model, tokenizer, requests)
+    assert [sums for (sums,) in small] == pytest.approx([sums for (sums,) in whole], abs=1e-4)
 
 
 def test_an_architecture_that_changes_its_logits_is_refused(asked):
@@ -74,13 +76,12 @@ def test_an_architecture_that_changes_its_logits_is_refused(asked):
         num_key_value_heads=2, final_logit_softcapping=0.01, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with pytest.raises(InputError, match="Gemma2ForCausalLM changes its logits"):
-        score_completions(AutoModelForCausalLM.from_config(config).eval(), tokenizer, [(prompts[0], completions[0])])
+        score_completions(AutoModelForCausalLM.from_config(config).eval(), tokenizer, [(prompts[0], [completions[0]])])
 
 
-def test_batched_answers_are_those_of_one_row_at_a_time(model, asked, monkeypatch):
+def test_batched_answers_are_those_of_one_row_at_a_time(model, asked):
     tokenizer, prompts, _ = asked
-    monkeypatch.setenv("TOKENS_PER_BATCH", "1000")
-    together = generate_answers(model, tokenizer, prompts, 12)
+    together = generate_answers(model, tokenizer, prompts, 12, Batching(1000))
     assert together == [generate_answers(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
     assert all(answer["finish_reason"] in ("stop", "length") for answer in together)
 
@@ -138,8 +139,33 @@ def test_rows_are_answered_with_the_prompt_that_format_wrote(project):
         answer_rows(model, tokenizer, rows, 8)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_a_bad_environment_variable_is_named(monkeypatch, value):
-    monkeypatch.setenv("TOKENS_PER_BATCH", value)
-    with pytest.raises(InputError, match=f"TOKENS_PER_BATCH .*'{value}'"):
-        tokens_per_batch()
+def test_what_was_done_before_a_kill_is_not_done_again(tmp_path):
+    lengths, worked = [5, 3, 9, 1, 7], []
+
+    def work(batch):
+        if len(worked) == 1:
+            raise KeyboardInterrupt
+        worked.append(batch)
+        return [f"row {index}" for index in batch]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batches("some", lengths, work, Batching(10, tmp_path))
+    kept = next(tmp_path.glob("some-*.jsonl"))
+    kept.write_bytes(kept.read_bytes() + b'\n[[0, 1], ["row 0", "row')  # and a line that the kill tore
+    assert worked == [[2]]
+    worked.append("the kill")
+    assert run_batches("some", lengths, work, Batching(10, tmp_path)) == [f"row {index}" for index in range(5)]
+    assert [2] not in worked[2:]
+    assert run_batches("other", lengths, lambda batch: batch, Batching(10, tmp_path)) == list(range(5)), "another name's rows"
+    assert run_batches("some", lengths, lambda batch: 1 / 0, Batching(10, tmp_path)) == [f"row {index}" for index in range(5)]
+
+
+def test_a_batch_that_is_too_much_is_halved_and_a_row_that_is_too_much_is_an_error():
+    def work(batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return batch
+
+    assert run_batches("some", [4] * 7, work, Batching(1000)) == list(range(7))
+    with pytest.raises(InputError, match=r"some: out of memory with one row of 4 tokens; lower format\.max_length"):
+        run_batches("some", [4] * 7, lambda batch: work([0, 0, 0]), Batching(1000))

@@ -1,17 +1,34 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, edit_yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from stages import base, clean, format, sft
 from stages.corpus.rows import read_jsonl
 from stages.llm.loading import load_model
+from stages.llm.memory import resident_bytes
 from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.llm.training import build_trainer, check_dataset, count_steps, find_rows, per_device_batch_size
+from stages.llm.training import (
+    BLANK,
+    COMPLETE,
+    Order,
+    Trainer,
+    build_trainer,
+    check_dataset,
+    count_steps,
+    find_checkpoint,
+    find_rows,
+    logging_steps,
+    split_rows,
+)
 from stages.params import load_params
 from stages.run import InputError
 
@@ -24,14 +41,15 @@ def formatted(project):
     return [list(read_jsonl(Path(f"data/formatted/{split}.jsonl"))) for split in ("train", "validation")]
 
 
-def make_trainer(formatted, quantization="nf4", rows=None):
+def make_trainer(formatted, quantization="nf4", rows=None, per_device=4, checkpointing=False, padding_free=False):
     params = load_params()
     model = load_model(BASE_DIR, quantization)
     tokenizer = load_tokenizer(BASE_DIR)
     train, validation = formatted
     return build_trainer(
-        model, tokenizer, rows or train, validation, params.sft, params.format.max_length, False, Path("checkpoints")
-    )
+        model, tokenizer, rows or train, validation, params.sft, params.format.max_length, checkpointing, per_device,
+        Path("checkpoints/test"), padding_free,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
@@ -51,7 +69,9 @@ def test_adapter_weights_move_and_base_weights_do_not(formatted, quantization):
 def test_the_loss_is_on_the_answer_and_its_end_of_turn_alone(formatted):
     trainer = make_trainer(formatted)
     tokenizer = load_tokenizer(BASE_DIR)
-    for made, row in zip(trainer.train_dataset, formatted[0], strict=True):
+    *rows, blank = trainer.train_dataset
+    assert (blank["id"], set(blank["labels"])) == (BLANK, {-100})
+    for made, row in zip(rows, formatted[0], strict=True):
         labelled = [label for label in made["labels"] if label != -100]
         assert tokenizer.decode(labelled).strip() == row["positive"] + tokenizer.eos_token
 
@@ -59,7 +79,7 @@ def test_the_loss_is_on_the_answer_and_its_end_of_turn_alone(formatted):
 def test_what_trl_would_cut_drop_or_ask_otherwise_is_an_error(formatted):
     trainer = make_trainer(formatted)
     tokenizer = load_tokenizer(BASE_DIR)
-    rows, dataset = formatted[0], list(trainer.train_dataset)
+    rows, dataset = formatted[0], list(trainer.train_dataset)[:-1]
     check_dataset(dataset, rows, tokenizer, 512)
     cut = [{**dataset[0], "input_ids": dataset[0]["input_ids"][:-4]}, *dataset[1:]]
     unlabelled = [{**dataset[0], "labels": [-100] * len(dataset[0]["labels"])}, *dataset[1:]]
@@ -86,6 +106,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(formatted):
     with pytest.raises(InputError, match=r"sft: the loss is nan at step 1, rows (\w+, ){3}\w+") as error:
         trainer.train()
     assert set(str(error.value).split("rows ")[1].split(", ")) <= ids
+
+
+def test_rows_of_a_batch_without_padding_are_told_apart():
+    ids, positions = torch.tensor([[7, 8, 9, 7, 5, 5]]), torch.tensor([[0, 1, 2, 0, 1, 0]])
+    assert split_rows({"input_ids": ids, "position_ids": positions}) == [[7, 8, 9], [7, 5], [5]]
+    assert split_rows({"input_ids": ids, "attention_mask": ids}) == ids.tolist()
 
 
 def test_rows_are_found_behind_their_padding():
@@ -136,12 +162,139 @@ def test_an_adapter_made_for_another_base_is_refused(formatted):
         load_model(BASE_DIR, "nf4", sft.ADAPTER_DIR)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, 8), ("2", 2), ("8", 8)])
-def test_the_batch_per_device_divides_the_effective_one(monkeypatch, value, expected):
-    if value is not None:
-        monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", value)
-    assert per_device_batch_size(8, torch.device("cpu")) == expected
-    assert per_device_batch_size(8, torch.device("cuda")) == (1 if value is None else expected)
-    monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
-    with pytest.raises(InputError, match="'3' does not divide"):
-        per_device_batch_size(8, torch.device("cpu"))
+@given(st.integers(1, 40), st.integers(0, 9), st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
+def test_an_epoch_holds_every_row_once_and_blanks_to_fill_its_last_step(rows, seed, effective, epoch):
+    order = Order(rows, seed, effective)
+    order.epoch = epoch
+    drawn = list(order)
+    assert len(drawn) == len(order) == math.ceil(rows / effective) * effective
+    assert sorted(drawn[:rows]) == list(range(rows))
+    assert set(drawn[rows:]) <= {rows}
+    other = Order(rows, seed, effective)
+    other.epoch = epoch + 1
+    assert rows < 8 or list(other) != drawn
+    assert list(order) == drawn
+
+
+@pytest.mark.parametrize(("eval_steps", "steps", "expected"), [(80, 430, 20), (2, 3, 1), (50, 400, 10), (7, 1000, 1)])
+def test_the_loss_is_logged_at_every_evaluation(eval_steps, steps, expected):
+    assert logging_steps(eval_steps, steps) == expected
+
+
+@pytest.mark.parametrize(("per_device", "padding_free"), [(1, False), (4, True)])
+def test_how_rows_go_through_the_device_changes_the_adapter_by_rounding_alone(formatted, per_device, padding_free):
+    rows = formatted[0][:10]  # so that the last step is not full
+    adapters, losses = [], []
+    for how in ({}, {"per_device": per_device, "padding_free": padding_free}):
+        trainer = make_trainer(formatted, rows=rows, **how)
+        trainer.train()
+        adapters.append({name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad})
+        losses.append([entry[key] for entry in trainer.state.log_history for key in ("loss", "eval_loss") if key in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, value in adapters[0].items():
+        assert (value - adapters[1][name]).norm() < 1e-3 * value.norm(), name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_proof_takes_a_real_step_and_leaves_nothing_of_it(formatted, checkpointing):
+    edit_yaml("params.yaml", sft__lora__lora_dropout=0.1)
+    trainer = make_trainer(formatted, checkpointing=checkpointing)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    random = torch.get_rng_state()
+    peak = trainer.prove_step()
+    assert all(torch.equal(value, before[name]) and value.grad is None for name, value in trainer.model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    trainable = sum(value.nbytes for value in trainer.model.parameters() if value.requires_grad)
+    assert peak > resident_bytes(trainer.model) + 3 * trainable, "gradients and both moments belong to a step"
+    assert trainer.prove_step() == peak
+    trainer.train()
+    proved = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    fresh = make_trainer(formatted, checkpointing=checkpointing)
+    fresh.train()
+    assert [entry["loss"] for entry in fresh.state.log_history if "loss" in entry] == proved
+
+
+def test_longest_rows_without_a_finite_loss_stop_the_run_before_its_first_step(formatted):
+    trainer = make_trainer(formatted)
+    next(value for name, value in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("inf"))
+    with pytest.raises(InputError, match=r"sft: the loss of the longest rows, (\w+, ){3}\w+, is nan"):
+        trainer.prove_step()
+
+
+def test_a_checkpoint_that_was_not_written_whole_is_not_used(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    for step, complete in ((8, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+def stop_at(monkeypatch, step, error, times=1):
+    """Make the training step raise an error at a step; as often as `times` says, if it comes by again."""
+    raised = []
+    original = Trainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step and len(raised) < times:
+            raised.append(step)
+            raise error
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+
+
+def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(formatted, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    edit_yaml("params.yaml", sft__num_train_epochs=2.0, sft__lora__lora_dropout=0.1)
+    sft.main()
+    made = [path.read_bytes() for path in (sft.ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            sft.main()
+    (folder,) = Path("checkpoints").iterdir()
+    assert find_checkpoint(folder).name == "checkpoint-4"
+    # under another key nothing of it is looked at
+    edit_yaml("params.yaml", sft__learning_rate=3e-3)
+    sft.main()
+    assert "going on from" not in caplog.text
+    edit_yaml("params.yaml", sft__learning_rate=2e-3)
+    sft.main()
+    assert f"going on from {folder}/checkpoint-4" in caplog.text
+    again = [path.read_bytes() for path in (sft.ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))]
+    assert again == made
+    assert not folder.exists()
+
+
+def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(formatted, monkeypatch, caplog):
+    sft.main()
+    whole = load_file(sft.ADAPTER_DIR / "adapter_model.safetensors")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, torch.OutOfMemoryError())
+        sft.main()
+    assert "out of memory at step 2 with 4 rows at a time; going on with fewer" in caplog.text
+    record = json.loads(sft.MEMORY_PATH.read_text())
+    assert record["incidents"] == ["out of memory at step 2 with 4 rows at a time"]
+    assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (2, 2)
+    for name, value in load_file(sft.ADAPTER_DIR / "adapter_model.safetensors").items():
+        assert (value - whole[name]).norm() < 1e-3 * value.norm(), name
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, torch.OutOfMemoryError(), times=2)
+        with pytest.raises(InputError, match=r"out of memory at step 2 with 2 rows .* were predicted and .* were free"):
+            sft.main()
+
+
+def test_a_proof_that_does_not_fit_takes_fewer_rows_before_the_first_step(formatted, monkeypatch):
+    original = Trainer.prove_step
+
+    def prove_step(self):
+        if self.args.per_device_train_batch_size > 1:
+            raise torch.OutOfMemoryError
+        return original(self)
+
+    monkeypatch.setattr(Trainer, "prove_step", prove_step)
+    sft.main()
+    record = json.loads(sft.MEMORY_PATH.read_text())
+    assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"], record["incidents"]) == (1, 4, [])

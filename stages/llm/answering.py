@@ -1,32 +1,40 @@
-"""Ask the model: greedy answers, and how likely it finds given answers. Batches are sorted by length, so little is padding."""
+"""Ask the model: greedy answers, and how likely it finds given answers.
 
+Batches are sorted by length, so little is padding; they are spread over the processes, and each is kept once it is done, so that
+a killed stage goes on where it was.
+"""
+
+import gc
+import logging
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Never
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.llm.checkpoints import append_line, read_lines
+from stages.llm.memory import SCORING_HEAD_BYTES
+from stages.llm.processes import from_all, from_main, processes
 from stages.llm.prompts import hash_ids, prompt_completion_ids, prompt_ids
 from stages.run import InputError
 
-HEAD_BYTES = 2**28
+log = logging.getLogger(__name__)
+
 WAYS = {"question": "messages", "no_question": "messages_no_question", "bare": "messages_bare"}
 
 
-def tokens_per_batch() -> int:
-    """How many tokens, padding included, go through the model at once: TOKENS_PER_BATCH in the environment, or 8192.
+@dataclass(frozen=True)
+class Batching:
+    """How much goes through the model at once, and where what is done is kept; neither changes a result beyond rounding."""
 
-    It depends on the machine's memory and changes no result beyond rounding, so it is no parameter.
-    """
-    value = os.environ.get("TOKENS_PER_BATCH", "8192")
-    if not value.isdigit() or int(value) == 0:
-        raise InputError(f"TOKENS_PER_BATCH in the environment: expected a positive whole number, got {value!r}")
-    return int(value)
+    tokens: int = 8192  # of a batch, padding included
+    kept_dir: Path | None = None
 
 
 def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
@@ -44,22 +52,81 @@ def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
         yield batch
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Input ids, attention mask and position ids, each (rows, longest), padded on the left."""
+def run_batches(
+    name: str,
+    lengths: Sequence[int],
+    work: Callable[[list[int]], list[Any]],
+    batching: Batching,
+) -> list[Any]:
+    """What `work` makes of each index, in their order; it takes a batch of indices and gives a JSON value for each.
+
+    Every process does its share of the batches and returns everything. What stands under `name` in the batching's `kept_dir` is
+    not done again. A batch that is too much for the device's memory is halved. Raises InputError where one row alone is too much.
+    """
+    state = processes()
+    todo = list(batches(lengths, batching.tokens))
+    padded = sum(len(batch) * lengths[batch[0]] for batch in todo)
+    log.info("%s: %d rows in %d batches, %.0f%% padding", name, len(lengths), len(todo), 100 - 100 * sum(lengths) / max(1, padded))
+
+    def attempt(batch: list[int]) -> list[Any]:
+        try:
+            return work(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise InputError(
+                    f"{name}: out of memory with one row of {lengths[batch[0]]} tokens; lower format.max_length"
+                ) from None
+        # here, not above: the exception holds on to what was computed
+        gc.collect()
+        torch.cuda.empty_cache()
+        log.warning("%s: out of memory with %d rows at once, going on with half as many", name, len(batch))
+        half = len(batch) // 2
+        return attempt(batch[:half]) + attempt(batch[half:])
+
+    done: dict[int, Any] = {}
+    kept_dir = batching.kept_dir
+    if kept_dir is not None and state.is_main_process:
+        for path in kept_dir.glob(f"{name}-*.jsonl"):
+            for indices, results in read_lines(path):
+                done.update(zip(indices, results, strict=True))
+    done = from_main(done)
+    if done:
+        log.info("%s: %d rows were done before", name, len(done))
+    mine: dict[int, Any] = {}
+    # a batch is done whole or not at all: in another batch, a row would be rounded otherwise
+    missing = [batch for batch in todo if not all(index in done for index in batch)]
+    share = missing[state.process_index :: state.num_processes]
+    with tqdm(desc=name, total=sum(map(len, share)), unit="row", mininterval=2, disable=not state.is_main_process) as progress:
+        for batch in share:
+            results = attempt(batch)
+            mine.update(zip(batch, results, strict=True))
+            if kept_dir is not None:
+                append_line(kept_dir / f"{name}-{state.process_index}.jsonl", [batch, results])
+            progress.update(len(batch))
+    done.update(from_all(list(mine.items())))
+    return [done[index] for index in range(len(lengths))]
+
+
+def pad(rows: Sequence[Sequence[int]], filler: int, side: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and attention mask, each (rows, longest), padded on the `side` "left" or "right"."""
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "position_ids": positions.to(device)}
-
-
-def _track(what: str, total: int) -> "tqdm[Never]":
-    return tqdm(desc=what, total=total, unit="row", mininterval=2)
+    gaps = [[filler] * (width - len(row)) for row in rows]
+    ids = [gap + list(row) if side == "left" else list(row) + gap for row, gap in zip(rows, gaps, strict=True)]
+    ones = [
+        [0] * len(gap) + [1] * len(row) if side == "left" else [1] * len(row) + [0] * len(gap)
+        for row, gap in zip(rows, gaps, strict=True)
+    ]
+    return torch.tensor(ids, device=device), torch.tensor(ones, device=device)
 
 
 @torch.inference_mode()
 def generate_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batching: Batching = Batching(),
+    name: str = "answers",
 ) -> list[dict[str, Any]]:
     """Greedy answers to prompts given as token ids, in their order.
 
@@ -67,66 +134,97 @@ def generate_answers(
     off) and `generated_tokens`, the end-of-turn token included.
     """
     ends = set(model.generation_config.eos_token_id)
-    answers: list[dict[str, Any]] = [{} for _ in prompts]
-    with _track("answers", len(prompts)) as progress:
-        for batch in batches([len(prompt) + max_new_tokens for prompt in prompts], tokens_per_batch()):
-            padded = pad_left([prompts[i] for i in batch], tokenizer.pad_token_id, model.device)
-            del padded["position_ids"]  # generate derives them from the mask
-            outputs = model.generate(**padded, max_new_tokens=max_new_tokens)
-            for index, output in zip(batch, outputs[:, padded["input_ids"].shape[1] :].tolist(), strict=True):
-                end = next((i for i, token in enumerate(output) if token in ends), None)
-                answers[index] = {
+
+    def work(batch: list[int]) -> list[dict[str, Any]]:
+        ids, mask = pad([prompts[i] for i in batch], tokenizer.pad_token_id, "left", model.device)
+        outputs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
+        answers = []
+        for output in outputs[:, ids.shape[1] :].tolist():
+            end = next((i for i, token in enumerate(output) if token in ends), None)
+            answers.append(
+                {
                     "prediction": tokenizer.decode(output[:end], skip_special_tokens=True).strip(),
                     "finish_reason": "length" if end is None else "stop",
                     "generated_tokens": len(output) if end is None else end + 1,
                 }
-            progress.update(len(batch))
-    return answers
+            )
+        return answers
+
+    return run_batches(name, [len(prompt) + max_new_tokens for prompt in prompts], work, batching)
 
 
 @torch.inference_mode()
 def score_completions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
-    """Log-likelihood in nats of each completion after its prompt, both as token ids, summed over the completion's tokens.
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    batching: Batching = Batching(),
+    name: str = "likelihoods",
+) -> list[list[float]]:
+    """Log-likelihoods in nats of each prompt's completions, all as token ids, summed over a completion's tokens.
 
-    Logits are computed for the completions' positions alone, at most HEAD_BYTES of them at a time and in float32: a vocabulary of
-    150,000 makes 600 kB for each token. Raises InputError where an architecture does more to its logits than the output embedding.
+    A prompt is read once, whatever the number of its completions. Logits are computed for the completions' positions alone,
+    SCORING_HEAD_BYTES of them at most at a time and in float32: a vocabulary of 150,000 makes 600 kB for each token. Raises
+    InputError where an architecture does more to its logits than the output embedding.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = base.get_decoder(), base.get_output_embeddings()
-    at_once = max(1, HEAD_BYTES // (4 * head.weight.shape[0]))
+    at_once = max(1, SCORING_HEAD_BYTES // (4 * head.weight.shape[0]))
     for prompt, _ in requests[:1]:
         ids = torch.tensor([prompt], device=model.device)
         whole = base(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
         headed = head(decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1]).float()
         if (whole.log_softmax(-1) - headed.log_softmax(-1)).abs().max() > 0.1:
             raise InputError(f"{type(base).__name__} changes its logits after the output embedding; it can't be scored here")
-    scores = [math.nan] * len(requests)
-    with _track("likelihoods", len(requests)) as progress:
-        for batch in batches([len(prompt) + len(completion) for prompt, completion in requests], tokens_per_batch()):
-            rows = [[*requests[i][0], *requests[i][1]] for i in batch]
-            padded = pad_left(rows, tokenizer.pad_token_id, model.device)
-            hidden = decoder(**padded, use_cache=False).last_hidden_state
-            lengths = [len(requests[i][1]) for i in batch]
-            before = torch.cat([hidden[row, -length - 1 : -1] for row, length in enumerate(lengths)])
-            tokens = torch.tensor([token for i in batch for token in requests[i][1]], device=hidden.device)
-            losses = [
-                cross_entropy(head(part).float(), wanted, reduction="none")
-                for part, wanted in zip(torch.split(before, at_once), torch.split(tokens, at_once), strict=True)
-            ]
-            for index, part in zip(batch, torch.split(torch.cat(losses).double(), lengths), strict=True):
-                scores[index] = -float(part.sum())
-            progress.update(len(batch))
-    return scores
+
+    def work(batch: list[int]) -> list[list[float]]:
+        asked = [requests[i] for i in batch]
+        # a prompt's last token goes with the completions: what follows it is their first token
+        ids, mask = pad([prompt[:-1] for prompt, _ in asked], tokenizer.pad_token_id, "left", model.device)
+        cache = DynamicCache(config=base.config)
+        decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        owners = torch.tensor([row for row, (_, completions) in enumerate(asked) for _ in completions], device=ids.device)
+        cache.batch_select_indices(owners)
+        wanted = [completion for _, completions in asked for completion in completions]
+        inputs = [[prompt[-1], *completion[:-1]] for prompt, completions in asked for completion in completions]
+        ids, inner = pad(inputs, tokenizer.pad_token_id, "right", model.device)
+        before = mask.sum(1)[owners]
+        hidden = decoder(
+            input_ids=ids,
+            attention_mask=torch.cat([mask[owners], inner], dim=1),
+            position_ids=before[:, None] + torch.arange(ids.shape[1], device=ids.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[inner.bool()]
+        tokens = torch.tensor([token for completion in wanted for token in completion], device=hidden.device)
+        losses = [
+            cross_entropy(head(part).float(), token, reduction="none")
+            for part, token in zip(torch.split(hidden, at_once), torch.split(tokens, at_once), strict=True)
+        ]
+        sums = iter(torch.split(torch.cat(losses).double(), [len(completion) for completion in wanted]))
+        return [[-float(next(sums).sum()) for _ in completions] for _, completions in asked]
+
+    lengths = [len(prompt) + sum(map(len, completions)) for prompt, completions in requests]
+    return run_batches(name, lengths, work, batching)
 
 
 def answer_questions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    batching: Batching = Batching(),
+    name: str = "questions",
 ) -> list[dict[str, Any]]:
     """What a model answers to the rows' questions without any passage: a mapping a row, as `generate_answers` makes them."""
     prompts = [prompt_ids(tokenizer, row["messages_no_context"]) for row in rows]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens, batching, f"{name}-answers")
     return [
         {"id": row["id"], "prompt_hash": hash_ids(prompt), **answer}
         for row, prompt, answer in zip(rows, prompts, answers, strict=True)
@@ -134,7 +232,12 @@ def answer_questions(
 
 
 def answer_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    batching: Batching = Batching(),
+    name: str = "rows",
 ) -> list[dict[str, Any]]:
     """What a model answers to formatted rows, and how likely it finds their positive and negative.
 
@@ -146,15 +249,14 @@ def answer_rows(
     for row, prompt in zip(rows, prompts, strict=True):
         if hash_ids(prompt) != row["prompt_hash"]:
             raise InputError(f"row {row['id']}: the prompt is not the one that format wrote; run `dvc repro`")
-    wanted: list[tuple[int, str, str]] = [
-        (index, answer, way)
-        for index, row in enumerate(rows)
-        for answer in ("positive", "negative")
-        if row[answer] is not None
-        for way in WAYS
-    ]
-    requests = [prompt_completion_ids(tokenizer, rows[index][WAYS[way]], rows[index][answer]) for index, answer, way in wanted]
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens)
+    given = [[answer for answer in ("positive", "negative") if row[answer] is not None] for row in rows]
+    wanted = [(index, way) for index in range(len(rows)) if given[index] for way in WAYS]
+    requests = []
+    for index, way in wanted:
+        made = [prompt_completion_ids(tokenizer, rows[index][WAYS[way]], rows[index][answer]) for answer in given[index]]
+        requests.append((made[0][0], [completion for _, completion in made]))
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens, batching, f"{name}-answers")
+    scores = score_completions(model, tokenizer, requests, batching, f"{name}-likelihoods")
     records = [
         {
             **{key: row[key] for key in ("id", "group", "pair", "prompt_hash", "prompt_tokens", "passages")},
@@ -163,9 +265,10 @@ def answer_rows(
         }
         for row, answer in zip(rows, answers, strict=True)
     ]
-    for (index, answer, way), request, score in zip(wanted, requests, score_completions(model, tokenizer, requests), strict=True):
-        if not math.isfinite(score):
-            raise InputError(f"row {rows[index]['id']}: the likelihood of its {answer} is {score}")
-        size = len(rows[index][answer].encode())
-        records[index]["likelihood"][answer][way] = {"sum": score, "tokens": len(request[1]), "bytes": size}
+    for (index, way), (_, completions), sums in zip(wanted, requests, scores, strict=True):
+        for answer, completion, score in zip(given[index], completions, sums, strict=True):
+            if not math.isfinite(score):
+                raise InputError(f"row {rows[index]['id']}: the likelihood of its {answer} is {score}")
+            size = len(rows[index][answer].encode())
+            records[index]["likelihood"][answer][way] = {"sum": score, "tokens": len(completion), "bytes": size}
     return records

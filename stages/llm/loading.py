@@ -10,16 +10,37 @@ from typing import Literal, cast
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import sdpa_attention
+from transformers.utils import is_flash_attn_2_available
 
 from stages.llm.manifest import check_manifest, find_folder
+from stages.llm.processes import processes
 from stages.llm.prompts import load_tokenizer
 from stages.run import InputError
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The CUDA device of the process that asks, or the CPU where there is none."""
+    return torch.device("cuda", processes().local_process_index) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def is_old(device: torch.device) -> bool:
+    """Whether a card computes no bfloat16 of its own: compute capability below 8.0, such as the GTX 1650's 7.5."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+
+
+def pick_attention(device: torch.device) -> Literal["flash_attention_2", "sdpa"]:
+    """FlashAttention where it is installed and the card has what it takes, else PyTorch's own."""
+    return "flash_attention_2" if device.type == "cuda" and not is_old(device) and is_flash_attn_2_available() else "sdpa"
+
+
+def repeat_keys() -> None:
+    """Have transformers repeat keys and values that heads share before it calls PyTorch's attention.
+
+    Given them shared, cards below compute capability 8.0 have only the kernel that writes out all heads x S x S scores.
+    """
+    sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
@@ -30,7 +51,26 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    return torch.float16 if is_old(device) else torch.bfloat16
+
+
+def check_made(base_dir: Path, adapter_dir: Path | None) -> None:
+    """Raise InputError where base or adapter is not there, or where the adapter was trained on another base."""
+    for path, stage in [(base_dir / "manifest.json", "base"), *([(adapter_dir / "base.json", "sft")] if adapter_dir else [])]:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    if adapter_dir and json.loads((adapter_dir / "base.json").read_text()) != json.loads((base_dir / "manifest.json").read_text()):
+        raise InputError(f"{adapter_dir}: was trained on another base model than {base_dir}; run `dvc repro`")
+
+
+def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Greedy answers up to an end-of-turn token; Qwen's own configuration would bring sampling and a repetition penalty."""
+    ends = model.generation_config.eos_token_id
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=sorted({tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}),
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def load_model(base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir: Path | None = None) -> PreTrainedModel:
@@ -38,13 +78,14 @@ def load_model(base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir
 
     Raises InputError where files changed, or where the adapter was trained on another base.
     """
+    check_made(base_dir, adapter_dir)
     manifest = json.loads((base_dir / "manifest.json").read_text())
-    if adapter_dir is not None and json.loads((adapter_dir / "base.json").read_text()) != manifest:
-        raise InputError(f"{adapter_dir}: was trained on another base model than {base_dir}; run `dvc repro`")
     folder = find_folder(manifest["source"])
     check_manifest(manifest, folder)
     device = pick_device()
     dtype = pick_dtype(device)
+    if is_old(device):
+        repeat_keys()
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
@@ -55,20 +96,13 @@ def load_model(base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir
         dtype=dtype,
         quantization_config=config if quantization == "nf4" else None,
         device_map={"": device},
-        attn_implementation="sdpa",
+        attn_implementation=pick_attention(device),
     )
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # With AVX512-BF16 an evaluation repacks the weights, and the next training step fails or loses its gradient.
             module.support_avx512bf16_for_cpu = False
-    ends = model.generation_config.eos_token_id
-    tokenizer = load_tokenizer(base_dir)
-    # A fresh configuration: Qwen ships sampling settings and a repetition penalty that would be inherited otherwise.
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        eos_token_id=sorted({tokenizer.eos_token_id, *([ends] if isinstance(ends, int) else ends or [])}),
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = greedy_config(model, load_tokenizer(base_dir))
     if adapter_dir is not None:
         model = PeftModel.from_pretrained(model, adapter_dir, local_files_only=True)
     model.eval()

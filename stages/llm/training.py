@@ -1,36 +1,95 @@
-"""Fine-tuning with TRL: the trainer that stops on a loss that is not finite, and the checks of what it is about to train on."""
+"""Fine-tuning with TRL: the trainer, the checks of what it is about to train on, and one step as a proof that it fits."""
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from peft import LoraConfig
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from stages.llm.loading import pick_dtype
+from stages.llm.memory import measure_peak, resident_bytes
+from stages.llm.processes import processes
 from stages.llm.prompts import prompt_completion_ids
 from stages.params import SftParams
 from stages.run import InputError
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+BLANK = "blank"  # the id of the row without a label
+COMPLETE = "complete"  # the file that marks a whole checkpoint
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
-    """An SFTTrainer that ends at the first loss that is not finite, naming the step and the rows."""
+    """An SFTTrainer that sees each row once an epoch, and ends at a loss that is not finite, naming the step and the rows."""
+
+    train_dataset: Dataset
+
+    def add_blank(self, pad_token_id: int, effective_batch_size: int) -> None:
+        """Append the row without a label that Order fills the last step of an epoch with."""
+        rows: Dataset = self.train_dataset.select_columns(["id", "input_ids", "labels"])
+        blank = {"id": BLANK, "input_ids": [pad_token_id], "labels": [IGNORED]}
+        self.order = Order(len(rows), self.args.seed, effective_batch_size)
+        self.add_callback(NextOrder(self.order))
+        self.train_dataset = concatenate_datasets([rows, Dataset.from_list([blank], features=rows.features)])
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "Order":
+        return self.order
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass of one batch. Raises InputError where its loss is not finite."""
-        ids = inputs["input_ids"].tolist()  # before the model may change the mapping
+        ids = split_rows(inputs)  # before the model may change the mapping
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
-            rows = ", ".join(find_rows(self.train_dataset, ids))
+            rows = ", ".join(row for row in find_rows(self.train_dataset, ids) if row != BLANK)
             raise InputError(f"sft: the loss is {loss.item()} at step {self.state.global_step + 1}, rows {rows}")
         return loss
+
+    def prove_step(self) -> int:
+        """The most bytes in tensors during one whole optimizer step on the longest train rows, of which nothing remains.
+
+        Raises InputError where the loss of these rows is not finite, torch.OutOfMemoryError where the step does not fit.
+        """
+        if self.args.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs)
+        by_length = sorted(self.train_dataset, key=lambda row: -len(row["input_ids"]))[: self.args.per_device_train_batch_size]
+        inputs = self._prepare_inputs(self.data_collator(by_length))
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        before = [parameter.detach().to("cpu", copy=True) for parameter in trainable]
+        resident = 0 if self.model.device.type == "cuda" else resident_bytes(self.model)
+
+        def step() -> None:
+            self.model.train()
+            with torch.random.fork_rng(), self.compute_loss_context_manager():
+                loss = self.model(**inputs, use_cache=False, fused_lm_head=True).loss
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"sft: the loss of the longest rows, {', '.join(row['id'] for row in by_length)}, is {loss.item()}"
+                )
+            loss.backward()
+            optimizer = torch.optim.AdamW(trainable, lr=self.args.learning_rate)
+            optimizer.step()
+
+        try:
+            return resident + measure_peak(self.model.device, step)
+        finally:
+            for parameter, value in zip(trainable, before, strict=True):
+                parameter.grad = None
+                parameter.data.copy_(value)
+
+
+def split_rows(inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
+    """The input ids of a batch row by row; a batch without padding is one row in which positions begin anew."""
+    if "attention_mask" in inputs:
+        return cast(list[list[int]], inputs["input_ids"].tolist())
+    starts = (inputs["position_ids"][0] == 0).nonzero()[1:, 0].tolist()
+    return [part.tolist() for part in inputs["input_ids"][0].tensor_split(starts)]
 
 
 def find_rows(dataset: Dataset, batch: Sequence[Sequence[int]]) -> list[str]:
@@ -85,18 +144,78 @@ def count_steps(rows: int, params: SftParams) -> int:
     return steps
 
 
-def per_device_batch_size(effective: int, device: torch.device) -> int:
-    """Rows that go through the device at once: PER_DEVICE_TRAIN_BATCH_SIZE in the environment, else all on a CPU and 1 on CUDA.
+class Order(Sampler[int]):
+    """Every row once an epoch, in an order drawn from seed and epoch, then blanks until the last optimizer step is full.
 
-    It depends on the machine's memory; the effective batch size, which it must divide, is the parameter.
+    A blank is the dataset's last row, without a label. So no row is lost or seen twice, however many rows a process takes at a time
+    and however many processes there are, and all of them make the same steps of the same rows.
     """
-    default = effective if device.type == "cpu" else 1
-    value = os.environ.get("PER_DEVICE_TRAIN_BATCH_SIZE", str(default))
-    if not value.isdigit() or int(value) == 0 or effective % int(value):
-        raise InputError(
-            f"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: {value!r} does not divide sft.effective_batch_size, {effective}"
-        )
-    return int(value)
+
+    def __init__(self, rows: int, seed: int, effective_batch_size: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.blanks = -rows % effective_batch_size
+
+    def __len__(self) -> int:
+        return self.rows + self.blanks
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.rows, generator=generator).tolist()
+        yield from [self.rows] * self.blanks
+
+
+class NextOrder(TrainerCallback):  # type: ignore[misc]  # transformers ships types that mypy is told to skip
+    """Tells the sampler which epoch begins."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the order of the epoch that begins, or that a resumed run is in."""
+        self.order.epoch = int(state.epoch or 0)
+
+
+class Progress(ProgressCallback):  # type: ignore[misc]
+    """One bar, and a line for each evaluation."""
+
+    loss = float("nan")
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show no bar for an evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Say what was logged last, once there is a validation loss beside it."""
+        self.loss = logs.get("loss", self.loss)
+        if "eval_loss" in logs and self.training_bar is not None:
+            self.training_bar.write(
+                f"step {state.global_step} of {state.max_steps}: loss {self.loss:.4f}, validation loss {logs['eval_loss']:.4f}"
+            )
+
+
+class MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint once all of it is written: a kill can leave half of one."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the mark into the checkpoint that was just written."""
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in a folder that was written whole; what was not is removed."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def logging_steps(eval_steps: int, steps: int) -> int:
+    """How often the training loss is logged: about ten times in all, and once at each evaluation.
+
+    It divides `eval_steps`: a run that goes on from a checkpoint then logs the same means as one that was never stopped.
+    """
+    wanted = max(1, min(eval_steps // 4, steps // 10))
+    return next(every for every in range(wanted, 0, -1) if eval_steps % every == 0)
 
 
 def build_trainer(
@@ -107,44 +226,54 @@ def build_trainer(
     params: SftParams,
     max_length: int,
     gradient_checkpointing: bool,
+    per_device: int,
     output_dir: Path,
+    padding_free: bool = False,
 ) -> Trainer:
     """A trainer on a loaded base model, with a new LoRA adapter in float32 and every row checked.
 
-    The adapter with the least validation loss is the one it ends with. Checkpoints go to `output_dir`, which nothing keeps.
+    It takes `per_device` rows at a time in each process, as many times as make the effective batch size; one after the other with
+    `padding_free`, which is for attention that needs no mask to keep them apart. The adapter with the
+    least validation loss is the one it ends with. Checkpoints go to `output_dir`.
     """
     disable_progress_bars()  # five bars of half a second each
     device, dtype = model.device, pick_dtype(model.device)
-    per_device = per_device_batch_size(params.effective_batch_size, device)
+    at_once = per_device * processes().num_processes
+    steps = count_steps(len(train), params)
     args = SFTConfig(
         output_dir=str(output_dir),
         seed=params.seed,
         num_train_epochs=params.num_train_epochs,
         per_device_train_batch_size=per_device,
-        per_device_eval_batch_size=per_device,
-        gradient_accumulation_steps=params.effective_batch_size // per_device,
+        # the mean over rows: in larger batches, the loss that chooses the adapter would depend on which rows share one
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=params.effective_batch_size // at_once,
         learning_rate=params.learning_rate,
         lr_scheduler_type=params.lr_scheduler_type,
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
-        # two tokens to spare: after the end of turn, a chat template may close with a line end
-        max_length=max_length + 2,
+        # Two tokens to spare: after the end of turn, a chat template may close with a line end. Without padding TRL cuts nothing,
+        # and wants no number; check_dataset holds the rows to it.
+        max_length=None if padding_free else max_length + 2,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=device.type == "cpu",
         gradient_checkpointing=gradient_checkpointing,
+        padding_free=padding_free,
+        ddp_find_unused_parameters=False,
         eval_strategy="steps",
         eval_steps=params.eval_steps,
         save_strategy="steps",
         save_steps=params.eval_steps,
         save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        logging_steps=max(1, min(params.eval_steps // 4, count_steps(len(train), params) // 10)),
+        logging_steps=logging_steps(params.eval_steps, steps),
         report_to="none",
         dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=None,
+        disable_tqdm=True,  # Progress has its own
     )
     # The optimizer is created by train(), after the cast below.
     trainer = Trainer(
@@ -155,12 +284,31 @@ def build_trainer(
         processing_class=tokenizer,
         # given here, not applied before: only then TRL seeds before the adapter is initialized
         peft_config=LoraConfig(task_type="CAUSAL_LM", **params.lora.model_dump()),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=params.early_stopping_patience)],
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=params.early_stopping_patience), MarkComplete()],
     )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress)
     check_dataset(trainer.train_dataset, train, tokenizer, max_length)
     check_dataset(trainer.eval_dataset, validation, tokenizer, max_length)
+    trainer.add_blank(tokenizer.pad_token_id, params.effective_batch_size)
     # TRL casts the adapter of a quantized model to bfloat16; in that, small updates are lost, and fp16's scaler fails.
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return trainer
+
+
+@torch.inference_mode()
+def prove_answer(model: PreTrainedModel, length: int) -> int:
+    """The most bytes in tensors while an answer of two tokens ends at `length`: keys and values are then as many as ever.
+
+    Raises torch.OutOfMemoryError where it does not fit.
+    """
+    model.eval()
+    resident = 0 if model.device.type == "cuda" else resident_bytes(model)
+    ids = torch.full((1, length - 2), model.generation_config.eos_token_id[0], device=model.device)
+
+    def answer() -> None:
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, min_new_tokens=2)
+
+    return resident + measure_peak(model.device, answer)

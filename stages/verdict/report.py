@@ -17,6 +17,7 @@ from stages.verdict.pages import render_page
 SHOWN_CHARACTERS = 600
 ROWS_SHOWN = 5
 
+PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")  # whose versions are reported; none is imported
 TITLES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF++",
@@ -295,6 +296,21 @@ def render_row(row: Mapping[str, Any], record: Mapping[str, Any], predictions: M
             f"- zero-shot: {escape(predictions['zeroshot'][row['id']]['prediction']) or '(empty)'}",
             f"- fine-tuned: {escape(predictions['sft'][row['id']]['prediction']) or '(empty)'}",
             "",
+        ]
+    )
+
+
+def memory_sentence(record: Mapping[str, Any]) -> str:
+    """What a training step on the longest rows was predicted to take, what it took, and what went otherwise than planned."""
+    measured, predicted, longest = record["measured"], record["predicted"], record["longest"]
+    rows, count = record["per_device_train_batch_size"], record["processes"]
+    return "; ".join(
+        [
+            f"{measured['train']:,} MB in tensors at most, {predicted['peak']:,} MB predicted, on {record['device']} with the "
+            f"longest rows: {rows} of {longest['length']:,} tokens at a time"
+            + (f" in each of {count} processes" if count > 1 else ""),
+            f"an answer that ends at that length took {measured['answer']:,} MB",
+            *record["incidents"],
         ]
     )
 

@@ -1,0 +1,93 @@
+"""Stages as processes of their own: several at a time, and killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, edit_yaml
+from safetensors.torch import load_file
+
+from stages import base, clean, format, predict, sft
+from stages.corpus.rows import read_jsonl
+from stages.llm.processes import start_processes
+from stages.run import InputError
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+TWO = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+
+
+@pytest.fixture
+def formatted(project, monkeypatch):
+    monkeypatch.setenv("TOKENS_PER_BATCH", "500")  # several batches
+    base.main()
+    clean.main()
+    format.main()
+
+
+def outputs():
+    predictions = {name: list(read_jsonl(Path(f"data/predictions/{name}.jsonl"))) for name in ("sft", "sft_train")}
+    return load_file("artifacts/adapter/adapter_model.safetensors"), predictions
+
+
+def test_two_processes_give_what_one_gives(formatted):
+    assert len(list(read_jsonl(Path("data/formatted/test.jsonl")))) % 2, "the rows should not divide"
+    sft.main()
+    predict.main()
+    adapter, predictions = outputs()
+    for stage in ("sft", "predict"):
+        command = [sys.executable, "-m", f"stages.{stage}"]
+        subprocess.run(command, env=ENVIRONMENT | {"LAUNCHER": TWO, "TOKENS_PER_BATCH": "500"}, check=True)
+    other, again = outputs()
+    for name, value in adapter.items():
+        assert (value - other[name]).norm() < 1e-3 * value.norm(), name
+    for name, records in predictions.items():
+        assert [record["id"] for record in again[name]] == [record["id"] for record in records]
+        for record, same in zip(records, again[name], strict=True):
+            for way, scored in record["likelihood"]["positive"].items():
+                assert same["likelihood"]["positive"][way]["sum"] == pytest.approx(scored["sum"], rel=1e-3)
+
+
+def test_a_launcher_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("LAUNCHER", "nowhere --fast")
+    with pytest.raises(InputError, match="LAUNCHER in the environment: 'nowhere' is not found"):
+        start_processes()
+
+
+def kill_when(stage, pattern):
+    """Start a stage and kill it, with no chance to clean up, as soon as a file is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}"], env=ENVIRONMENT | {"TOKENS_PER_BATCH": "500"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(Path("checkpoints").glob(pattern)):
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_stages_go_on_and_end_in_the_same_bytes(formatted, caplog):
+    caplog.set_level("INFO")
+    edit_yaml("params.yaml", sft__num_train_epochs=12.0, sft__early_stopping_patience=50)
+    paths = [
+        Path("artifacts/adapter/adapter_model.safetensors"),
+        Path("reports/sft_history.csv"),
+        Path("data/predictions/sft.jsonl"),
+    ]
+    sft.main()
+    predict.main()
+    undisturbed = [path.read_bytes() for path in paths]
+    assert not list(Path("checkpoints").iterdir())
+    kill_when("sft", "sft-*/checkpoint-*/complete")
+    sft.main()
+    assert "going on from checkpoints/sft-" in caplog.text
+    kill_when("predict", "predict-*/sft-answers-*.jsonl")
+    predict.main()
+    assert "rows were done before" in caplog.text
+    assert [path.read_bytes() for path in paths] == undisturbed
