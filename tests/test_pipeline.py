@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, edit_yaml, make_rows
 from ruamel.yaml import YAML
 
-from stages import base, clean, evaluate, format, predict, profile, review, sample, sft, zeroshot
+from stages import base, cards, clean, evaluate, format, predict, profile, review, sample, sft, zeroshot
 from stages.corpus import inventions
 from stages.corpus.rows import read_jsonl, write_jsonl
 from stages.params import load_params
@@ -18,7 +18,7 @@ from stages.run import InputError, run_stage
 from stages.verdict.metrics import METRICS
 from stages.verdict.report import escape, knowledge_sentence
 
-STAGES = [base, profile, clean, format, zeroshot, sft, predict, review, evaluate]
+STAGES = [base, profile, clean, format, zeroshot, sft, predict, review, evaluate, cards]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 
 
@@ -102,6 +102,8 @@ def test_the_whole_pipeline_twice_gives_the_same_bytes(project):
     assert metrics["contrastive"]["n"] + 2 * metrics["pair_matching"]["n"] == metrics["n"]
     assert metrics["primary"] == metrics["rouge_l"]
     assert metrics["verdict"] in (-1, 0, 1)
+    for name in ("zeroshot", "sft"):
+        assert f"{metrics['rouge_l'][name]:.3f}" in Path("reports/model_card.md").read_text()
     for name in ("data", "metrics", "artifacts", "reports"):
         shutil.rmtree(name)
     run_all()

@@ -1,0 +1,24 @@
+import json
+
+from conftest import ROOT
+
+from stages.params import load_params
+from stages.verdict.card import front_matter, render_data_card
+
+
+def test_names_from_the_user_break_no_card():
+    profile, cleaning, splits = (json.loads((ROOT / f"metrics/{name}.json").read_text()) for name in ("profile", "clean", "format"))
+    params = load_params(ROOT / "params.yaml")
+    columns = params.data.columns.model_copy(update={"query": "<img src=x>|**q**", "negative": None})
+    data = params.data.model_copy(update={"path": "data/raw/`x` <b>|[a](javascript:1).json", "columns": columns})
+    card = render_data_card(profile, cleaning, splits, params.model_copy(update={"data": data}), "0" * 64)
+    assert "<img" not in card
+    assert "<b>" not in card
+    assert "[a](javascript" not in card
+    assert "negative is none" in card
+    assert f"{splits['test']['rows']} test rows in {splits['test']['groups']} groups" in card
+
+
+def test_a_hubs_fields_name_the_base_only_where_the_hub_has_it():
+    assert "base_model" not in front_matter({"path": "models/mine"}, "peft")
+    assert "base_model: a/b\nbase_model_relation: adapter" in front_matter({"id": "a/b"}, "peft")
