@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
@@ -96,9 +96,9 @@ def finite(comparison: Comparison) -> dict[str, float]:
     return {name: value for name, value in asdict(comparison).items() if math.isfinite(value)}
 
 
-def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
-    """The comparison of both systems by every metric that some row has under both."""
-    comparisons = {
+def compare_metrics(scored: Sequence[Row], names: Iterable[str], params: EvaluateParams) -> dict[str, Comparison]:
+    """The comparison of both systems by each of the metrics that some row has under both."""
+    return {
         name: compare(
             [scores["zeroshot"][name] for scores in having],
             [scores["sft"][name] for scores in having],
@@ -107,9 +107,14 @@ def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
             params.confidence,
             params.seed,
         )
-        for name in METRICS
+        for name in names
         if (having := having_both(scored, name))
     }
+
+
+def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
+    """The comparison of both systems by every metric that some row has under both."""
+    comparisons = compare_metrics(scored, METRICS, params)
     if params.primary not in comparisons:
         raise InputError(
             f"params.yaml: evaluate.primary: no test row has what {params.primary} needs "

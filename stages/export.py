@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from stages.corpus.rows import read_jsonl, write_text
-from stages.evaluate import finite, read_predictions, score_rows
+from stages.evaluate import compare_metrics, finite, read_predictions, score_rows
 from stages.llm.answering import answer_rows
 from stages.llm.loading import check_made
 from stages.llm.merging import load_merged, merge_adapter
@@ -26,8 +26,8 @@ from stages.params import EvaluateParams, load_model_file, load_params
 from stages.run import InputError, run_stage
 from stages.verdict.card import render_card, shipped_sentence, shipped_table
 from stages.verdict.metrics import LOWER_IS_BETTER
-from stages.verdict.report import PACKAGES, having_both
-from stages.verdict.statistics import adjust_holm, compare, decide
+from stages.verdict.report import PACKAGES
+from stages.verdict.statistics import adjust_holm, decide
 
 log = logging.getLogger(__name__)
 
@@ -77,18 +77,7 @@ def compare_shipped(
     for no evidence, by the p-value that is corrected for there being several.
     """
     scored = score_rows(rows, contexts, {"zeroshot": adapter, "sft": merged})
-    comparisons = {
-        name: compare(
-            [scores["zeroshot"][name] for scores in having],
-            [scores["sft"][name] for scores in having],
-            [scores["group"] for scores in having],
-            params.draws,
-            params.confidence,
-            params.seed,
-        )
-        for name in COMPARED
-        if (having := having_both(scored, name))
-    }
+    comparisons = compare_metrics(scored, COMPARED, params)
     adjusted = adjust_holm({name: comparison.p for name, comparison in comparisons.items()})
     return {
         "n": len(rows),
