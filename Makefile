@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro export test lint memory base-model environment
+.PHONY: repro export pr-report test lint memory base-model environment
 
 repro: environment
 	@dvc repro
@@ -15,6 +15,11 @@ repro: environment
 # The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
 export: environment
 	@python -m stages.export
+
+# What this branch did to the result, as a comment for its pull request: make pr-report BASE=main
+export BASE ?= main
+pr-report: environment
+	@python -m stages.pull_request --base "$$BASE"
 
 test: environment
 	@pytest

@@ -1,0 +1,294 @@
+"""What a branch did to the result, as a comment for its pull request: python -m stages.pull_request --base main
+
+Compares the commit HEAD with its merge base: metrics and parameters as git has them, by `dvc metrics diff` and `dvc params diff`;
+rows and answers as dvc.lock names them, where the cache has them. Writes reports/pull_request.md and prints it. It is no stage of
+dvc.yaml: it is about commits, and no stage knows of them.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.commits import Revision, find_cache, find_commits, find_stale, read_dvc, run_git
+from stages.corpus.rows import write_text
+from stages.evaluate import finite
+from stages.params import Params, load_params
+from stages.run import InputError, run_stage
+from stages.verdict.comment import (
+    alert,
+    code,
+    listed,
+    render_comment,
+    render_counts,
+    render_curves,
+    render_effect,
+    render_examples,
+    render_inputs,
+    render_rejects,
+    tuned_sentence,
+)
+from stages.verdict.report import having_both, knowledge_sentence, style_sentence
+from stages.verdict.statistics import compare
+
+COMMENT_PATH = Path("reports/pull_request.md")
+TEST, ZEROSHOT, SFT, SCORES = (
+    "data/formatted/test.jsonl",
+    "data/predictions/zeroshot.jsonl",
+    "data/predictions/sft.jsonl",
+    "data/predictions/scores.jsonl",
+)
+HISTORY, BASE_MODEL, EVALUATION = "reports/sft_history.csv", "artifacts/base", "metrics/evaluation.json"
+REJECTED = ("data/clean/rejected.jsonl", "data/formatted/rejected.jsonl")
+HOW_IT_IS_SCORED = "stages/verdict/metrics.py"
+
+Row = Mapping[str, Any]
+
+
+def compare_inputs(head: Revision, base: Revision) -> dict[str, str]:
+    """Files that the pipeline depends on and that differ: by path, what became of them."""
+    here, there = head.inputs, base.inputs
+    return {
+        path: "changed" if path in here and path in there else "read here only" if path in here else "read on the base only"
+        for path in sorted(here.keys() | there.keys())
+        if here.get(path) != there.get(path)
+    }
+
+
+def by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows by their id."""
+    return {str(row["id"]): row for row in rows}
+
+
+def said_of(row: Row) -> tuple[Any, ...]:
+    """What a test row asks and expects, however it is put to the model."""
+    return tuple(row[name] for name in ("question", "positive", "negative"))
+
+
+def compare_rows(before: Sequence[Row], after: Sequence[Row]) -> tuple[bool, str]:
+    """Whether the test rows of base and head ask and expect the same, and a sentence on it."""
+    old, new = by_id(before), by_id(after)
+    common = old.keys() & new.keys()
+    edited = sum(said_of(old[key]) != said_of(new[key]) for key in common)
+    added, gone = len(new.keys() - common), len(old.keys() - common)
+    if added or gone or edited:
+        return False, (
+            f"The test rows changed: {added} new, {gone} gone, {edited} with another text, {len(common) - edited} as before."
+        )
+    return True, f"The {len(new)} test rows and their references are the same, but they are asked otherwise."
+
+
+def compare_tests(head: Revision, base: Revision, zeroshot_moved: bool) -> str:
+    """What keeps the numbers of both sides from being compared, as a box, or nothing.
+
+    `zeroshot_moved` is whether a number of zero-shot's did: answers that were made anew are no news in themselves.
+    """
+    differ = {path for path in (TEST, ZEROSHOT, BASE_MODEL) if head.hash(path) != base.hash(path)}
+    if differ <= {ZEROSHOT} and not zeroshot_moved:
+        return alert("NOTE", "The zero-shot answers were made anew; no number of theirs moved.") if differ else ""
+    alike, rows = True, "The test rows are the same."
+    if TEST in differ:
+        before, after = base.rows(TEST), head.rows(TEST)
+        alike, rows = False, "The test rows changed, or how they are asked: which of them, is not in the cache (see below)."
+        if before is not None and after is not None:
+            alike, rows = compare_rows(before, after)
+    others = "The base model changed. " * (BASE_MODEL in differ) + "The zero-shot answers changed. " * (ZEROSHOT in differ)
+    so = (
+        "Gains start from another zero-shot: compare fine-tuned with fine-tuned, not gain with gain."
+        if alike
+        else "The numbers here and on the base can't be compared: a difference may come from the rows alone."
+    )
+    return alert("WARNING", f"**Not the same test as on the base.** {rows} {others}{so}")
+
+
+def compare_rejects(head: Revision, base: Revision) -> tuple[dict[str, list[Row]], bool]:
+    """Records of rows rejected on one side alone, and whether the cache had both sides of each file that differs.
+
+    A row is known by its id or, where it never got one, by its place in the file.
+    """
+    found: dict[str, list[Row]] = {"rejected here, not on the base": [], "rejected on the base, not here": []}
+    complete = True
+    for path in REJECTED:
+        folder = str(Path(path).parent)
+        if head.outs.get(folder) == base.outs.get(folder):
+            continue
+        here, there = head.rows(path), base.rows(path)
+        if here is None or there is None:
+            complete = False
+            continue
+        new, old = ({str(record.get("id", record.get("place"))): record for record in records} for records in (here, there))
+        for said, records, others in zip(found, (new, old), (old, new), strict=True):
+            found[said] += [record for key, record in records.items() if key not in others]
+    return found, complete
+
+
+def read_curves(revision: Revision) -> dict[str, list[tuple[int, float]]]:
+    """The losses by step that training logged, by name; empty where the cache doesn't have them."""
+    path = revision.data(HISTORY)
+    if path is None:
+        return {}
+    history = pd.read_csv(path)
+    curves = {name: history[["step", name]].dropna() for name in ("loss", "eval_loss") if name in history}
+    return {name: [(int(step), float(loss)) for step, loss in part.to_numpy()] for name, part in curves.items() if len(part)}
+
+
+def answers(revision: Revision, path: str) -> dict[str, str] | None:
+    """A system's answers by row id."""
+    records = revision.rows(path)
+    return None if records is None else {str(record["id"]): str(record["prediction"]) for record in records}
+
+
+def show_wins(head: Revision, primary: str) -> str | None:
+    """Rows that fine-tuning helped or harmed most, or None where the cache doesn't have them."""
+    scored, test = head.rows(SCORES), head.rows(TEST)
+    zeroshot, sft = answers(head, ZEROSHOT), answers(head, SFT)
+    if scored is None or test is None or zeroshot is None or sft is None:
+        return None
+    return render_examples(scored, by_id(test), {"zero-shot": zeroshot, "fine-tuned": sft}, primary, "Fine-tuned against zero-shot")
+
+
+def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, str] | None:
+    """The fine-tuned answers of both sides on the test rows that both have, as a sentence and as examples, or None."""
+    tests, scores = ([side.rows(path) for side in (base, head)] for path in (TEST, SCORES))
+    given = [answers(side, SFT) for side in (base, head)]
+    if None in tests or None in scores or None in given:
+        return None
+    before, after = (by_id(rows or []) for rows in tests)
+    old, new = (by_id(rows or []) for rows in scores)
+    same = [key for key in after if key in before and said_of(before[key]) == said_of(after[key])]
+    scored = [{"id": key, "group": new[key]["group"], "zeroshot": old[key]["sft"], "sft": new[key]["sft"]} for key in same]
+    evaluate = params.evaluate
+    primary = evaluate.primary
+    scored = [dict(record) for record in having_both(scored, primary)]
+    if not scored:
+        return "No test row is the same on both sides: the fine-tuned answers can't be compared.", ""
+    comparison = compare(
+        [record["zeroshot"][primary] for record in scored],
+        [record["sft"][primary] for record in scored],
+        [record["group"] for record in scored],
+        evaluate.draws,
+        evaluate.confidence,
+        evaluate.seed,
+    )
+    sentence = tuned_sentence(comparison, finite(comparison), primary, evaluate.confidence)
+    if head.inputs.get(HOW_IT_IS_SCORED) != base.inputs.get(HOW_IT_IS_SCORED):
+        sentence += f" `{HOW_IT_IS_SCORED}` changed between the two: part of it may be the scoring."
+    sides = {"base": given[0] or {}, "here": given[1] or {}}
+    return sentence, render_examples(scored, after, sides, primary, "Fine-tuned, here against the base")
+
+
+def warn_of_state(stale: Mapping[str, Sequence[str]]) -> list[str]:
+    """Boxes on what keeps the numbers from being those of this commit: changes that are not committed, a dvc.lock of other code.
+
+    `stale` is what would run again, and why.
+    """
+    boxes = []
+    if dirty := run_git("status", "--porcelain", "--untracked-files=no").splitlines():
+        boxes.append(alert("WARNING", f"**Not committed, and not in this comment:** {listed([line[3:] for line in dirty])}"))
+    if stale:
+        reasons = "; ".join(f"{code(stage)}: {listed(why)}" for stage, why in stale.items())
+        boxes.append(
+            alert(
+                "CAUTION",
+                f"**dvc.lock is not current.** `dvc repro` would run stages again ({reasons}), so the numbers here may be of "
+                "another state than this commit's. Run it, and commit dvc.lock and metrics/ with the change.",
+            )
+        )
+    return boxes
+
+
+def show_loss(head: Revision, base: Revision) -> list[str]:
+    """The loss curves, beside those of the base where they are others; empty where the cache has none."""
+    here, there = read_curves(head), read_curves(base)
+    if not here:
+        return []
+    if head.hash(HISTORY) == base.hash(HISTORY):
+        return [render_curves(here), "The same as on the base."]
+    return ["Here:", render_curves(here), "On the base:", render_curves(there)] if there else [render_curves(here)]
+
+
+def describe(head: Revision, base: Revision, base_name: str, params: Params) -> str:
+    """The comment. Raises InputError where HEAD has no result."""
+    primary = params.evaluate.primary
+    after, before = head.metrics(EVALUATION), base.metrics(EVALUATION)
+    if primary not in after:
+        raise InputError(
+            f"{EVALUATION} in {head.commit[:7]}: no result by {primary}; run `dvc repro` and commit metrics/ and dvc.lock"
+        )
+    metrics = read_dvc("metrics", "diff", "--json", base.commit, head.commit)
+    changed_params = read_dvc("params", "diff", "--json", base.commit, head.commit)
+    judged = metrics.get(EVALUATION, {})
+    files = compare_inputs(head, base)
+
+    stale = find_stale() or {}
+    top = warn_of_state(stale)
+    if before:
+        top.append(compare_tests(head, base, any(name.endswith(".zeroshot") for name in judged)))
+    else:
+        top.append(alert("WARNING", "**The base has no result to compare with.**"))
+    if not metrics and not changed_params and not stale and head.stages == base.stages:
+        top.append("**Nothing changed that the pipeline reads or measures**: the result is the base's.")
+    top += [style_sentence(after, primary), knowledge_sentence(after, params.evaluate.confidence)]
+
+    wins, loss = show_wins(head, primary), show_loss(head, base)
+    tuned = compare_tuned(head, base, params) if before and head.hash(SCORES) != base.hash(SCORES) else ("", "")
+    rejected, complete = compare_rejects(head, base)
+    missing = {
+        "examples": wins is None,
+        "the fine-tuned answers of both sides, row by row": tuned is None,
+        "which rows are rejected": not complete,
+        "the loss curve": not loss,
+    }
+    sections: list[tuple[str, list[str]]] = [("", top)]
+    if metrics or changed_params or files:
+        short = f"{base.commit[:7]} {head.commit[:7]}"
+        effect = [render_effect(after, before, judged, primary)] if judged else ["No number of the evaluation moved."]
+        effect.append(tuned[0] if tuned else "")
+        if number := sum(map(len, metrics.values())):
+            effect.append(f"In all {number} number{'s' * (number != 1)} moved: `dvc metrics diff {short}`")
+        sections += [
+            ("What was changed", [render_inputs(changed_params, files)]),
+            ("What that did", effect),
+            ("Rows", [render_counts(metrics), render_rejects(rejected)]),
+        ]
+    sections.append(("Loss", loss))
+    if any(missing.values()):
+        sections.append(("Not in the cache", [said_missing([what for what, is_missing in missing.items() if is_missing], base)]))
+    sections.append(("The same again", [said_again(head)]))
+    headline = f"Does fine-tuning help? {code(head.commit[:7])} against {code(base.commit[:7])} of {code(base_name)}"
+    return render_comment(headline, sections, [wins or "", tuned[1] if tuned else ""])
+
+
+def said_missing(missing: Sequence[str], base: Revision) -> str:
+    """What is left out for want of data, and where to have it from."""
+    return (
+        f"So not here: {', '.join(missing)}. `dvc pull` brings the data of this commit from a remote, "
+        f"`git switch --detach {base.commit[:7]} && dvc fetch` that of the base."
+    )
+
+
+def said_again(head: Revision) -> str:
+    """Commands that give this result again."""
+    return (
+        f"```sh\ngit fetch origin && git switch --detach {head.commit}\n"
+        "dvc pull    # what was measured, where a remote has it\n"
+        "make repro  # or made anew; what is current is not run\n```"
+    )
+
+
+def main() -> None:
+    """Compare, write and print."""
+    parser = argparse.ArgumentParser(prog="python -m stages.pull_request", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", default="main", help="the branch or commit that the pull request goes to (default: main)")
+    base_name = parser.parse_args().base
+    head, base = find_commits(base_name)
+    cache_dir = find_cache()
+    comment = describe(Revision(head, cache_dir), Revision(base, cache_dir), base_name, load_params())
+    write_text(COMMENT_PATH, comment)
+    print(comment)
+
+
+if __name__ == "__main__":
+    run_stage(main)

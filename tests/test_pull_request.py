@@ -1,0 +1,247 @@
+"""Real commits of a small project with the real dvc.yaml: answers by hand, judged by the real stage, recorded by the real DVC."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, edit_yaml
+from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
+
+from stages import evaluate, pull_request, review
+from stages.commits import find_commits
+from stages.corpus.rows import read_jsonl, write_json, write_jsonl, write_text
+from stages.run import InputError
+from stages.verdict.comment import COMMENT_CHARACTERS, MARKER, code, draw_curve, render_comment
+
+HOSTILE = (
+    "@everyone see [this](https://evil.example) <img src=x onerror=alert(1)> ``` `x` <!-- --> www.evil.example #1 | a |\n\n"
+    "# heading \u202e </summary>"
+)
+DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+TEST, ZEROSHOT, SFT = "data/formatted/test.jsonl", "data/predictions/zeroshot.jsonl", "data/predictions/sft.jsonl"
+
+
+def git(*arguments):
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(subject, judge=True):
+    """Judge the answers as they are, have DVC record every stage, and commit."""
+    if judge:
+        review.main()
+        evaluate.main()
+        for path in (Path(out) for stage in DVC["stages"].values() for out in stage["outs"]):
+            if not path.exists():  # what nothing here reads need only be there
+                write_text(path if path.suffix else path / "config.json", "{}\n")
+        subprocess.run([sys.executable, "-m", "dvc", "commit", "--force"], check=True, capture_output=True)
+    git("add", "--all")
+    git("commit", "--quiet", "--message", subject)
+
+
+@pytest.fixture
+def repository(judged, tmp_path, tmp_path_factory, monkeypatch):
+    """A branch main with a result: eight test rows, one of them hostile in every field; made once, then copied."""
+    monkeypatch.setattr("sys.argv", ["pull_request", "--base", "main"])
+    made = tmp_path_factory.getbasetemp() / "with-a-result"
+    if made.is_dir():
+        shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+        return
+    judged(rows=8, hostile={2: HOSTILE})
+    shutil.copytree(ROOT / "stages", "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "prompts", "prompts")
+    shutil.copy(ROOT / "dvc.yaml", ".")
+    write_text(Path(".gitignore"), "__pycache__/\n/reports/pull_request.md\n/site/\n")
+    write_text(Path("data/votes/README.md"), "None yet.\n")
+    write_jsonl(Path("data/clean/rejected.jsonl"), [{"file": "x.json", "place": "index 9", "reason": '"answer" is empty'}])
+    for path in ("data/clean/changes", "data/formatted/validation", "data/formatted/rejected"):
+        write_jsonl(Path(f"{path}.jsonl"), [])
+    write_json(Path("metrics/clean.json"), {"rows": 9, "kept": 8, "rejected": 1})
+    write_json(Path("metrics/profile.json"), {"rows": 9})
+    git("init", "--quiet", "--initial-branch", "main")
+    git("config", "user.email", "a@example.org")
+    git("config", "user.name", "A")
+    Path(".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, ".dvc")
+    commit("Measure")
+    git("switch", "--quiet", "--create", "branch")
+    shutil.copytree(tmp_path, made)
+
+
+def report(capsys):
+    capsys.readouterr()
+    pull_request.main()
+    comment = Path("reports/pull_request.md").read_text()
+    assert capsys.readouterr().out == comment + "\n"
+    assert comment.startswith(MARKER + "\n")
+    return comment
+
+
+def change(path, edit):
+    write_jsonl(Path(path), [record | edit(record) for record in read_jsonl(Path(path))])
+
+
+def assert_inert(comment):
+    """As Markdown, nothing of the rows is more than text in a code span."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(comment)
+    tokens += [child for token in tokens for child in token.children or []]
+    assert not {token.type for token in tokens} & {"link_open", "image", "html_inline"}
+    blocks = "".join(token.content for token in tokens if token.type == "html_block")
+    for ours in (MARKER, "<details>", "</details>", "<summary>", "</summary>"):
+        blocks = blocks.replace(ours, "")
+    assert not set("<>@") & set(blocks)
+    for token in tokens:
+        if token.type == "text":
+            assert not any(live in token.content for live in ("@", "evil", "#1", "heading", "www."))
+
+
+def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repository, capsys):
+    edit_yaml("params.yaml", format__prompt="question")
+    for path in (TEST, "data/formatted/train.jsonl", "data/formatted/train_sample.jsonl"):
+        change(path, lambda row: {"prompt_hash": "other", "messages": [{"role": "user", "content": row["question"]}]})
+    for name in ("zeroshot", "zeroshot_train"):
+        change(
+            f"data/predictions/{name}.jsonl",
+            lambda record: {"prompt_hash": "other", "prediction": f"the answer {record['id'][1:]}"},
+        )
+    wrong = {"r5": {"prediction": "nothing alike"}}
+    for name in ("sft", "sft_train"):
+        change(f"data/predictions/{name}.jsonl", lambda record: {"prompt_hash": "other"} | wrong.get(record["id"], {}))
+    write_text(Path("reports/sft_history.csv"), "step,loss,eval_loss\n1,2.5,\n2,,1.75\n2,2.0,\n4,1.0,1.5\n")
+    commit("Ask without passages")
+    comment = report(capsys)
+    assert "- `format.prompt`: `answer` → `question`\n- `prompts/answer.jinja`: read on the base only\n" in comment
+    assert "- `prompts/question.jinja`: read here only\n" in comment
+    assert "[!WARNING]\n> **Not the same test as on the base.** The 8 test rows and their references are the same" in comment
+    assert "compare fine-tuned with fine-tuned, not gain with gain" in comment
+    assert "[!CAUTION]" not in comment
+    assert "There is no evidence that fine-tuning changed" in comment
+    assert "ROUGE-L went from 0.778 to 0.875 (+0.097" in comment
+    table = [line for line in comment.splitlines() if line.startswith("| ROUGE-L (primary)")]
+    assert len(table) == 1
+    assert "| 0.000 → 0.778 | 1.000 → 0.875 | +1.000 → +0.097 |" in table[0]
+    # one row of eight fell from 1 to 0
+    assert "here against the base: no evidence of a difference.** ROUGE-L went from 1.000 to 0.875 (-0.125, interval" in comment
+    assert "compared on the 8 rows that both test" in comment
+    assert "  - base, 1.000: `the tuned answer 5`\n  - here, 0.000: `nothing alike`" in comment
+    assert "eval_loss   1.750 █▁ 1.500, least 1.500 at step 4" in comment
+    assert "eval_loss   1.500 █▁ 1.250, least 1.250 at step 4" in comment
+    assert f"git switch --detach {git('rev-parse', 'HEAD')}" in comment
+    assert len(comment) < 10_000
+    assert_inert(comment)
+
+
+def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository, capsys):
+    edit_yaml("params.yaml", sample__seed=8)
+    write_jsonl(Path("data/clean/rejected.jsonl"), [{"file": "x.json", "place": "index 3", "reason": HOSTILE}])
+    for path in (TEST, ZEROSHOT, SFT, "data/predictions/no_context.jsonl"):
+        records = list(read_jsonl(Path(path)))
+        write_jsonl(Path(path), [*records[1:], records[0] | {"id": "r9"}])
+    clean = list(read_jsonl(Path("data/clean/rows.jsonl")))
+    write_jsonl(Path("data/clean/rows.jsonl"), [*clean, clean[0] | {"id": "r9"}])
+    change(TEST, lambda row: {"positive": "an edited reference"} if row["id"] == "r4" else {})
+    write_json(Path("metrics/clean.json"), {"rows": 10, "kept": 9, "rejected": 1})
+    commit("Add rows")
+    comment = report(capsys)
+    assert "The test rows changed: 1 new, 1 gone, 1 with another text, 6 as before." in comment
+    assert "The numbers here and on the base can't be compared" in comment
+    assert "- `metrics/clean.json`: `kept` 8 → 9" in comment
+    assert '- rejected on the base, not here: `index 9`: `"answer" is empty`' in comment
+    assert "- rejected here, not on the base: `index 3`: ````@everyone" in comment
+    assert "compared on the 6 rows that both test" in comment
+    assert "- `sample.seed`: `7` → `8`" in comment
+    assert_inert(comment)
+
+    shutil.rmtree(".dvc/cache")
+    for folder in ("data/formatted", "data/predictions", "artifacts"):
+        shutil.rmtree(folder)
+    comment = report(capsys)
+    assert "[!CAUTION]" not in comment, "data that is only not here makes no lock stale"
+    assert "which of them, is not in the cache" in comment
+    assert "can't be compared" in comment
+    assert "the loss curve. `dvc pull` brings the data of this commit" in comment
+    assert "<details>" not in comment
+    assert_inert(comment)
+
+
+def test_nothing_changed_is_said_and_so_is_a_lock_that_is_not_current(repository, capsys):
+    write_text(Path("README.md"), "New words.\n")
+    commit("Write a README", judge=False)
+    comment = report(capsys)
+    assert "**Nothing changed that the pipeline reads or measures**" in comment
+    assert "**Fine-tuned answers are more like the references**" in comment
+    assert "The same as on the base." in comment
+    assert not {"What was changed", "[!WARNING]", "[!CAUTION]", "Not in the cache"} & set(comment.splitlines())
+
+    write_text(Path("prompts/answer.jinja"), "{% block user %}{{ question }}{% endblock %}")
+    commit("Change a prompt without running it", judge=False)
+    comment = report(capsys)
+    assert "[!CAUTION]\n> **dvc.lock is not current.**" in comment
+    assert "`format`: `prompts/answer.jinja`" in comment
+    assert "Nothing changed" not in comment
+    done = subprocess.run([sys.executable, ROOT / ".ci/check_lock.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "format: prompts/answer.jinja" in done.stdout
+
+    write_text(Path("metrics/evaluation.json"), json.dumps({"rouge_l": {"n": "@everyone"}}))
+    commit("Say something else", judge=False)
+    with pytest.raises(InputError, match=r"evaluation\.json in .*: rouge_l\.n: expected a number, got '@everyone'"):
+        report(capsys)
+
+
+def test_a_base_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    monkeypatch.chdir(origin)
+    git("init", "--quiet", "--initial-branch", "main")
+    for number in range(3):
+        git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message", str(number))
+    git("branch", "other", "main~2")
+    assert find_commits("other") == (git("rev-parse", "main"), git("rev-parse", "main~2"))
+    for unknown in ("mian", "--help", ""):
+        with pytest.raises(InputError, match="no such branch or commit"):
+            find_commits(unknown)
+    git("clone", "--quiet", "--depth", "1", "--no-single-branch", f"file://{origin}", str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+    with pytest.raises(InputError, match="git fetch --unshallow"):
+        find_commits("other")
+    git("fetch", "--quiet", "--unshallow")
+    assert find_commits("other")[1] == git("rev-parse", "origin/other")  # a branch that only origin has
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="git rev-parse: fatal: not a git repository"):
+        find_commits("main")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "`plain`"),
+        ("a ` b", "``a ` b``"),
+        ("`` x", "``` `` x ```"),
+        ("two\n\n lines", "`two lines`"),
+        ("\u202eright\u200b", "`�right�`"),
+        (" ", "(empty)"),
+        ("x" * 301, f"`{'x' * 300} …`"),
+    ],
+)
+def test_text_of_others_stands_in_a_code_span_whatever_it_holds(text, shown):
+    assert code(text) == shown
+
+
+def test_curves_are_drawn_by_logarithm_and_averaged():
+    assert draw_curve([8, 4, 2, 1]) == "█▆▃▁"
+    assert draw_curve([1, 1]) == "▁▁"
+    assert len(draw_curve(range(1000))) == 40
+
+
+def test_examples_that_are_too_long_for_a_comment_are_left_out():
+    sections = [("", ["A verdict."]), ("Last", ["The end."])]
+    assert "An example." in render_comment("Title", sections, ["An example."])
+    comment = render_comment("Title", sections, ["x" * COMMENT_CHARACTERS])
+    assert "Too long for a comment" in comment
+    assert len(comment) < 300
+    assert "Examples" not in render_comment("Title", sections, ["", ""])
