@@ -1,0 +1,117 @@
+"""Every command that README.md prints is run, in its order, or stands here with the reason why not.
+
+The project that they are run in is small, but a real one: the repository's own files in a git and DVC repository, with few rows and
+the tiny model of the tests. Slow: `pytest -m slow`, as .ci/run does.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, edit_yaml, make_rows
+
+NOT_RUN = {
+    "git clone REPOSITORY && cd REPOSITORY": "the folder that this test makes is the clone",
+    "make test": "this is it",
+    "source .venv/bin/activate": "the environment that runs this test is active already",
+}
+NEEDS = {"qwen2.5": "downloads a model", "torchrun --nproc-per-node 4": "four processes: tests/test_processes.py starts two"}
+
+
+def commands():
+    """The lines of README's shell blocks, comments left out and continued lines joined."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = []
+    for block in re.findall(r"^```sh\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.sub(r"\s+#\s.*$", "", line).strip()
+            if command and not command.startswith("#"):
+                found.append(re.sub(r"\s+", " ", command))
+    return found
+
+
+def test_what_is_not_run_is_still_printed():
+    printed = commands()
+    assert set(NOT_RUN) <= set(printed)
+    assert all(any(part in command for command in printed) for part in NEEDS)
+    assert len(printed) > 15
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch, tiny_dir):
+    """A clone of the working tree, with few rows and the tiny model; and a home with a file of one's own."""
+    folder, home = tmp_path / "clone", tmp_path / "home"
+    home.mkdir()
+    (home / "mine.json").write_text(json.dumps(make_rows(24, seed=2)))
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    venv = Path(os.environ.get("VIRTUAL_ENV", ROOT / ".venv"))
+    (folder / ".venv").symlink_to(venv)
+    for name in ("pyproject.toml", "requirements.lock"):
+        os.utime(folder / name, (0, 0))  # or make would build the environment anew
+    assert (venv / ".ready").exists()
+    (folder / "dvc.lock").unlink()
+    monkeypatch.chdir(folder)
+    Path("data/raw").mkdir()
+    Path("data/raw/small.json").write_text(json.dumps(make_rows(24)))
+    Path("context.txt").write_text(make_rows(24)[0]["anchor"])
+    edit_yaml("models/local.yaml", path=str(tiny_dir))
+    edit_yaml(
+        "params.yaml",
+        model="local",
+        data__path="data/raw/small.json",
+        split__shares={"train": 0.5, "validation": 0.2, "test": 0.3},
+        format__train_sample=4,
+        sft__num_train_epochs=1.0,
+        sft__eval_steps=2,
+        evaluate__draws=1000,
+        review__pairs=4,
+        clean__max_rejected_share=0.9,
+    )
+    environment = {
+        **os.environ,
+        "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+        "HOME": str(home),
+        "OMP_NUM_THREADS": "2",
+        **{f"GIT_{who}_{what}": "reader@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    for command in ("git init -qb main", "git add -A", "git commit -qm Start"):
+        subprocess.run(command.split(), env=environment, check=True)
+    return environment
+
+
+@pytest.mark.slow
+def test_every_printed_command_does_what_it_says(clone):
+    for command in commands():
+        if command in NOT_RUN or any(part in command for part in NEEDS):
+            continue
+        finished = subprocess.run(["bash", "-c", command], env=clone, capture_output=True, text=True, check=False, timeout=900)
+        assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
+        print("ok:", command)
+    assert Path("reports/report.html").is_file()
+    assert Path("artifacts/merged/README.md").is_file()
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_what_it_touches_and_going_back_runs_nothing(clone):
+    def repro():
+        finished = subprocess.run(["dvc", "repro"], env=clone, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stderr
+        return re.findall(r"^Running stage '(\w+)'", finished.stdout, flags=re.MULTILINE)
+
+    assert repro() == ["sample", "base", "profile", "clean", "format", "zeroshot", "sft", "predict", "review", "evaluate", "cards"]
+    first = Path("metrics/evaluation.json").read_bytes()
+    edit_yaml("params.yaml", sft__learning_rate=5e-3)
+    assert repro() == ["sft", "predict", "review", "evaluate", "cards"]
+    assert Path("metrics/evaluation.json").read_bytes() != first
+    edit_yaml("params.yaml", sft__learning_rate=2e-3)
+    assert repro() == []
+    assert Path("metrics/evaluation.json").read_bytes() == first
