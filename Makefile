@@ -6,11 +6,16 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro export pr-report test lint memory base-model environment
+.PHONY: repro export pr-report test lint memory base-model environment sweep
 
 repro: environment
 	@dvc repro
 	@python -m stages.verdict.report
+
+# Searches parameters on validation loss, as the file says; goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
+sweep: environment
+	@test -n "$(SPACE)" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
+	@python -m stages.experiments.sweep $(SPACE) $(if $(FINISH),--finish)
 
 # The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
 export: environment

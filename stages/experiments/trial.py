@@ -1,0 +1,208 @@
+"""One trial of a sweep: `dvc exp run … sft` in the workspace, watched while it trains, and the workspace put back afterwards.
+
+In the workspace, not in a copy of it: files that Git does not track are there, and checkpoints/ lets a trial that was killed go on.
+"""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from stages.corpus.rows import write_json
+from stages.params import PARAMS_PATH, read_yaml
+from stages.run import InputError
+from stages.verdict.seeds import flatten
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS_DIR = Path("checkpoints")
+KEPT_DIR = CHECKPOINTS_DIR / "sweep-workspace"  # what a sweep changes in the workspace, as it was
+LOCK_PATH = Path("dvc.lock")
+HISTORY_PATH = Path("reports/sft_history.csv")
+EVALUATION_PATH = Path("metrics/evaluation.json")
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0  # for DVC to end in order once its stage is stopped
+
+
+class TrialFailedError(Exception):
+    """A trial came to no validation loss; the message says why."""
+
+
+class TrialStoppedError(Exception):
+    """A trial was stopped early, since it was worse than others."""
+
+
+def run_dvc(*arguments: str) -> None:
+    """Run DVC to its end. Raises InputError with its last line where it fails."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"dvc {' '.join(arguments)}: {last_line(done.stdout + done.stderr)}")
+
+
+def last_line(output: str) -> str:
+    """What a stage or DVC said of its failure: a stage's own error line where there is one, DVC's where not."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith(("error: ", "torch.OutOfMemoryError", "ERROR: "))]
+    return own[0] if own else lines[-1] if lines else "it said nothing"
+
+
+def end_process(pid: int) -> None:
+    """End what a process has started, and so let it end in order; end it, too, where it does not within PATIENCE_SECONDS."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        process = psutil.Process(pid)
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            for child in process.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.terminate()
+            psutil.wait_procs([process], timeout=0.5)
+        for left in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def is_alive(recorded: dict[str, Any] | None) -> bool:
+    """Whether a process that was recorded as {pid, created} still runs, and is not another by the same number."""
+    try:
+        return recorded is not None and psutil.Process(recorded["pid"]).create_time() == recorded["created"]
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _record(name: str, pid: int) -> None:
+    write_json(KEPT_DIR / f"{name}.json", {"pid": pid, "created": psutil.Process(pid).create_time()})
+
+
+def _recorded(name: str) -> dict[str, Any] | None:
+    path = KEPT_DIR / f"{name}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def _changed_files() -> list[Path]:
+    return [PARAMS_PATH, LOCK_PATH, *(Path(name) for name in read_yaml(Path("dvc.yaml")).get("metrics", []))]
+
+
+def _head() -> str:
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _put_back() -> None:
+    for path in _changed_files():
+        kept = KEPT_DIR / "files" / path
+        if kept.exists():
+            path.parent.mkdir(exist_ok=True)  # Git and DVC remove folders that are empty
+            shutil.copyfile(kept, path)
+        else:
+            path.unlink(missing_ok=True)
+    run_dvc("checkout", "--quiet", "--force", "--allow-missing", "--with-deps", "sft")
+    shutil.rmtree(KEPT_DIR)
+
+
+def recover_workspace() -> None:
+    """Put the workspace back after a sweep that was killed, and end the trial that it left running.
+
+    Raises InputError where that sweep still runs, or where the workspace was worked in since.
+    """
+    if not KEPT_DIR.exists():
+        return
+    if is_alive(owner := _recorded("sweep")):
+        raise InputError(f"a sweep runs in this workspace, as process {owner and owner['pid']}; it has one workspace, one GPU")
+    if is_alive(trial := _recorded("trial")) and trial is not None:
+        log.info("the trial that was left running, process %d, is ended", trial["pid"])
+        end_process(trial["pid"])
+    started = json.loads((KEPT_DIR / "started.json").read_text())
+    kept, now = (flatten(read_yaml(folder / PARAMS_PATH)) for folder in (KEPT_DIR / "files", Path()))
+    changed = [name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name)]
+    edited = sorted(set(changed) - set(started["searched"]))
+    if edited or started["head"] != _head():
+        what = f"params.yaml was edited ({', '.join(edited)})" if edited else "something was committed"
+        raise InputError(
+            f"{what} since a sweep was killed; {KEPT_DIR / 'files'} has params.yaml, dvc.lock and metrics as they were before it: "
+            f"take what you need, delete {KEPT_DIR}, and start again"
+        )
+    _put_back()
+    log.info("params.yaml, dvc.lock and metrics are as they were before the sweep that was killed")
+
+
+@contextmanager
+def borrow_workspace(searched: Sequence[str]) -> Iterator[None]:
+    """Keep what trials change, and put it back at the end; after a kill, `recover_workspace` does.
+
+    Meanwhile the workspace has no metrics/evaluation.json: a trial would carry on the test metrics of another run.
+    """
+    files = KEPT_DIR / "files"
+    incomplete = KEPT_DIR.with_suffix(".incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    for path in _changed_files():
+        if path.exists():
+            (incomplete / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, incomplete / "files" / path)
+    write_json(incomplete / "started.json", {"head": _head(), "searched": list(searched)})
+    incomplete.replace(files.parent)
+    _record("sweep", psutil.Process().pid)
+    EVALUATION_PATH.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        _put_back()
+
+
+def find_training(since: float) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that was written since a time: its run's folder, and the trainer's state in it."""
+    states = [(path.stat().st_mtime, path) for path in CHECKPOINTS_DIR.glob("sft-*/checkpoint-*/trainer_state.json")]
+    modified, path = max(states, default=(0.0, Path()))
+    if modified < since:
+        return None
+    try:
+        return path.parents[1], json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # removed since, or not written to its end
+        return None
+
+
+def run_trial(name: str, arguments: Sequence[str], log_path: Path, judge: Callable[[float, float], bool]) -> float:
+    """The least validation loss of `dvc exp run --name NAME ARGUMENTS sft`.
+
+    `judge` is told each evaluation, as the share of the steps that are done and the loss, and says whether to stop there.
+    Raises TrialStoppedError where it did, TrialFailedError where the run failed or never came to an evaluation.
+    """
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *arguments, "sft"]
+    since, judged = time.time(), 0
+    with log_path.open("w") as output:
+        # a session of its own: Ctrl-C reaches the sweep alone, which then ends the trial in order
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            _record("trial", process.pid)
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                found = find_training(since)
+                if found is None:
+                    continue
+                folder, state = found
+                evaluations = [entry for entry in state["log_history"] if "eval_loss" in entry]
+                for entry in evaluations[judged:]:
+                    if judge(entry["step"] / state["max_steps"], entry["eval_loss"]):
+                        end_process(process.pid)
+                        shutil.rmtree(folder, ignore_errors=True)
+                        raise TrialStoppedError
+                judged = len(evaluations)
+        finally:
+            end_process(process.pid)
+            process.wait()
+            (KEPT_DIR / "trial.json").unlink(missing_ok=True)
+    if process.returncode:
+        raise TrialFailedError(last_line(log_path.read_text(errors="replace")))
+    losses = pd.read_csv(HISTORY_PATH)["eval_loss"].dropna()
+    if losses.empty:
+        raise TrialFailedError("training ended before the first evaluation: lower sft.eval_steps")
+    return float(losses.min())
