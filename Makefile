@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro export pr-report test lint memory base-model environment sweep
+.PHONY: repro export pr-report test lint memory base-model environment sweep compare
 
 repro: environment
 	@dvc repro
@@ -16,6 +16,10 @@ repro: environment
 sweep: environment
 	@test -n "$(SPACE)" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
 	@python -m stages.experiments.sweep $(SPACE) $(if $(FINISH),--finish)
+
+# One line for each experiment, and reports/compare.html: which differences are larger than their noise.
+compare: environment
+	@python -m stages.experiments.compare
 
 # The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
 export: environment
