@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro export pr-report test lint memory base-model environment sweep compare
+.PHONY: repro export pr-report test lint memory base-model environment sweep compare doctor
 
 repro: environment
 	@dvc repro
@@ -20,6 +20,10 @@ sweep: environment
 # One line for each experiment, and reports/compare.html: which differences are larger than their noise.
 compare: environment
 	@python -m stages.experiments.compare
+
+# What is in order here and what is not, each with the command that mends it; builds nothing. Exit status 1 where there is a problem.
+doctor:
+	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m stages.doctor
 
 # The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
 export: environment

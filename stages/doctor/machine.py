@@ -1,0 +1,171 @@
+"""What there is to compute with: the card, the libraries that drive it, memory, disk and the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stages.doctor.finding import Finding, last_line, run
+
+HUB_SECONDS = 3
+SCARCE_BYTES = 2 * 2**30  # of disk: below, a run may end for want of it
+REINSTALL_TORCH = "pip install --force-reinstall --constraint requirements.lock --index-url https://pypi.org/simple torch"
+
+# run in processes of their own: a library that is broken, or ends its process, costs one line
+TORCH = """
+import json, torch
+cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+print(json.dumps({
+    "version": torch.__version__, "cuda": torch.version.cuda,
+    "cards": [{"name": card.name, "capability": [card.major, card.minor], "bytes": card.total_memory} for card in cards],
+}))
+"""
+FOUR_BITS = """
+import sys, torch, bitsandbytes.functional as functional
+device = "cuda" if torch.cuda.is_available() else "cpu"
+weights = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
+packed, state = functional.quantize_4bit(weights, quant_type="nf4")
+error = (functional.dequantize_4bit(packed, state) - weights).abs().max().item()
+sys.exit(f"wrong by {error:.2f}" if not error < 0.2 else 0)
+"""
+
+
+def _probe(code: str) -> tuple[str, str | None]:
+    """What code printed in a process of its own, and how it failed, if it did."""
+    ended = run(sys.executable, "-c", code, timeout=300)
+    if ended.returncode < 0:
+        return "", f"ended by signal {-ended.returncode}"
+    return (ended.stdout, None) if ended.returncode == 0 else ("", last_line(ended.stderr))
+
+
+def read_driver() -> list[str] | None:
+    """Name and driver of every card as nvidia-smi sees them; None where it is not there or sees none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    listed = run("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    lines = [line.strip() for line in listed.stdout.splitlines() if line.strip()]
+    return lines if listed.returncode == 0 and lines else None
+
+
+def judge_cards(torch: dict[str, Any], driver: list[str] | None) -> Iterator[Finding]:
+    """What follows from what PyTorch sees and what the driver sees."""
+    build = f"PyTorch {torch['version']} is built for " + (f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA")
+    for index, card in enumerate(torch["cards"]):
+        major, minor = card["capability"]
+        text = f"{card['name']}, {card['bytes'] / 2**30:.1f} GiB, compute capability {major}.{minor}"
+        if (major, minor) < (8, 0):
+            text += ": an old card, computed in float16, without FlashAttention"
+        yield Finding("ok", f"GPU {index}", text)
+    if torch["cards"]:
+        return
+    if driver is None:
+        yield Finding("note", "GPU", f"none: computed on the CPU in float32, minutes for the embedded model; {build}")
+    elif torch["cuda"] is None:
+        yield Finding("problem", "GPU", f"{driver[0]} is here, but {build}", REINSTALL_TORCH)
+    else:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        reason = "the driver is older than that" if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
+        remedy = "update the driver, then: nvidia-smi" if hidden is None else "unset CUDA_VISIBLE_DEVICES"
+        yield Finding("problem", "GPU", f"{driver[0]} is here, {build} and can't use it: {reason}", remedy)
+
+
+def check_gpu() -> Iterator[Finding]:
+    """PyTorch and the card, and whether 4-bit weights work on it."""
+    printed, fault = _probe(TORCH)
+    if fault is not None:
+        yield Finding("problem", "PyTorch", fault, REINSTALL_TORCH)
+        return
+    yield from judge_cards(json.loads(printed), read_driver())
+    _, fault = _probe(FOUR_BITS)
+    if fault is not None:
+        remedy = "rm -f .venv/.ready && make environment, or quantization: none in the model's file"
+        yield Finding("problem", "bitsandbytes", f"4-bit weights don't work: {fault}", remedy)
+    else:
+        yield Finding("ok", "bitsandbytes", "4-bit weights work")
+
+
+def check_disk() -> Iterator[Finding]:
+    """Room where DVC's cache is, and the hub's."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    places = {"DVC's cache": Path(".dvc/cache"), "the hub's cache": Path(HF_HUB_CACHE)}
+    for name, path in places.items():
+        there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        text = f"{free / 2**30:.1f} GiB free for {name}"
+        remedy = "dvc gc --all-commits --all-experiments" if name == "DVC's cache" else "hf cache prune"
+        yield Finding("note", "disk", f"{text}: scarce", remedy) if free < SCARCE_BYTES else Finding("ok", "disk", text)
+
+
+def is_reachable(url: str, seconds: float = HUB_SECONDS) -> bool:
+    """Whether a server answers at all."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:  # no route, no name, no answer in time
+        return False
+
+
+def check_hub() -> Iterator[Finding]:
+    """Whether a hub model is in the cache, or the hub can be asked for it."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    from stages.llm.manifest import find_folder
+    from stages.params import HubModel, load_model_file, load_params
+    from stages.run import InputError
+
+    name = load_params().model
+    model = load_model_file(name)
+    reachable = not HF_HUB_OFFLINE and is_reachable(ENDPOINT)
+    answer = f"{ENDPOINT} {'answers' if reachable else 'is not asked: HF_HUB_OFFLINE' if HF_HUB_OFFLINE else 'does not answer'}"
+    source = {"id": model.id, "revision": model.revision} if isinstance(model, HubModel) else {"path": model.path}
+    try:
+        find_folder(source)
+    except InputError as error:
+        if not isinstance(model, HubModel):
+            yield Finding("problem", "model", str(error), f"edit path in models/{name}.yaml")
+        elif reachable:
+            yield Finding("note", "model", f"{model.id} is not in the hub's cache; {answer}", "dvc repro base")
+        else:
+            remedy = "unset HF_HUB_OFFLINE" if HF_HUB_OFFLINE else "set HTTPS_PROXY, or HF_ENDPOINT to a mirror"
+            yield Finding("problem", "model", f"{model.id} is not in the hub's cache; {answer}", remedy)
+        return
+    yield Finding("ok", "model", f"{name} is on this disk; {answer}")
+
+
+def check_memory() -> Iterator[Finding]:
+    """Whether training the model of params.yaml on rows of format.max_length is predicted to fit into what is free."""
+    from stages.llm.loading import pick_device
+    from stages.llm.memory import free_bytes, gib, predict_training
+    from stages.llm.preflight import Longest, explain_misfit, fits, load_sizes, make_setting, rows_at_once
+    from stages.params import load_model_file, load_params
+
+    params = load_params()
+    device = pick_device()
+    model = load_model_file(params.model)
+    setting = make_setting(model, params.sft, device.type)
+    sizes = load_sizes(model, setting.adapter)
+    if sizes is None:
+        yield Finding("note", "memory", f"not known for {params.model} until its config.json is here", "dvc repro base")
+        return
+    free = free_bytes(device)
+    longest = Longest(params.format.max_length, params.format.max_new_tokens)
+    choices = rows_at_once(params.sft.effective_batch_size)
+    for rows in choices:
+        prediction = predict_training(sizes, setting, rows, longest.length, longest.answer)
+        if fits(prediction, free):
+            text = f"{params.model}, {rows} rows of {longest.length} tokens at a time: {gib(prediction.peak)} predicted"
+            yield Finding("ok", "memory", f"{text}, {gib(free)} free on {device.type}")
+            return
+    said, *ways = explain_misfit(sizes, setting, longest, choices[-1], free)
+    remedy = ways[1].strip() if len(ways) > 1 else "close other programs, or take a smaller model: make memory"
+    yield Finding("problem", "memory", said, remedy)
