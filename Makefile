@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro export pr-report test lint memory base-model environment sweep compare doctor
+.PHONY: repro export pr-report test lint memory base-model environment sweep compare doctor new
 
 repro: environment
 	@dvc repro
@@ -24,6 +24,10 @@ compare: environment
 # What is in order here and what is not, each with the command that mends it; builds nothing. Exit status 1 where there is a problem.
 doctor:
 	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m stages.doctor
+
+# A project of its own for other data, without our results: make new DIR=../mine
+new: environment
+	@python -m stages.new "$(DIR)"
 
 # The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
 export: environment

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from stages.corpus import inventions
 from stages.corpus.rows import write_json, write_jsonl, write_text
+from stages.new import short_rows
 from stages.params import load_recipe
 
 # no deadline: the machine may be busy; derandomized: CI fails on a change, not on a draw
@@ -66,23 +65,8 @@ def tiny_dir(tmp_path_factory):
 
 
 def make_rows(count, seed=1):
-    """Short rows in the reference shape: every second description has a pair of rows that swap their answers."""
-    rng = random.Random(seed)
-    rows = []
-    for title in rng.sample(inventions.titles("sample"), count):
-        invention = inventions.invent(rng, title)
-        anchor = "\n\n".join(inventions.fact_paragraphs(rng, invention))
-        asked = [rng.sample(invention.facts[aspect], 1) for aspect in rng.sample(inventions.ASPECTS, 2)]
-        answers = [inventions.plain_answer(invention, facts) for facts in asked]
-        if len(rows) % 3 == 0:
-            for facts, positive, negative in zip(asked, answers, reversed(answers), strict=True):
-                query = inventions.question(rng, invention, facts)
-                rows.append({"anchor": anchor, "query": query, "positive": positive, "negative": negative})
-        else:
-            wrong = inventions.plain_answer(invention, inventions.contradict(rng, invention, asked[0]))
-            query = inventions.question(rng, invention, asked[0])
-            rows.append({"anchor": anchor, "query": query, "positive": answers[0], "negative": wrong})
-    return rows[:count]
+    """Short rows in the reference shape, as a new project begins with."""
+    return short_rows(count, seed)
 
 
 @pytest.fixture

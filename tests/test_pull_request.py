@@ -51,6 +51,7 @@ def repository(judged, tmp_path, tmp_path_factory, monkeypatch):
         shutil.copytree(made, tmp_path, dirs_exist_ok=True)
         return
     judged(rows=8, hostile={2: HOSTILE})
+    edit_yaml("params.yaml", data__path="data/sample/patents.json")  # an output of a stage, whatever rows this project is about
     shutil.copytree(ROOT / "stages", "stages", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "prompts", "prompts")
     shutil.copy(ROOT / "dvc.yaml", ".")
