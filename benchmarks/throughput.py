@@ -4,7 +4,7 @@
 
 After `dvc repro`: takes the base model in artifacts/base/ and the first ROWS train and test rows (64 where none are named), the
 same for all. Each way runs twice and its faster time counts; what is compared are ratios within one run. Writes
-benchmarks/throughput.json.
+benchmarks/throughput.json, a record for each `format.max_length`.
 
 - original: every row padded to `format.max_length`, the loss on every token from logits of the whole vocabulary, one row at a time
   and four to a step, LoRA r=8 on queries and values; answers and likelihoods one by one.
@@ -118,15 +118,13 @@ def answer_one_by_one(model: Any, prompts: Sequence[list[int]]) -> list[int]:
 
 
 @torch.inference_mode()
-def score_one_by_one(model: Any, requests: Sequence[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+def score_one_by_one(model: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """Log-likelihoods, each from the logits of its whole row."""
     scores = []
-    for prompt, completions in requests:
-        scores.append([])
-        for completion in completions:
-            ids = torch.tensor([prompt + completion], device=model.device)
-            logprobs = model(input_ids=ids).logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
-            scores[-1].append(float(logprobs.gather(1, ids[0, len(prompt) :, None]).double().sum()))
+    for prompt, completion in pairs:
+        ids = torch.tensor([prompt + completion], device=model.device)
+        logprobs = model(input_ids=ids).logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
+        scores.append(float(logprobs.gather(1, ids[0, len(prompt) :, None]).double().sum()))
     return scores
 
 
@@ -170,12 +168,12 @@ def main() -> None:
 
     requests = []
     for row in test:
-        for messages in WAYS.values():
-            made = [prompt_completion_ids(TOKENIZER, row[messages], row[name]) for name in ("positive", "negative") if row[name]]
-            requests.append((made[0][0], [completion for _, completion in made]))
-    seconds, alone = fastest(lambda: score_one_by_one(model, requests))
+        for ways in (("question", "no_question"), ("bare",)):  # as answer_rows puts them together
+            named = [(WAYS[way], name) for way in ways for name in ("positive", "negative") if row[name]]
+            requests.append([prompt_completion_ids(TOKENIZER, row[messages], row[name]) for messages, name in named])
+    seconds, alone = fastest(lambda: score_one_by_one(model, [pair for request in requests for pair in request]))
     batched, together = fastest(lambda: score_completions(model, TOKENIZER, requests, Batching()))
-    pairs = [(a, b) for sums, others in zip(alone, together, strict=True) for a, b in zip(sums, others, strict=True)]
+    pairs = list(zip(alone, (score for sums in together for score in sums), strict=True))
     record["scoring"] = {
         "one_by_one": {"seconds": round(seconds, 2), "answers_per_second": round(len(pairs) / seconds, 1)},
         "ours": {"seconds": round(batched, 2), "answers_per_second": round(len(pairs) / batched, 1)},
@@ -193,7 +191,9 @@ def main() -> None:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
     }
-    write_json(Path("benchmarks/throughput.json"), record)
+    path = Path("benchmarks/throughput.json")
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, known | {f"max_length {PARAMS.format.max_length}": record})
     print(json.dumps({key: value for key, value in record.items() if key.startswith("answer_tokens_against")}))
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from stages import base, clean, format
 from stages.corpus.rows import read_jsonl
 from stages.llm import answering
-from stages.llm.answering import Batching, answer_rows, batches, generate_answers, run_batches, score_completions
+from stages.llm.answering import Batching, answer_rows, batches, common_beginning, generate_answers, run_batches, score_completions
 from stages.llm.loading import load_model
 from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_completion_ids
 from stages.run import InputError
@@ -46,13 +46,16 @@ def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, limit):
     assert ordered == sorted(ordered, reverse=True)
 
 
-def test_likelihoods_of_several_answers_to_a_prompt_are_those_of_one_row_at_a_time(model, asked):
+def test_likelihoods_are_those_of_one_row_at_a_time(model, asked):
     tokenizer, prompts, completions = asked
-    requests = [(prompt, [completions[i], completions[i - 1]][: 1 + i % 2]) for i, prompt in enumerate(prompts)]
+    requests = [
+        [(prompt, completions[i]), (prompt, completions[i - 1]), (prompts[i - 1], completions[i])][: 1 + i % 3]
+        for i, prompt in enumerate(prompts)
+    ]
     together = score_completions(model, tokenizer, requests, Batching(1000))
-    assert [len(sums) for sums in together] == [len(answers) for _, answers in requests]
-    for (prompt, answers), sums in zip(requests, together, strict=True):
-        for completion, score in zip(answers, sums, strict=True):
+    assert [len(sums) for sums in together] == [len(request) for request in requests]
+    for request, sums in zip(requests, together, strict=True):
+        for (prompt, completion), score in zip(request, sums, strict=True):
             ids = torch.tensor([prompt + completion])
             with torch.no_grad():
                 logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
@@ -60,9 +63,17 @@ def test_likelihoods_of_several_answers_to_a_prompt_are_those_of_one_row_at_a_ti
             assert score / len(completion) == pytest.approx(alone / len(completion), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [([[1, 2, 3]], 2), ([[1, 2, 3], [1, 2, 3]], 2), ([[1, 2, 3], [1, 2, 4, 5]], 2), ([[1, 2], [1, 2, 3]], 1), ([[1], [2, 3]], 0)],
+)
+def test_what_prompts_begin_with_alike_leaves_each_a_token(prompts, expected):
+    assert common_beginning(prompts) == expected
+
+
 def test_logits_in_small_portions_change_nothing(model, asked, monkeypatch):
     tokenizer, prompts, completions = asked
-    requests = [(prompt, [completion]) for prompt, completion in zip(prompts, completions, strict=True)]
+    requests = [[(prompt, completion)] for prompt, completion in zip(prompts, completions, strict=True)]
     whole = score_completions(model, tokenizer, requests)
     monkeypatch.setattr(answering, "SCORING_HEAD_BYTES", 4 * model.config.vocab_size * 3)  # three tokens at a time
     small = score_completions(model, tokenizer, requests)
@@ -76,7 +87,7 @@ def test_an_architecture_that_changes_its_logits_is_refused(asked):
         num_key_value_heads=2, final_logit_softcapping=0.01, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     with pytest.raises(InputError, match="Gemma2ForCausalLM changes its logits"):
-        score_completions(AutoModelForCausalLM.from_config(config).eval(), tokenizer, [(prompts[0], [completions[0]])])
+        score_completions(AutoModelForCausalLM.from_config(config).eval(), tokenizer, [[(prompts[0], completions[0])]])
 
 
 def test_batched_answers_are_those_of_one_row_at_a_time(model, asked):

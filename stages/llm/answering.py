@@ -4,6 +4,7 @@ Batches are sorted by length, so little is padding; they are spread over the pro
 a killed stage goes on where it was.
 """
 
+import copy
 import gc
 import logging
 import math
@@ -157,30 +158,28 @@ def generate_answers(
 def score_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    requests: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    requests: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
     batching: Batching = Batching(),
     name: str = "likelihoods",
 ) -> list[list[float]]:
-    """Log-likelihoods in nats of each prompt's completions, all as token ids, summed over a completion's tokens.
+    """Log-likelihoods in nats of completions after their prompts, all as token ids, summed over a completion's tokens.
 
-    A prompt is read once, whatever the number of its completions. Logits are computed for the completions' positions alone,
-    SCORING_HEAD_BYTES of them at most at a time and in float32: a vocabulary of 150,000 makes 600 kB for each token. Raises
-    InputError where an architecture does more to its logits than the output embedding.
+    A request is a list of (prompt, completion); what its prompts have in common at their beginning is read once. Logits are
+    computed for the completions' positions alone, SCORING_HEAD_BYTES of them at most at a time and in float32: a vocabulary of
+    150,000 makes 600 kB for each token. Raises InputError where an architecture does more to its logits than the output embedding.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     at_once = max(1, SCORING_HEAD_BYTES // (4 * head.weight.shape[0]))
-    for prompt, _ in requests[:1]:
-        ids = torch.tensor([prompt], device=model.device)
+    for request in requests[:1]:
+        ids = torch.tensor([request[0][0]], device=model.device)
         whole = base(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
         headed = head(decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1]).float()
         if (whole.log_softmax(-1) - headed.log_softmax(-1)).abs().max() > 0.1:
             raise InputError(f"{type(base).__name__} changes its logits after the output embedding; it can't be scored here")
 
     def work(batch: list[int]) -> list[list[float]]:
-        asked = [requests[i] for i in batch]
-        # a prompt's last token goes with the completions: what follows it is their first token
-        ids, mask = pad([prompt[:-1] for prompt, _ in asked], tokenizer.pad_token_id, "left", model.device)
+        ids, mask = pad([requests[i][0][0][: shared[i]] for i in batch], tokenizer.pad_token_id, "left", model.device)
         cache = DynamicCache(config=base.config)
         decoder(
             input_ids=ids,
@@ -189,29 +188,55 @@ def score_completions(
             past_key_values=cache,
             use_cache=True,
         )
-        owners = torch.tensor([row for row, (_, completions) in enumerate(asked) for _ in completions], device=ids.device)
+        # the rest of each prompt, and its completion but for the last token, which nothing follows; shortest first, in four parts
+        rests = [
+            (row, list(prompt[shared[i] :]), list(completion)) for row, i in enumerate(batch) for prompt, completion in requests[i]
+        ]
+        order = sorted(range(len(rests)), key=lambda at: len(rests[at][1]) + len(rests[at][2]))
+        sums = [math.nan] * len(rests)
+        for part in torch.tensor_split(torch.tensor(order), min(4, len(order))):
+            for at, total in zip(part.tolist(), score_rests([rests[at] for at in part.tolist()], cache, mask), strict=True):
+                sums[at] = total
+        following = iter(sums)
+        return [[next(following) for _ in requests[i]] for i in batch]
+
+    def score_rests(rests: Sequence[tuple[int, list[int], list[int]]], cache: DynamicCache, mask: torch.Tensor) -> Iterator[float]:
+        owners = torch.tensor([row for row, _, _ in rests], device=mask.device)
+        cache = copy.deepcopy(cache)
         cache.batch_select_indices(owners)
-        wanted = [completion for _, completions in asked for completion in completions]
-        inputs = [[prompt[-1], *completion[:-1]] for prompt, completions in asked for completion in completions]
-        ids, inner = pad(inputs, tokenizer.pad_token_id, "right", model.device)
-        before = mask.sum(1)[owners]
+        ids, inner = pad([rest + completion[:-1] for _, rest, completion in rests], tokenizer.pad_token_id, "right", mask.device)
         hidden = decoder(
             input_ids=ids,
             attention_mask=torch.cat([mask[owners], inner], dim=1),
-            position_ids=before[:, None] + torch.arange(ids.shape[1], device=ids.device),
+            position_ids=mask.sum(1)[owners][:, None] + torch.arange(ids.shape[1], device=ids.device),
             past_key_values=cache,
             use_cache=True,
-        ).last_hidden_state[inner.bool()]
-        tokens = torch.tensor([token for completion in wanted for token in completion], device=hidden.device)
+        ).last_hidden_state
+        before = torch.cat([hidden[at, len(rest) - 1 :][: len(completion)] for at, (_, rest, completion) in enumerate(rests)])
+        tokens = torch.tensor([token for _, _, completion in rests for token in completion], device=hidden.device)
         losses = [
-            cross_entropy(head(part).float(), token, reduction="none")
-            for part, token in zip(torch.split(hidden, at_once), torch.split(tokens, at_once), strict=True)
+            cross_entropy(head(part).float(), wanted, reduction="none")
+            for part, wanted in zip(torch.split(before, at_once), torch.split(tokens, at_once), strict=True)
         ]
-        sums = iter(torch.split(torch.cat(losses).double(), [len(completion) for completion in wanted]))
-        return [[-float(next(sums).sum()) for _ in completions] for _, completions in asked]
+        for losses_of_one in torch.split(torch.cat(losses).double(), [len(completion) for _, _, completion in rests]):
+            yield -float(losses_of_one.sum())
 
-    lengths = [len(prompt) + sum(map(len, completions)) for prompt, completions in requests]
+    shared = [common_beginning([prompt for prompt, _ in request]) for request in requests]
+    lengths = [
+        count + sum(len(prompt) - count + len(completion) for prompt, completion in request)
+        for request, count in zip(requests, shared, strict=True)
+    ]
     return run_batches(name, lengths, work, batching)
+
+
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with alike, less one where that is a whole prompt: what follows it is asked of its last."""
+    count = 0
+    for tokens in zip(*prompts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    return min(count, min(map(len, prompts)) - 1)
 
 
 def answer_questions(
@@ -249,12 +274,17 @@ def answer_rows(
     for row, prompt in zip(rows, prompts, strict=True):
         if hash_ids(prompt) != row["prompt_hash"]:
             raise InputError(f"row {row['id']}: the prompt is not the one that format wrote; run `dvc repro`")
-    given = [[answer for answer in ("positive", "negative") if row[answer] is not None] for row in rows]
-    wanted = [(index, way) for index in range(len(rows)) if given[index] for way in WAYS]
-    requests = []
-    for index, way in wanted:
-        made = [prompt_completion_ids(tokenizer, rows[index][WAYS[way]], rows[index][answer]) for answer in given[index]]
-        requests.append((made[0][0], [completion for _, completion in made]))
+    # with and without the question a prompt begins with the same passages; bare, it shares next to nothing with them
+    wanted = [
+        [(index, answer, way) for way in ways for answer in ("positive", "negative") if row[answer] is not None]
+        for index, row in enumerate(rows)
+        for ways in (("question", "no_question"), ("bare",))
+    ]
+    wanted = [together for together in wanted if together]
+    requests = [
+        [prompt_completion_ids(tokenizer, rows[index][WAYS[way]], rows[index][answer]) for index, answer, way in together]
+        for together in wanted
+    ]
     answers = generate_answers(model, tokenizer, prompts, max_new_tokens, batching, f"{name}-answers")
     scores = score_completions(model, tokenizer, requests, batching, f"{name}-likelihoods")
     records = [
@@ -265,8 +295,8 @@ def answer_rows(
         }
         for row, answer in zip(rows, answers, strict=True)
     ]
-    for (index, way), (_, completions), sums in zip(wanted, requests, scores, strict=True):
-        for answer, completion, score in zip(given[index], completions, sums, strict=True):
+    for together, request, sums in zip(wanted, requests, scores, strict=True):
+        for (index, answer, way), (_, completion), score in zip(together, request, sums, strict=True):
             if not math.isfinite(score):
                 raise InputError(f"row {rows[index]['id']}: the likelihood of its {answer} is {score}")
             size = len(rows[index][answer].encode())

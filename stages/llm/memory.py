@@ -154,8 +154,8 @@ def predict_answering(sizes: Sizes, setting: Setting, rows: int, prompt: int, ne
     cache = rows * (prompt + new) * size * 2 * sizes.layers * sizes.key_value
     layer = rows * prompt * size * sizes.per_token(FORWARD[size])
     attention = (rows > 1) * rows * prompt**2
-    # after the prompt is read its cache is copied, for the second of two answers, layer by layer
-    logits = min(SCORING_HEAD_BYTES // 4, 2 * rows * new * sizes.vocabulary)
+    # once read, the prompt's cache is copied, and rows of the copy are chosen layer by layer, for a quarter of what is scored
+    logits = min(SCORING_HEAD_BYTES // 4, 4 * rows * new * sizes.vocabulary)
     head = int(cache * (1 + 2 / sizes.layers)) + max(8 * logits, (size + 8) * rows * sizes.vocabulary)
     return Prediction(_weights(sizes, setting), 4 * sizes.lora, cache, attention, int(layer), head)
 
