@@ -9,7 +9,7 @@ from stages.run import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {"quantization": "nf4", "gradient_checkpointing": False}
-HUB = HubModel(id="someone/tiny", revision=COMMIT, **SETTINGS)
+HUB = HubModel(id="someone/tiny", revision=COMMIT, config=None, **SETTINGS)
 
 
 @pytest.fixture

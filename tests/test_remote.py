@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from stages import base, clean, evaluate, format, predict, profile, review, sft, zeroshot
+from stages import base, cards, clean, evaluate, format, predict, profile, review, sft, zeroshot
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def elsewhere(project, run, tmp_path_factory):
     shutil.copytree(ROOT / "stages", "stages", ignore=shutil.ignore_patterns("__pycache__"))
     Path("data/votes").mkdir(parents=True)
     Path("data/votes/README.md").write_text("votes")
-    for stage in (base, profile, clean, format, zeroshot, sft, predict, review, evaluate):
+    for stage in (base, profile, clean, format, zeroshot, sft, predict, review, evaluate, cards):
         stage.main()
     folder = tmp_path_factory.mktemp("elsewhere")
     run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin.git"))
