@@ -54,6 +54,7 @@ def clone(tmp_path, monkeypatch, tiny_dir):
     """A clone of the working tree, with few rows and the tiny model; and a home with a file of one's own."""
     folder, home = tmp_path / "clone", tmp_path / "home"
     home.mkdir()
+    (home / ".gitconfig").write_text("[user]\nname = Reader\nemail = reader@example.org\n")
     (home / "mine.json").write_text(json.dumps(make_rows(24, seed=2)))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, listed):
@@ -89,7 +90,6 @@ def clone(tmp_path, monkeypatch, tiny_dir):
         "PYTHONPATH": str(folder),
         "HOME": str(home),
         "OMP_NUM_THREADS": "2",
-        **{f"GIT_{who}_{what}": "reader@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
     origin = tmp_path / "origin.git"
     for command in (
