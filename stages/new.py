@@ -35,6 +35,7 @@ OURS = (
     "data/votes/*.json",
     "dvc.lock",
     "metrics/*",
+    "tests/test_readme.py",
 )
 
 README = """\
