@@ -8,7 +8,6 @@ last write. Writes benchmarks/kill_and_resume.json.
 """
 
 import argparse
-import hashlib
 import os
 import random
 import re
@@ -24,6 +23,7 @@ from typing import Any
 
 from benchmarks.data_path import ROOT
 from stages.corpus.rows import write_json
+from stages.llm.manifest import hash_file
 
 OUTPUTS = {
     "sft": ["artifacts/adapter/adapter_model.safetensors", "artifacts/adapter/adapter_config.json", "reports/sft_history.csv"],
@@ -81,11 +81,6 @@ def prepare(folder: Path) -> None:
         params, count = re.subn(rf"^  {key}: .*$", f"  {key}: {value}", params, flags=re.MULTILINE)
         assert count == 1, key
     (folder / "params.yaml").write_text(params)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:

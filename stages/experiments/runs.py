@@ -1,7 +1,6 @@
 """The experiments that DVC knows, each with what its own files say: parameters, dvc.lock, metrics, and what the cache still has."""
 
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -13,9 +12,11 @@ import pandas as pd
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
+from stages.commits import run_git
 from stages.corpus.rows import read_jsonl
 from stages.experiments.trial import EVALUATION_PATH, HISTORY_PATH, LOCK_PATH
 from stages.params import PARAMS_PATH
+from stages.run import InputError
 from stages.verdict.seeds import flatten
 
 SCORES_PATH = Path("data/predictions/scores.jsonl")
@@ -47,8 +48,10 @@ def _read(revision: str, path: Path) -> str | None:
     """A file of a Git commit, or of the workspace; None where it has none."""
     if revision == "workspace":
         return path.read_text(encoding="utf-8") if path.is_file() else None
-    shown = subprocess.run(["git", "show", f"{revision}:./{path.as_posix()}"], capture_output=True, check=False)
-    return shown.stdout.decode() if shown.returncode == 0 else None
+    try:
+        return run_git("show", f"{revision}:./{path.as_posix()}")
+    except InputError:
+        return None
 
 
 def is_current(stages: Mapping[str, Any], params: Mapping[str, Any], stage: str = "evaluate") -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from stages import commits
 from stages.corpus.rows import write_json
 from stages.params import PARAMS_PATH, read_yaml
 from stages.run import InputError
@@ -43,7 +44,7 @@ class TrialStoppedError(Exception):
 
 def run_dvc(*arguments: str) -> None:
     """Run DVC to its end. Raises InputError with its last line where it fails."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    done = commits.run_dvc(*arguments)
     if done.returncode:
         raise InputError(f"dvc {' '.join(arguments)}: {last_line(done.stdout + done.stderr)}")
 
@@ -94,7 +95,7 @@ def _changed_files() -> list[Path]:
 
 
 def _head() -> str:
-    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    return commits.run_git("rev-parse", "HEAD").strip()
 
 
 def _put_back() -> None:
