@@ -94,10 +94,11 @@ def test_a_comment_is_made_once_and_then_updated(post):
 
 
 def test_a_comment_of_a_forged_report_is_only_text(post):
-    forged = "@team [x](https://evil) ![y](//evil) <a href=x>y</a> www.evil.example #4\n[z]: //evil\n<details>"
+    forged = "&commat;team &#x40;team &num;4 GH-12\n"
+    forged += "@team [x](https://evil) ![y](//evil) <a href=x>y</a> www.evil.example #4\n[z]: //evil\n<details>"
     ((_, given),) = post(f"{MARKER}\n{forged}")
     body = given["body"]
-    for live in ("@team", "](", "]:", "://", "<a", "</a", "www.", "#4"):
+    for live in ("@team", "](", "]:", "://", "<a", "</a", "www.", "#4", "&commat;", "&#x40;", "&num;", "GH-12"):
         assert live not in body
     assert body.replace("\u200b", "") == f"{MARKER}\n{forged}"
     assert "<details>" in body
