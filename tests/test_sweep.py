@@ -238,7 +238,7 @@ def test_a_trial_worse_than_the_median_is_stopped_and_it_is_said(repository, mon
     said = capsys.readouterr().out
     assert "when stopped early, at 20% of its steps | 0.9 |" in said
     assert "stopped early: worse than the median" in caplog.text
-    assert "Selected by validation loss, 1.5000: sft.learning_rate=0.002" in said
+    assert "Selected by validation loss, 1.5000, of the 2 trials that came to their end: sft.learning_rate=0.002" in said
     assert sorted(path.name for path in Path("checkpoints").glob("sft-*")) == ["sft-0.002", "sft-0.003"]  # its checkpoints went
     assert not Path("checkpoints/sft-0.9").exists()
 
@@ -253,6 +253,36 @@ def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(re
     assert "dvc exp run -S sft.learning_rate=0.003\n" in said
     assert len(runs("evaluate")) == 1
     assert read_yaml(PARAMS_PATH)["sft"]["learning_rate"] == 0.003
+
+
+def test_what_is_not_the_trials_doing_ends_the_sweep_and_uses_no_trial_up(repository, monkeypatch, capsys):
+    write_space({"sft.learning_rate": {"type": "choice", "values": [0.004, 0.003]}}, trials=2)
+    identify, lock = sweep.identify, Path(".dvc/tmp/rwlock")
+
+    def be_busy(space):
+        identity = identify(space)
+        busy = {"pid": os.getpid(), "cmd": "dvc repro"}
+        lock.write_text(json.dumps({"write": {str(repository / "data/formatted"): busy}, "read": {}}))
+        return identity
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "identify", be_busy)
+        with pytest.raises(InputError, match=rf"blocked by: \(PID {os.getpid()}\)(.|\n)*the same command goes on"):
+            search(monkeypatch)
+    lock.unlink()
+    assert run("git", "status", "--porcelain") == ""
+    search(monkeypatch)
+    said = capsys.readouterr().out
+    assert "of the 2 trials that came to their end" in said
+    assert len(runs("sft")) == 2
+
+
+def test_a_name_that_dvc_would_refuse_is_made_one_that_it_takes(repository, monkeypatch, capsys):
+    write_space({"sft.learning_rate": {"type": "choice", "values": [0.002]}}, trials=1)
+    Path("space.yaml").rename("my space (2).yaml")
+    monkeypatch.setattr(sys, "argv", ["sweep", "my space (2).yaml"])
+    sweep.main()
+    assert "| my-space-2-" in capsys.readouterr().out
 
 
 def test_a_loss_on_other_rows_or_by_another_tokenizer_is_not_compared(folder):
@@ -309,6 +339,10 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
     with pytest.raises(InputError, match=r"params\.yaml was edited \(sft\.weight_decay\) since a sweep was killed"):
         search(monkeypatch)
     assert read_yaml(PARAMS_PATH)["sft"]["weight_decay"] == 0.1
+    edit_yaml("params.yaml", sft__weight_decay=0.0, sft__learning_rate=0.77)  # also of what is searched
+    with pytest.raises(InputError, match=r"params\.yaml was edited \(sft\.learning_rate\) since a sweep was killed"):
+        search(monkeypatch)
+    assert read_yaml(PARAMS_PATH)["sft"]["learning_rate"] == 0.77
 
 
 @pytest.mark.parametrize(

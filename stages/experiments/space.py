@@ -9,12 +9,20 @@ from typing import Annotated, Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field, ValidationError, model_validator
 
-from stages.params import PARAMS_PATH, Count, Params, Section, Seed, _validate, load_model_file, read_yaml
+from stages.params import PARAMS_PATH, Count, Params, Section, Seed, load_model_file, read_yaml, validate
 from stages.run import InputError
 
 PROMPTS_DIR = Path("prompts")
 SEARCHED = ("model", "format.", "sft.")  # what else there is would change the rows that the losses are about, or comes after sft
 SIGNIFICANT_DIGITS = 3  # of a float: a command that can be read
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 class Range(Section):
@@ -96,7 +104,7 @@ def _check_value(params: Mapping[str, Any], name: str, value: Any) -> str | None
 
 def load_space(path: Path) -> Space:
     """Read and check a space file. Raises InputError naming file and key of all that is unknown, missing or out of range."""
-    space = _validate(Space, path)
+    space = validate(Space, path)
     params = read_yaml(PARAMS_PATH)
     problems = []
     for name, searched in space.parameters.items():

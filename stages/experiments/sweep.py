@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import logging
+import re
 import secrets
 import shlex
 import signal
@@ -22,7 +23,17 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from stages.corpus.rows import read_jsonl, write_json
-from stages.experiments.space import PROMPTS_DIR, Choice, Space, distributions, list_grid, load_space, overrides, round_values
+from stages.experiments.space import (
+    PROMPTS_DIR,
+    Choice,
+    Space,
+    distributions,
+    flatten,
+    list_grid,
+    load_space,
+    overrides,
+    round_values,
+)
 from stages.experiments.trial import (
     CHECKPOINTS_DIR,
     LOCK_PATH,
@@ -35,7 +46,6 @@ from stages.experiments.trial import (
 )
 from stages.params import MODELS_DIR, PARAMS_PATH, load_params, read_yaml
 from stages.run import InputError, run_stage
-from stages.verdict.seeds import flatten
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +115,7 @@ def experiment_name(study: optuna.Study, number: int) -> str:
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count: completed, stopped early, or failed on their own. One that was killed does not."""
+    """The trials that count: completed, stopped early, or failed by what they tried. One that was killed does not."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -238,7 +248,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     recover_workspace()
     space = load_space(arguments.space)
-    study, folder = open_study(space, identify(space), arguments.space.stem)
+    # a name of letters and digits, as DVC wants its experiments'
+    study, folder = open_study(space, identify(space), re.sub(r"[^A-Za-z0-9_-]+", "-", arguments.space.stem).strip("-") or "sweep")
     requeue_killed(study)
     if len(finished(study)):
         log.info("%d of %d trials are done, in %s", len(finished(study)), space.trials, folder)
@@ -253,7 +264,8 @@ def main() -> None:
         raise InputError(f"no trial came to a validation loss; what each of them said is in {folder}")
     values = study.best_trial.user_attrs["parameters"]
     command = ["dvc", "exp", "run", *overrides(values)]
-    print(f"Selected by validation loss, {study.best_value:.4f}: {said(values)}")
+    came = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    print(f"Selected by validation loss, {study.best_value:.4f}, of the {came} trials that came to their end: {said(values)}")
     print("None of these was asked the test questions. The whole pipeline with what was selected:")
     print(f"\n    {shlex.join(command)}\n")
     if arguments.finish:

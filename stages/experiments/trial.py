@@ -16,12 +16,13 @@ from typing import Any
 
 import pandas as pd
 import psutil
+from ruamel.yaml import YAML
 
 from stages import commits
 from stages.corpus.rows import write_json
+from stages.experiments.space import flatten
 from stages.params import PARAMS_PATH, read_yaml
 from stages.run import InputError
-from stages.verdict.seeds import flatten
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ PATIENCE_SECONDS = 60.0  # for DVC to end in order once its stage is stopped
 
 
 class TrialFailedError(Exception):
-    """A trial came to no validation loss; the message says why."""
+    """A trial came to no validation loss by what it tried; the message says why."""
 
 
 class TrialStoppedError(Exception):
@@ -54,6 +55,14 @@ def last_line(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith(("error: ", "torch.OutOfMemoryError", "ERROR: "))]
     return own[0] if own else lines[-1] if lines else "it said nothing"
+
+
+def raise_failure(output: str, log_path: Path) -> None:
+    """Raise TrialFailedError where a stage failed; InputError where DVC did, or the disk is full: not the trial's doing."""
+    if "failed to run: " in output and "No space left on device" not in output:
+        raise TrialFailedError(last_line(output))
+    said = output[output.find("ERROR: ") :] if "ERROR: " in output else last_line(output)
+    raise InputError(f"{' '.join(said.split())}\n{log_path} has all of it; the same command goes on with this trial")
 
 
 def end_process(pid: int) -> None:
@@ -81,8 +90,8 @@ def is_alive(recorded: dict[str, Any] | None) -> bool:
         return False
 
 
-def _record(name: str, pid: int) -> None:
-    write_json(KEPT_DIR / f"{name}.json", {"pid": pid, "created": psutil.Process(pid).create_time()})
+def _record(name: str, pid: int, **others: Any) -> None:
+    write_json(KEPT_DIR / f"{name}.json", {"pid": pid, "created": psutil.Process(pid).create_time(), **others})
 
 
 def _recorded(name: str) -> dict[str, Any] | None:
@@ -92,6 +101,10 @@ def _recorded(name: str) -> dict[str, Any] | None:
 
 def _changed_files() -> list[Path]:
     return [PARAMS_PATH, LOCK_PATH, *(Path(name) for name in read_yaml(Path("dvc.yaml")).get("metrics", []))]
+
+
+def _is_said(value: Any, text: str | None) -> bool:
+    return text is not None and value == YAML(typ="safe", pure=True).load(text)
 
 
 def _head() -> str:
@@ -119,13 +132,15 @@ def recover_workspace() -> None:
         return
     if is_alive(owner := _recorded("sweep")):
         raise InputError(f"a sweep runs in this workspace, as process {owner and owner['pid']}; it has one workspace, one GPU")
-    if is_alive(trial := _recorded("trial")) and trial is not None:
+    trial = _recorded("trial")
+    if trial is not None and is_alive(trial):
         log.info("the trial that was left running, process %d, is ended", trial["pid"])
         end_process(trial["pid"])
     started = json.loads((KEPT_DIR / "started.json").read_text())
     kept, now = (flatten(read_yaml(folder / PARAMS_PATH)) for folder in (KEPT_DIR / "files", Path()))
     changed = [name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name)]
-    edited = sorted(set(changed) - set(started["searched"]))
+    tried = dict(setting.split("=", 1) for setting in (trial or {}).get("arguments", []) if "=" in setting)
+    edited = sorted(name for name in changed if name not in started["searched"] or not _is_said(now.get(name), tried.get(name)))
     if edited or started["head"] != _head():
         what = f"params.yaml was edited ({', '.join(edited)})" if edited else "something was committed"
         raise InputError(
@@ -161,12 +176,10 @@ def borrow_workspace(searched: Sequence[str]) -> Iterator[None]:
 
 def find_training(since: float) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that was written since a time: its run's folder, and the trainer's state in it."""
-    states = [(path.stat().st_mtime, path) for path in CHECKPOINTS_DIR.glob("sft-*/checkpoint-*/trainer_state.json")]
-    modified, path = max(states, default=(0.0, Path()))
-    if modified < since:
-        return None
     try:
-        return path.parents[1], json.loads(path.read_text())
+        states = [(path.stat().st_mtime, path) for path in CHECKPOINTS_DIR.glob("sft-*/checkpoint-*/trainer_state.json")]
+        modified, path = max(states, default=(0.0, Path()))
+        return None if modified < since else (path.parents[1], json.loads(path.read_text()))
     except (FileNotFoundError, ValueError):  # removed since, or not written to its end
         return None
 
@@ -175,7 +188,8 @@ def run_trial(name: str, arguments: Sequence[str], log_path: Path, judge: Callab
     """The least validation loss of `dvc exp run --name NAME ARGUMENTS sft`.
 
     `judge` is told each evaluation, as the share of the steps that are done and the loss, and says whether to stop there.
-    Raises TrialStoppedError where it did, TrialFailedError where the run failed or never came to an evaluation.
+    Raises TrialStoppedError where it did, TrialFailedError where a stage failed or never came to an evaluation, and InputError
+    where the run failed without one.
     """
     command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *arguments, "sft"]
     since, judged = time.time(), 0
@@ -183,7 +197,7 @@ def run_trial(name: str, arguments: Sequence[str], log_path: Path, judge: Callab
         # a session of its own: Ctrl-C reaches the sweep alone, which then ends the trial in order
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            _record("trial", process.pid)
+            _record("trial", process.pid, arguments=list(arguments))
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
                 found = find_training(since)
@@ -200,9 +214,8 @@ def run_trial(name: str, arguments: Sequence[str], log_path: Path, judge: Callab
         finally:
             end_process(process.pid)
             process.wait()
-            (KEPT_DIR / "trial.json").unlink(missing_ok=True)
     if process.returncode:
-        raise TrialFailedError(last_line(log_path.read_text(errors="replace")))
+        raise_failure(log_path.read_text(errors="replace"), log_path)
     losses = pd.read_csv(HISTORY_PATH)["eval_loss"].dropna()
     if losses.empty:
         raise TrialFailedError("training ended before the first evaluation: lower sft.eval_steps")
