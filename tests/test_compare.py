@@ -112,10 +112,10 @@ def test_the_table_has_only_parameters_that_differ_and_runs_that_were_not_judged
         make_run("judged", loss=None),
     ]
     rows = table(order_runs(runs), ["sft.learning_rate"])
-    assert rows[0][-2:] == ["validation loss", "sft.learning_rate"]
+    assert (rows[0][1], rows[0][-1]) == ("sft.learning_rate", "validation loss")
     assert [row[0] for row in rows[1:]] == ["judged", "better sft only", "sft only"]
-    assert rows[1][-2:] == ["–", "0.002"]
-    assert rows[2][-3:] == ["not judged", "0.4000", "0.0005"]
+    assert (rows[1][1], rows[1][-1]) == ("0.002", "–")
+    assert (rows[2][1], *rows[2][-2:]) == ("0.0005", "not judged", "0.4000")
     assert len({len(line) for line in align(rows).splitlines()}) == 1
     assert "Not judged, since they ended before evaluate, or changed after it: better sft only, sft only." in "".join(
         render_comparison(runs, 1000, 0.95, 7)
@@ -143,6 +143,9 @@ def test_metrics_are_a_runs_own_only_where_the_whole_lock_is_of_one_run():
     reformatted = {**LOCK, "sft": {**LOCK["sft"], "deps": [{"path": "data/formatted/train.jsonl", "md5": "u"}]}}
     assert not is_current(reformatted, params)  # they read different rows
     assert not is_current({"sft": LOCK["sft"]}, params)
+    loaded = {**LOCK, "sft": {**LOCK["sft"], "params": {**LOCK["sft"]["params"], "models/tiny.yaml": {"quantization": "nf4"}}}}
+    assert is_current(loaded, params | {"models/tiny.yaml:quantization": "nf4"})
+    assert not is_current(loaded, params | {"models/tiny.yaml:quantization": "none"})
 
 
 def run(*command):
@@ -233,6 +236,9 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     assert "Not judged, since they ended before evaluate, or changed after it: sft-only." in said
     assert "2 groups (2, 1)" in said
     assert PAGE_PATH.exists()
+    run("git", "reset", "--quiet", "--hard")
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
+    assert {made.name for made in list_runs()} == runs.keys()  # none is lost with the next commit
 
 
 def test_without_results_it_says_what_to_do(experiments):

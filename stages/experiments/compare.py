@@ -8,7 +8,7 @@ test rows explains, corrected for how many pairs there are.
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -100,7 +100,7 @@ def compare_runs(group: Sequence[Run], draws: int, confidence: float, seed: int)
             differences.append(Difference(*names, delta, None, None, None, 0))
             continue
         comparison, p = found[names], adjusted["\n".join(names)]
-        decided = decide(comparison, lower, confidence) if p <= 1 - confidence else 0
+        decided = decide(replace(comparison, p=p), lower, confidence)
         differences.append(Difference(*names, comparison.delta, comparison.low, comparison.high, p, decided))
     return differences
 
@@ -145,8 +145,8 @@ def show(value: Any) -> str:
 
 
 def table(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
-    """Head and rows: name, primary metric, gain with its interval, verdict, validation loss, and the parameters that differ."""
-    rows = [["experiment", "metric", "zero-shot", "fine-tuned", "gain", "low", "high", "verdict", "validation loss", *names]]
+    """Head and rows: name, the parameters that differ, primary metric, gain with its interval, verdict, validation loss."""
+    rows = [["experiment", *names, "metric", "zero-shot", "fine-tuned", "gain", "low", "high", "verdict", "validation loss"]]
     for run in runs:
         loss = "–" if run.validation_loss is None else f"{run.validation_loss:.4f}"
         if run.metrics is None:
@@ -156,7 +156,7 @@ def table(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
             numbers = [f"{primary[name]:.3f}" for name in ("zeroshot", "sft")]
             gains = [f"{primary[name]:+.3f}" if name in primary else "–" for name in ("delta", "low", "high")]
             judged = [title(run.primary), *numbers, *gains, VERDICTS[run.metrics["verdict"]]]
-        rows.append([run.name, *judged, loss, *(show(run.params.get(name)) for name in names)])
+        rows.append([run.name, *(show(run.params.get(name)) for name in names), *judged, loss])
     return rows
 
 
