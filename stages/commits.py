@@ -93,7 +93,10 @@ class Revision:
             lock = YAML(typ="safe", pure=True).load(self.text("dvc.lock") or "{}")
         except YAMLError as error:
             raise InputError(f"dvc.lock in {self.commit[:7]}: not YAML: {error}") from error
-        return dict(lock.get("stages") or {})
+        stages = lock.get("stages") or {} if isinstance(lock, dict) else None
+        if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+            raise InputError(f"dvc.lock in {self.commit[:7]}: expected stages by name")
+        return stages
 
     def _files(self, kind: str) -> dict[str, str]:
         return {str(file["path"]): str(file.get("md5")) for stage in self.stages.values() for file in stage.get(kind, [])}

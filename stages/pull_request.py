@@ -6,6 +6,7 @@ dvc.yaml: it is about commits, and no stage knows of them.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def compare_tests(head: Revision, base: Revision, zeroshot_moved: bool) -> str:
 def compare_rejects(head: Revision, base: Revision) -> tuple[dict[str, list[Row]], bool]:
     """Records of rows rejected on one side alone, and whether the cache had both sides of each file that differs.
 
-    A row is known by its id or, where it never got one, by its place in the file.
+    A row is known by its id or, where it never got one, by its place in the file; one that stands there n times, n times.
     """
     found: dict[str, list[Row]] = {"rejected here, not on the base": [], "rejected on the base, not here": []}
     complete = True
@@ -118,10 +119,21 @@ def compare_rejects(head: Revision, base: Revision) -> tuple[dict[str, list[Row]
         if here is None or there is None:
             complete = False
             continue
-        new, old = ({str(record.get("id", record.get("place"))): record for record in records} for records in (here, there))
+        new, old = number_rejects(here), number_rejects(there)
         for said, records, others in zip(found, (new, old), (old, new), strict=True):
             found[said] += [record for key, record in records.items() if key not in others]
     return found, complete
+
+
+def number_rejects(records: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """Records by id or place, and how many there were of it before."""
+    seen: Counter[str] = Counter()
+    numbered = {}
+    for record in records:
+        key = str(record.get("id", record.get("place")))
+        numbered[key, seen[key]] = record
+        seen[key] += 1
+    return numbered
 
 
 def read_curves(revision: Revision) -> dict[str, list[tuple[int, float]]]:
@@ -272,7 +284,7 @@ def said_missing(missing: Sequence[str], base: Revision) -> str:
 def said_again(head: Revision) -> str:
     """Commands that give this result again."""
     return (
-        f"```sh\ngit fetch origin && git switch --detach {head.commit}\n"
+        f"```sh\ngit fetch origin {head.commit} && git switch --detach {head.commit}\n"
         "dvc pull    # what was measured, where a remote has it\n"
         "make repro  # or made anew; what is current is not run\n```"
     )

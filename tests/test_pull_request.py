@@ -246,3 +246,10 @@ def test_examples_that_are_too_long_for_a_comment_are_left_out():
     assert "Too long for a comment" in comment
     assert len(comment) < 300
     assert "Examples" not in render_comment("Title", sections, ["", ""])
+
+
+def test_a_rejected_row_that_only_moved_is_not_new():
+    old = [{"id": "a", "place": "line 1", "reason": "x"}, {"id": "b", "place": "line 2"}, {"place": "line 3"}]
+    new = [{"id": "a", "place": "line 5", "reason": "x"}, {"id": "b", "place": "line 6"}, {"id": "b", "place": "line 7"}]
+    left = pull_request.number_rejects(new).keys() - pull_request.number_rejects(old).keys()
+    assert left == {("b", 1)}
