@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def reproduced(tmp_path_factory):
         git("config", "user.name", "Somebody")
         git("config", "user.email", "somebody@example.com")
         dvc("init", "--quiet")
-        Path("dvc.yaml").write_text(PIPELINE.format(python=sys.executable))
+        Path("dvc.yaml").write_text(PIPELINE.format(python=shlex.quote(sys.executable)))
         Path("params.yaml").write_text("x: 1\n")
         dvc("repro", "--quiet")
         git("add", "--all")
@@ -66,6 +67,16 @@ def texts(check):
 
 def levels(check):
     return [finding.level for finding in check()]
+
+
+def test_nothing_else_is_asked_before_anything_is_installed(tmp_path):
+    """With the packages out of sight, as from a system's Python."""
+    command, variables = [sys.executable, "-S", "-m", "stages.doctor"], {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "has none of the packages, and .venv is not there yet" in done.stdout
+    assert "make environment" in done.stdout
 
 
 def test_a_repository_in_order_has_no_problem(repo):
@@ -224,7 +235,7 @@ def test_the_python_on_path_must_be_this_one(monkeypatch):
         ("TOKENS_PER_BATCH", "0", "problem"),
         ("PER_DEVICE_TRAIN_BATCH_SIZE", "2", "note"),
         ("LAUNCHER", "no-such-launcher --nproc-per-node 4", "problem"),
-        ("LAUNCHER", f"{sys.executable} -m torch.distributed.run", "note"),
+        ("LAUNCHER", f"{shlex.quote(sys.executable)} -m torch.distributed.run", "note"),
     ],
 )
 def test_what_is_set_in_the_environment_is_said(monkeypatch, name, value, level):

@@ -61,6 +61,10 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
 def main() -> None:
     """Print a line for each finding, then how many of each kind."""
     counts: Counter[str] = Counter()
+    missing = environment.find_missing_environment()
+    if missing is not None:
+        print(missing)
+        sys.exit(1)
     for finding in examine(CHECKS):
         print(finding, flush=True)
         counts[finding.level] += 1

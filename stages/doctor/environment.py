@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shlex
@@ -17,6 +18,14 @@ LOCK_PATH = Path("requirements.lock")
 PROJECT_PATH = Path("pyproject.toml")
 NEEDED = (3, 11)
 SHOWN = 5
+
+
+def find_missing_environment() -> Finding | None:
+    """That nothing is installed yet, which every other check would stumble over; None where DVC is there."""
+    if importlib.util.find_spec("dvc") is not None:
+        return None
+    text = f"{sys.executable} has none of the packages" + ("" if Path(".venv").is_dir() else ", and .venv is not there yet")
+    return Finding("problem", "environment", text, "make environment")
 
 
 def check_python() -> Iterator[Finding]:
@@ -84,7 +93,10 @@ def _positive_count(value: str) -> str | None:
 
 
 def _launcher(value: str) -> str | None:
-    words = shlex.split(value)
+    try:
+        words = shlex.split(value)
+    except ValueError as error:
+        return str(error)
     return None if not words or shutil.which(words[0]) else f"{words[0]} is not found"
 
 
@@ -92,6 +104,10 @@ def _launcher(value: str) -> str | None:
 VARIABLES: dict[str, tuple[str, Callable[[str], str | None]]] = {
     "MEMORY_LIMIT_GIB": ("memory is planned as on a device with so many GiB", _positive_number),
     "LAUNCHER": ("zeroshot, sft and predict are started by it", _launcher),
+    "FSDP": (
+        "of the model's layers a process holds a share, or none, until they compute",
+        lambda value: None if value in ("", "full_shard", "offload") else "expected full_shard or offload",
+    ),
     "PER_DEVICE_TRAIN_BATCH_SIZE": ("rows at once when training, in place of what is predicted to fit", _positive_count),
     "TOKENS_PER_BATCH": ("tokens at once when answering, in place of what is predicted to fit", _positive_count),
     "OMP_NUM_THREADS": ("processor threads of every process", _positive_count),

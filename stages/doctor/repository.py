@@ -117,6 +117,9 @@ def check_running() -> Iterator[Finding]:
     """Another DVC at work here, or what a killed one left: its entries in the lock, and a stage that lives on without it."""
     import psutil
 
+    if Path("checkpoints/sweep-workspace").is_dir():
+        text = "one runs here, or was killed: params.yaml, dvc.lock and metrics are a trial's until it has ended"
+        yield Finding("note", "sweep", text, "wait, or again: make sweep SPACE=sweeps/NAME.yaml")
     try:
         entries = json.loads(Path(".dvc/tmp/rwlock").read_text() or "{}")
         holders = [*entries.get("write", {}).values(), *(holder for held in entries.get("read", {}).values() for holder in held)]
@@ -154,7 +157,8 @@ def check_pipeline() -> Iterator[Finding]:
         return
     if dry.returncode and not (stages and "No such file" in dry.stderr):
         said = " ".join(line.strip() for line in dry.stderr.splitlines() if line.strip())
-        yield Finding("problem", "pipeline", said.removeprefix("ERROR: "), "dvc repro --dry --allow-missing")
+        remedy = "dvc pull" if "No such file" in said else "dvc repro --dry --allow-missing"
+        yield Finding("problem", "pipeline", said.removeprefix("ERROR: "), remedy)
         return
     if not Path("dvc.lock").is_file():
         yield Finding("note", "pipeline", "no dvc.lock: nothing has run yet", "make repro")
