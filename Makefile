@@ -13,9 +13,10 @@ repro: environment
 	@python -m stages.verdict.report
 
 # Searches parameters on validation loss, as the file says; goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
+export SPACE
 sweep: environment
-	@test -n "$(SPACE)" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
-	@python -m stages.experiments.sweep $(SPACE) $(if $(FINISH),--finish)
+	@test -n "$$SPACE" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
+	@python -m stages.experiments.sweep "$$SPACE" $(if $(FINISH),--finish)
 
 # One line for each experiment, and reports/compare.html: which differences are larger than their noise.
 compare: environment
@@ -26,8 +27,9 @@ doctor:
 	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m stages.doctor
 
 # A project of its own for other data, without our results: make new DIR=../mine
+export DIR
 new: environment
-	@python -m stages.new "$(DIR)"
+	@python -m stages.new "$$DIR"
 
 # The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
 export: environment
@@ -59,6 +61,7 @@ environment: $(READY)
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@echo "building $(VENV): about two minutes and 2.5 GB"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $(READY)

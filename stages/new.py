@@ -9,6 +9,7 @@ import io
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -44,9 +45,9 @@ README = """\
 Begun from the commit `{commit}` of the pipeline{origin}; its README says how everything works.
 
 ```sh
-make doctor   # what is in order here and what is not
-make repro    # from {data_path} to reports/report.html
+make repro    # builds .venv, then from {data_path} to reports/report.html
 make test     # of the pipeline's code; none of the tests is about your rows
+make doctor   # what is in order here and what is not
 ```
 
 `{data_path}` holds {rows} short generated rows: an example of the columns, and enough to see the pipeline run. Put yours
@@ -79,13 +80,13 @@ def short_rows(count: int, seed: int) -> list[dict[str, str]]:
         invention = inventions.invent(rng, title)
         anchor = "\n\n".join(inventions.fact_paragraphs(rng, invention))
         asked = [rng.sample(invention.facts[aspect], 1) for aspect in rng.sample(inventions.ASPECTS, 2)]
-        answers = [inventions.plain_answer(invention, facts) for facts in asked]
+        answers = [inventions.answer(invention, facts) for facts in asked]
         if len(rows) % 3 == 0:
             for facts, positive, negative in zip(asked, answers, reversed(answers), strict=True):
                 query = inventions.question(rng, invention, facts)
                 rows.append({"anchor": anchor, "query": query, "positive": positive, "negative": negative})
         else:
-            wrong = inventions.plain_answer(invention, inventions.contradict(rng, invention, asked[0]))
+            wrong = inventions.answer(invention, inventions.contradict(rng, invention, asked[0]))
             query = inventions.question(rng, invention, asked[0])
             rows.append({"anchor": anchor, "query": query, "positive": answers[0], "negative": wrong})
     return rows[:count]
@@ -199,7 +200,8 @@ def main() -> None:
     if _git(Path(), "status", "--porcelain"):
         print("note: what is not committed here is not copied")
     commit = make_project(Path(), target)
-    print(f"{target}: begun from {commit[:12]}\nnext: cd {target} && make doctor; your rows go to {DATA_PATH}, see README.md")
+    print(f"{target}: begun from {commit[:12]}\nnext: cd {shlex.quote(str(target))} && make repro")
+    print(f"your rows go to {DATA_PATH}: see README.md there")
 
 
 if __name__ == "__main__":
