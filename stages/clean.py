@@ -117,8 +117,8 @@ def main() -> None:
             table.remove_columns(["line", "changes", "counts"]), params.clean.on_contradiction == "drop"
         )
         rejected = [
-            {"file": str(path), "place": place, "reason": problems[index]}
-            for index, place in enumerate(table["place"])
+            {"file": str(path), "place": place, "id": key, "reason": problems[index]}
+            for index, (place, key) in enumerate(zip(table["place"], table["id"], strict=True))
             if index in problems
         ]
         for record in rejected[:SHOWN_REJECTED]:

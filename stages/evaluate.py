@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -28,6 +28,7 @@ from stages.verdict.metrics import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
     METRICS,
+    UNBOUNDED,
     chrf_signature,
     longest_shared_runs,
     pair_matching,
@@ -99,17 +100,27 @@ def finite(comparison: Comparison) -> dict[str, float]:
 def compare_metrics(scored: Sequence[Row], names: Iterable[str], params: EvaluateParams) -> dict[str, Comparison]:
     """The comparison of both systems by each of the metrics that some row has under both."""
     return {
-        name: compare(
-            [scores["zeroshot"][name] for scores in having],
-            [scores["sft"][name] for scores in having],
-            [scores["group"] for scores in having],
-            params.draws,
-            params.confidence,
-            params.seed,
+        name: clip(
+            compare(
+                [scores["zeroshot"][name] for scores in having],
+                [scores["sft"][name] for scores in having],
+                [scores["group"] for scores in having],
+                params.draws,
+                params.confidence,
+                params.seed,
+            ),
+            name,
         )
         for name in names
         if (having := having_both(scored, name))
     }
+
+
+def clip(comparison: Comparison, name: str) -> Comparison:
+    """No share can change by more than one: where groups are few, Student's interval would say so."""
+    if name in UNBOUNDED or not math.isfinite(comparison.low):
+        return comparison
+    return replace(comparison, low=max(-1.0, comparison.low), high=min(1.0, comparison.high))
 
 
 def aggregate(scored: Sequence[Row], params: EvaluateParams) -> dict[str, Any]:
@@ -167,6 +178,7 @@ def main() -> None:
             for scores, cosine in zip(scored, cosines, strict=True):
                 scores[system]["embedding_cosine"] = cosine
     metrics = aggregate(scored, params.evaluate)
+    metrics["with_passages"] = sum(bool(row["passages"]) for row in test)
     metrics["baselines"] = {name: average(scored, name) for name in ("no_context", "best_passage", "longer", "gold")}
 
     trained = formatted["train_sample"]
@@ -217,7 +229,8 @@ def main() -> None:
         "model": f"{source['id']} at {source['revision']}" if "id" in source else source["path"],
         "weights": f"{quantization}, computed in {device['dtype']} on {device['device']}",
         "data": f"{params.data.path}: " + ", ".join(f"{splits[name]['rows']} {name}" for name in SPLITS) + " rows",
-        "prompt": f"prompts/{asking.prompt}.jinja, {asking.max_length} tokens, {asking.max_new_tokens} of them for the answer",
+        "prompt": f"prompts/{asking.prompt}.jinja{'' if metrics['with_passages'] else ', which leaves the passages out'}, "
+        f"{asking.max_length} tokens, {asking.max_new_tokens} of them for the answer",
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
         "memory of training": memory_sentence(json.loads(Path("reports/sft_memory.json").read_text())),
     }

@@ -19,7 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from stages.corpus.groups import SPLITS, check_overlap, group_rows, pair_rows, split_groups
 from stages.corpus.passages import rank_passages, split_passages
 from stages.corpus.rows import check_rejected_share, read_jsonl, write_json, write_jsonl
-from stages.llm.prompts import BASE_DIR, build_messages, hash_ids, load_prompt, load_tokenizer, prompt_completion_ids, prompt_ids
+from stages.llm.prompts import (
+    BASE_DIR,
+    build_messages,
+    hash_ids,
+    load_prompt,
+    load_tokenizer,
+    prompt_completion_ids,
+    prompt_ids,
+    reads_passages,
+)
 from stages.params import FormatParams, load_params
 from stages.run import InputError, run_stage
 
@@ -31,8 +40,11 @@ def choose_passages(
 ) -> list[int]:
     """Indices of the passages that go into the prompt, in document order.
 
-    In the order of `ranked`, each whole, up to the first that would take the prompt beyond `budget` tokens.
+    In the order of `ranked`, each whole, up to the first that would take the prompt beyond `budget` tokens. None where the template
+    leaves passages out.
     """
+    if not reads_passages(template):
+        return []
     left = budget - len(prompt_ids(tokenizer, build_messages(template, [], question)))
     chosen: list[int] = []
     for index in ranked:
@@ -161,6 +173,9 @@ def main() -> None:
         }
     write_json(Path("metrics/format.json"), metrics)
     log.info(", ".join(f"{split}: {metrics[split]['rows']} rows" for split in SPLITS))
+    if not reads_passages(template):
+        log.info("prompts/%s.jinja leaves the passages out: the model is asked without them", params.format.prompt)
+        return
     for split in SPLITS:
         if metrics[split]["without_passages"]:
             log.warning(

@@ -224,6 +224,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not a file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
     except YAMLError as error:
@@ -233,7 +235,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _validate(section: type[S], path: Path) -> S:
+def validate(section: type[S], path: Path) -> S:
+    """A YAML file as a section. Raises InputError naming file and key of every value that is unknown, missing or not allowed."""
     values = read_yaml(path)
     try:
         return section.model_validate(values)
@@ -252,7 +255,7 @@ def _validate(section: type[S], path: Path) -> S:
 
 def load_params(path: Path = PARAMS_PATH) -> Params:
     """Read and check every parameter. Raises InputError naming each one that is unknown, missing or out of range."""
-    return _validate(Params, path)
+    return validate(Params, path)
 
 
 def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | LocalModel:
@@ -261,9 +264,9 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | Loca
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in models_dir.glob("*.yaml")))
         raise InputError(f"params.yaml: model: {path} does not exist; there are: {known}")
-    return _validate(HubModel, path) if "id" in read_yaml(path) else _validate(LocalModel, path)
+    return validate(HubModel, path) if "id" in read_yaml(path) else validate(LocalModel, path)
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read the recipe of the embedded model."""
-    return _validate(Recipe, path)
+    return validate(Recipe, path)

@@ -27,6 +27,7 @@ def test_every_row_is_kept_or_rejected_with_its_reason(project):
     rows[6]["query"] = "\u200b"
     kept, rejected, _ = run_clean(rows)
     assert [row["place"] for row in kept] == ["index 0", *(f"index {index}" for index in range(7, 12))]
+    assert all(len(record.pop("id")) == 12 for record in rejected)
     assert rejected == [
         {"file": "rows.json", "place": "index 1", "reason": '"query" is null'},
         {"file": "rows.json", "place": "index 2", "reason": '"positive" is empty'},

@@ -42,6 +42,15 @@ def test_the_prompt_holds_the_passage_that_is_asked_for_and_keeps_the_reserve(as
     assert row["passages"] == sorted(row["passages"])
 
 
+def test_a_prompt_that_leaves_passages_out_is_given_none(asking):
+    tokenizer, _, params = asking
+    row = format.format_row(
+        {**ROW, "anchor": "The pump is made of steel."}, "test", tokenizer, load_prompt(ROOT / "prompts/question.jinja"), params
+    )
+    assert row["passages"] == []
+    assert row["messages"] == row["messages_no_context"]
+
+
 def test_a_test_rows_answer_does_not_move_its_prompt_but_a_train_rows_pays_from_its_passages(asking):
     tokenizer, _, params = asking
     anchor = "The pump is made of steel. It is large and heavy indeed.\n\n" * 40

@@ -181,6 +181,37 @@ def test_the_second_sentence_says_what_the_intervals_and_the_control_do(pairs, r
     assert ("style" in sentence) == (bare == 0.7)
 
 
+def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
+    judged(rows=8)
+    rows = [row | {"passages": []} for row in read_jsonl(Path("data/formatted/test.jsonl"))]
+    write_jsonl(Path("data/formatted/test.jsonl"), rows)
+    review.main()
+    evaluate.main()
+    assert json.loads(Path("metrics/evaluation.json").read_text())["with_passages"] == 0
+    assert ".jinja, which leaves the passages out, " in Path("reports/report.md").read_text()
+    page = Path("reports/report.html").read_text()
+    assert "No passage was in the prompt." in page
+    assert "Both systems saw the passages" not in page
+    result = {"zeroshot": 0.5, "sft": 0.6, "n": 9, "low": -0.1, "high": 0.3, "p": 0.5}
+    control = {"contrastive": result, "contrastive_no_question": result, "answer_only": {"zeroshot": 0.5, "sft": 0.5}}
+    assert "the question alone speaks for the right answer more than for the wrong one in 60% of 9 rows" in knowledge_sentence(
+        control | {"with_passages": 0}, 0.95
+    )
+    assert "The passages alone" not in knowledge_sentence(control | {"with_passages": 0}, 0.95)
+    assert "The passages alone" in knowledge_sentence(control | {"with_passages": 9}, 0.95)
+
+
+def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):
+    predictions = judged(rows=3)
+    predictions["sft"][0]["prediction"] = "something else r0"
+    write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"])
+    review.main()
+    evaluate.main()
+    metrics = json.loads(Path("metrics/evaluation.json").read_text())
+    assert metrics["rouge_l"]["high"] == 1
+    assert metrics["length_ratio"]["low"] < metrics["length_ratio"]["delta"]
+
+
 def test_predictions_of_another_run_are_refused(judged):
     predictions = judged()
     write_jsonl(Path("data/predictions/sft.jsonl"), [{**record, "prompt_hash": "other"} for record in predictions["sft"]])

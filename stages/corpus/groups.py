@@ -59,7 +59,8 @@ def split_groups(groups: Mapping[str, str], shares: Shares, seed: int) -> dict[s
     if len(members) < len(SPLITS):
         raise InputError(
             f"{len(groups)} rows make {len(members)} group{'s' * (len(members) != 1)} (rows that share an anchor, positive or "
-            f"negative text); {', '.join(SPLITS)} need at least {len(SPLITS)} groups"
+            f"negative text); {', '.join(SPLITS)} need at least {len(SPLITS)} groups. Answers as short as yes and no tie all rows "
+            "together: reports/profile.html says which texts are shared"
         )
 
     def order(group: str) -> tuple[int, bytes]:

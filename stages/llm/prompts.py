@@ -61,6 +61,11 @@ def build_messages(template: Template, passages: Sequence[str], question: str) -
     return [{"role": "system", "content": render("system")}, {"role": "user", "content": render("user")}]
 
 
+def reads_passages(template: Template) -> bool:
+    """Whether a template shows the model the passages that it is given."""
+    return build_messages(template, ["A passage."], "A question?") != build_messages(template, [], "A question?")
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the messages up to where the model's answer begins."""
     ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)

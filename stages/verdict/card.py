@@ -127,6 +127,7 @@ def render_card(
         contradictions=contradiction_sentence(metrics, params.evaluate.primary),
         table=render_table(metrics, params.evaluate.primary),
         verdict=metrics["verdict"],
+        with_passages=metrics["with_passages"],
         shipped_sentence=shipped_sentence(shipped) if shipped else "",
         shipped_table=shipped_table(shipped, metrics) if shipped else "",
         devices={name: f"{device['dtype']} on {escape(device['device'])}" for name, device in devices.items()},

@@ -120,9 +120,12 @@ def knowledge_sentence(metrics: Mapping[str, Any], confidence: float) -> str:
     parts: list[str] = []
     gained: list[str] = []
     lost: list[str] = []
+    reads = metrics.get("with_passages", 1) > 0
+    speaks = "passages and question speak" if reads else "the question alone speaks"
+    rows = "other rows" if "pair_matching" in metrics else "rows"
     for name, what in (
         ("pair_matching", "the answers that two questions share are matched to the right one of them in {} of {} pairs"),
-        ("contrastive", "passages and question speak for the right answer more than for the wrong one in {} of {} other rows"),
+        ("contrastive", f"{speaks} for the right answer more than for the wrong one in {{}} of {{}} {rows}"),
     ):
         if name in metrics:
             result = metrics[name]
@@ -141,7 +144,7 @@ def knowledge_sentence(metrics: Mapping[str, Any], confidence: float) -> str:
     elif verdict is None:
         verdict = "**There is no evidence that it tells right from wrong better**"
     without = ""
-    if "contrastive_no_question" in metrics:
+    if "contrastive_no_question" in metrics and reads:
         control = metrics["contrastive_no_question"]
         without = f" The passages alone do so in {control['sft']:.0%}, {control['zeroshot']:.0%} before."
     caveat = " Bare answers already differ in style (see the control): some of it may be style." if style_tells(metrics) else ""
@@ -318,7 +321,7 @@ def memory_sentence(record: Mapping[str, Any]) -> str:
 def left_out(metrics: Mapping[str, Any]) -> str:
     """Which metrics no test row has what they need for, or nothing."""
     missing = [title(name) for name in METRICS if name not in metrics and name != "embedding_cosine"]
-    needs = "a negative; for pair matching a row that swaps answers with it, for contrastive none that does; an answer with numbers"
+    needs = "a negative; for pair matching a row that swaps answers with it, for contrastive none; numbers in both answers"
     return f"Left out, since no test row has what they need ({needs}): {'; '.join(missing)}." if missing else ""
 
 
