@@ -5,12 +5,13 @@
     python -m benchmarks.gpu_memory --device cpu --tiny --out tiny.json
 
 Models of random weights in the shapes of Qwen2.5-Instruct take the pipeline's own steps: NF4 weights, a LoRA adapter in float32,
-gradient checkpointing and TRL's trainer with its fused head, one row at a time. The same is tried under a limit, as on a card of
-4 GB that also drives a display, and the longest row that fits is searched for; so is the recipe of the study that this one follows.
-Each case runs in a process of its own and is written down as it ends: a second call goes on where the first was cut off.
+gradient checkpointing and TRL's trainer with its fused head, one row at a time; also with the layers' frozen weights offloaded
+(`FSDP=offload`). The same is tried under a limit, as on a card of 4 GB that also drives a display, and the longest row that fits is
+searched for; so is the recipe of the study that this one follows. Each case runs in a process of its own and is written down as it
+ends: a second call goes on where the first was cut off.
 
-Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and psutil, and of this repository stages.llm.memory and
-stages.run alone. Writes benchmarks/gpu_memory.json; `--table` prints the README's tables from it.
+Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and psutil, and of this repository stages.run and, in
+stages.llm, memory, processes and sharding alone. Writes benchmarks/gpu_memory.json; `--table` prints the README's tables from it.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -48,6 +50,7 @@ from stages.llm.memory import (
     predict_training,
     resident_bytes,
 )
+from stages.llm.sharding import ALONE, shard_layers
 
 ROOT = Path(__file__).parent.parent
 LIMIT_GIB = 3.45  # free on a card of 4 GB that also drives a display
@@ -59,6 +62,7 @@ ACCUMULATED = 2  # rows of one optimizer step: with the second, gradients are th
 WARMUP_STEPS, TIMED_STEPS = 1, 3
 DECODED = 64  # tokens of the answer that is timed; half of shorter rows
 CASE_SECONDS = 420
+TRAINED: tuple[Literal["training", "offloaded"], ...] = ("training", "offloaded")
 FITS, OUT_OF_MEMORY, FAILED = "fits", "out of memory", "failed"
 FITS_UNDER = f"fits under {LIMIT_GIB} GiB"
 NOT_MEASURED = "not measured"
@@ -80,7 +84,7 @@ ORIGINAL_MODEL = "qwen2.5-0.5b-instruct"
 class Case:
     """One measurement. The limit of LIMIT_GIB holds PyTorch and CUDA's context ("card"), PyTorch alone ("tensors"), or is off."""
 
-    what: Literal["training", "answering", "original"]
+    what: Literal["training", "offloaded", "answering", "original"]
     model: str
     tokens: int
     limit: Literal["none", "card", "tensors"]
@@ -114,7 +118,9 @@ def predict(case: Case, device_type: str = "cuda") -> Prediction | None:
     dtype = torch.float32 if device_type == "cpu" else torch.bfloat16  # or float16, of the same size
     setting = Setting("nf4", gradient_checkpointing=True, adapter=adapter, dtype=dtype, device_type=device_type)
     sizes = sizes_of(case.model, adapter)
-    if case.what == "training":
+    if case.what == "offloaded":  # on a CPU that is the same memory
+        setting = dataclasses.replace(setting, held_share=1.0 if device_type == "cpu" else 0.0, gathered_layers=ALONE)
+    if case.what in ("training", "offloaded"):
         return predict_training(sizes, setting, 1, case.tokens, case.answer)
     return predict_answering(sizes, setting, 1, case.tokens - 2, case.answer)  # the longer prompt, and the answers that are scored
 
@@ -134,7 +140,9 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if is_old(device) else torch.bfloat16
 
 
-def build_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def build_model(
+    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, storage: torch.dtype = torch.uint8
+) -> PreTrainedModel:
     """A Qwen2 model of random weights, quantized on its way to the device one tensor at a time, as stages.llm.loading does.
 
     What is quantized is a view into one short run of random numbers, so that a large model takes little of the host's memory.
@@ -162,7 +170,11 @@ def build_model(config: PreTrainedConfig, device: torch.device, dtype: torch.dty
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             weights[name] = weights[name].contiguous()
     quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=storage,
     )
     model: PreTrainedModel = Qwen2ForCausalLM.from_pretrained(
         None,
@@ -187,8 +199,12 @@ def make_trainer(
     rows_at_once: int = 1,
     accumulated: int = ACCUMULATED,
     checkpointing: bool = True,
+    device: torch.device | None = None,
 ) -> Any:
-    """TRL's trainer as stages.llm.training builds it, to go once through rows of `input_ids` and `labels`."""
+    """TRL's trainer as stages.llm.training builds it, to go once through rows of `input_ids` and `labels`.
+
+    It trains on `device`, that of the model where none is given; a model that is elsewhere has its layers offloaded.
+    """
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from tokenizers import Tokenizer
@@ -199,7 +215,7 @@ def make_trainer(
     disable_progress_bars()
     words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))  # for padding alone: the rows are tokens already
     args = SFTConfig(
-        **trainer_settings(model, output_dir, rows_at_once, accumulated),
+        **trainer_settings(device or model.device, model.dtype, output_dir, rows_at_once, accumulated),
         gradient_checkpointing=checkpointing,
         max_length=max(len(row["input_ids"]) for row in rows) + 2,
     )
@@ -213,24 +229,30 @@ def make_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if device is not None:
+        os.environ["FSDP"] = "offload"
+        shard_layers(trainer.model, device)
+        trainer.is_distributed_loading_by_transformers = True
     return trainer
 
 
 def make_original_trainer(model: PreTrainedModel, rows: Sequence[Mapping[str, list[int]]], output_dir: str) -> Any:
-    """The original study's recipe: a loss on every token, from all the logits in float32, and a smaller adapter."""
+    """The original study's recipe: a loss on every token, from all the logits in float32, and an adapter of two layers."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import Trainer, TrainingArguments
 
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
     return Trainer(
-        args=TrainingArguments(**trainer_settings(model, output_dir, 1, ACCUMULATED)),
+        args=TrainingArguments(**trainer_settings(model.device, model.dtype, output_dir, 1, ACCUMULATED)),
         model=get_peft_model(prepare_model_for_kbit_training(model), adapter),
         train_dataset=Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]),
     )
 
 
-def trainer_settings(model: PreTrainedModel, output_dir: str, rows_at_once: int, accumulated: int) -> dict[str, Any]:
+def trainer_settings(
+    device: torch.device, dtype: torch.dtype, output_dir: str, rows_at_once: int, accumulated: int
+) -> dict[str, Any]:
     """What both recipes have in common."""
     return {
         "output_dir": output_dir,
@@ -238,10 +260,10 @@ def trainer_settings(model: PreTrainedModel, output_dir: str, rows_at_once: int,
         "per_device_train_batch_size": rows_at_once,
         "gradient_accumulation_steps": accumulated,
         "learning_rate": 1e-4,
-        "bf16": model.dtype == torch.bfloat16,
-        "fp16": model.dtype == torch.float16,
-        "use_cpu": model.device.type == "cpu",
-        "dataloader_pin_memory": model.device.type == "cuda",
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
         "save_strategy": "no",
         "logging_steps": 1,
         "report_to": "none",
@@ -255,7 +277,7 @@ def random_rows(count: int, tokens: int, answer: int, vocabulary: int) -> list[d
     return [{"input_ids": ids, "labels": [-100] * (tokens - answer) + ids[tokens - answer :]} for ids in drawn]
 
 
-def train(model: PreTrainedModel, case: Case, output_dir: str) -> dict[str, Any]:
+def train(model: PreTrainedModel, case: Case, output_dir: str, device: torch.device) -> dict[str, Any]:
     """Take the trainer's steps: their peak in bytes, and tokens and labelled tokens a second after the warm-up."""
     from transformers import TrainerCallback
 
@@ -263,22 +285,25 @@ def train(model: PreTrainedModel, case: Case, output_dir: str) -> dict[str, Any]
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            synchronize(model.device)
+            synchronize(device)
             ends.append(time.perf_counter())
 
     steps = WARMUP_STEPS + TIMED_STEPS
     rows = random_rows(steps * ACCUMULATED, case.tokens, case.answer, model.config.vocab_size)
-    trainer = (make_trainer if case.what == "training" else make_original_trainer)(model, rows, output_dir)
+    if case.what == "original":
+        trainer = make_original_trainer(model, rows, output_dir)
+    else:
+        trainer = make_trainer(model, rows, output_dir, device=device if case.what == "offloaded" else None)
     trainer.add_callback(Clock)
     held = held_bytes(trainer.model)
-    peak = measure_peak(model.device, trainer.train)
+    peak = measure_peak(device, trainer.train)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if len(losses) != steps or not all(map(math.isfinite, losses)):
         raise ValueError(f"losses of {steps} steps: {losses}")
     seconds = (ends[-1] - ends[WARMUP_STEPS - 1]) / TIMED_STEPS / ACCUMULATED
     return {
         "held_bytes": held,
-        "measured_bytes": peak + (held if model.device.type == "cpu" else 0),
+        "measured_bytes": peak + (held if device.type == "cpu" else 0),
         "tokens_per_second": round(case.tokens / seconds, 1),
         "answer_tokens_per_second": round(case.answer / seconds, 1),
         "last_loss": round(losses[-1], 3),
@@ -322,7 +347,9 @@ def answer(model: PreTrainedModel, case: Case) -> dict[str, Any]:
 
 @torch.inference_mode()
 def score(adapted: Any, prompts: torch.Tensor, mask: torch.Tensor, answers: torch.Tensor) -> float:
-    """The least likelihood of two answers to each prompt, in nats, computed step by step as stages.llm.answering does it.
+    """The least likelihood of two answers to each prompt, in nats.
+
+    stages.llm.answering does the same for more answers at once: a quarter of them at a time, each with a copy of the cache.
 
     `prompts` and their `mask` are (rows, prompt tokens), `answers` (2 * rows, answer tokens), a prompt's two in a row.
     """
@@ -395,7 +422,10 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
             square @ square
             del square
             record["workspace_bytes"] = torch.cuda.memory_allocated(device)
-        model = build_model(make_config(case.model), device, dtype)
+        offloaded = case.what == "offloaded"
+        model = build_model(
+            make_config(case.model), torch.device("cpu") if offloaded else device, dtype, dtype if offloaded else torch.uint8
+        )
         if cuda:
             record["load_peak_bytes"] = torch.cuda.max_memory_allocated(device)
         step = case.what
@@ -403,7 +433,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
             record |= answer(model, case)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                record |= train(model, case, folder)
+                record |= train(model, case, folder, device)
     except RuntimeError as error:  # PyTorch's OutOfMemoryError is one
         if not ran_out_of_memory(error, device):
             raise
@@ -461,19 +491,21 @@ def plan(models: Sequence[str], lengths: Sequence[int], limited: bool) -> list[C
         Case(what, model, tokens, limit)
         for model in models
         for tokens in lengths
-        for what in ("training", "answering")
+        for what in ("training", "offloaded", "answering")
         for limit in ("none", "card", "tensors")
     ]
     cases = dict.fromkeys([*first, *grid])
     return [case for case in cases if case.model in models and case.tokens in lengths and (limited or case.limit == "none")]
 
 
-def search_bounds(model: str, records: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+def search_bounds(
+    model: str, records: Iterable[Mapping[str, Any]], what: Literal["training", "offloaded"] = "training"
+) -> tuple[int, int]:
     """The longest row known to fit in training on a limited card, and the shortest known not to, in whole search steps."""
     outcomes = {
         record["tokens"]: record["outcome"]
         for record in records
-        if key(record) == Case("training", model, record["tokens"], "card") and record["tokens"] % SEARCH_STEP == 0
+        if key(record) == Case(what, model, record["tokens"], "card") and record["tokens"] % SEARCH_STEP == 0
     }
     fitting = max((tokens for tokens, outcome in outcomes.items() if outcome == FITS), default=0)
     failing = min((tokens for tokens, outcome in outcomes.items() if outcome == OUT_OF_MEMORY), default=SEARCH_END + SEARCH_STEP)
@@ -493,10 +525,10 @@ def next_case(
         needed = case.limit != "tensors" or outcomes.get(dataclasses.replace(case, limit="card")) == OUT_OF_MEMORY
         if needed and case not in settled:
             return case
-    for model in models if limited else []:
-        fitting, failing = search_bounds(model, records)
+    for model, what in itertools.product(models if limited else [], TRAINED):
+        fitting, failing = search_bounds(model, records, what)
         middle = (fitting + failing) // 2 // SEARCH_STEP * SEARCH_STEP
-        probe = Case("training", model, middle, "card")
+        probe = Case(what, model, middle, "card")
         if failing - fitting > SEARCH_STEP and probe not in settled:
             return probe
     return None
@@ -552,10 +584,10 @@ def find_measured(records: Sequence[Mapping[str, Any]], case: Case) -> Mapping[s
     return next((record for record in found if record.get("outcome") == FITS), {})
 
 
-def predict_longest(model: str) -> int:
+def predict_longest(model: str, what: Literal["training", "offloaded"]) -> int:
     """The longest row in whole search steps that should fit in training under the limit; 0 where none should."""
     room = LIMIT_GIB * GIB - CONTEXT_BYTES
-    peaks = {tokens: predict(Case("training", model, tokens, "card")) for tokens in range(SEARCH_STEP, SEARCH_END + 1, SEARCH_STEP)}
+    peaks = {tokens: predict(Case(what, model, tokens, "card")) for tokens in range(SEARCH_STEP, SEARCH_END + 1, SEARCH_STEP)}
     return max((tokens for tokens, prediction in peaks.items() if prediction and prediction.peak <= room), default=0)
 
 
@@ -588,9 +620,10 @@ def table(records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: 
 def case_tables(
     records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int], device_type: str
 ) -> Iterator[str]:
-    """A row for each model and length: of training, and of answering and scoring."""
-    whats: dict[Literal["training", "answering"], list[str]] = {
+    """A row for each model and length: of training, without and with its layers offloaded, and of answering and scoring."""
+    whats: dict[Literal["training", "offloaded", "answering"], list[str]] = {
         "training": ["tokens/s", "answer tokens/s"],
+        "offloaded": ["tokens/s", "answer tokens/s"],
         "answering": ["tokens read/s", "tokens written/s"],
     }
     for what, speeds in whats.items():
@@ -609,10 +642,13 @@ def longest_table(records: Sequence[Mapping[str, Any]], models: Sequence[str]) -
     """The longest rows that training takes under the limit."""
     rows = []
     for model in models:
-        fitting, failing = search_bounds(model, records)
-        found = f"{fitting:,}" if failing - fitting <= SEARCH_STEP else NOT_MEASURED
-        rows.append([model, f"{predict_longest(model):,}", found])
-    return markdown([f"longest row under {LIMIT_GIB} GiB", "predicted tokens", "measured tokens"], rows)
+        row = [model]
+        for what in TRAINED:
+            fitting, failing = search_bounds(model, records, what)
+            row += [f"{predict_longest(model, what):,}", f"{fitting:,}" if failing - fitting <= SEARCH_STEP else NOT_MEASURED]
+        rows.append(row)
+    header = [f"longest row under {LIMIT_GIB} GiB", "predicted tokens", "measured tokens"]
+    return markdown([*header, "offloaded, predicted", "measured"], rows)
 
 
 def recipe_table(records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int]) -> str:

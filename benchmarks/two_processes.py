@@ -8,6 +8,7 @@ then in two (`LAUNCHER="torchrun --nproc-per-node 2"`). Writes benchmarks/two_pr
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from benchmarks.kill_and_resume import prepare
 from stages.corpus.rows import read_jsonl, write_json
 
-LAUNCHER = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+LAUNCHER = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
 
 
 def run(folder: Path, launcher: str) -> tuple[dict[str, Any], Any, list[dict[str, Any]]]:

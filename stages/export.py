@@ -14,13 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from stages.commits import find_stale
 from stages.corpus.rows import read_jsonl, write_text
 from stages.evaluate import compare_metrics, finite, read_predictions, score_rows
 from stages.llm.answering import answer_rows
 from stages.llm.loading import check_made
 from stages.llm.merging import load_merged, merge_adapter
+from stages.llm.preflight import device_name
 from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer
 from stages.params import EvaluateParams, load_model_file, load_params
 from stages.run import InputError, run_stage
@@ -44,24 +44,22 @@ COMPARED = ("rouge_l", "token_f1", "bits_per_byte", "pair_matching", "contrastiv
 
 
 def check_needed() -> None:
-    """Raise InputError naming the first file that is not there, and the command that makes it."""
+    """Raise InputError naming the first file that is not there, or stage that is not current, and the command that makes it."""
     check_made(BASE_DIR, ADAPTER_DIR)
     for path, stage in NEEDED.items():
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    stale = (find_stale() or {}) if Path("dvc.lock").is_file() else {}
+    for stage in ("sft", *NEEDED.values()):
+        if stage in stale:
+            raise InputError(f"{stage} is older than what it is made of, {', '.join(stale[stage])}; run `dvc repro`")
 
 
 def ask_merged(folder: Path, rows: Sequence[Mapping[str, Any]], max_new_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """What the model in `folder` answers to the test rows, by the code of `predict`, and what computed it."""
-    try:
-        model = load_merged(folder)
-        device = {"dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type.upper()}
-        return answer_rows(model, load_tokenizer(folder), rows, max_new_tokens), device
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "the merged model, which is not quantized, is too large for the GPU's memory; "
-            "set CUDA_VISIBLE_DEVICES to nothing and it is asked on the CPU"
-        ) from error
+    model = load_merged(folder)
+    device = {"dtype": str(model.dtype).removeprefix("torch."), "device": device_name(model.device)}
+    return answer_rows(model, load_tokenizer(folder), rows, max_new_tokens), device
 
 
 def compare_shipped(

@@ -19,7 +19,7 @@ import torch
 
 from stages.corpus.rows import read_jsonl, write_json, write_text
 from stages.llm.checkpoints import checkpoint_dir
-from stages.llm.loading import load_model, pick_attention, pick_device
+from stages.llm.loading import describe_device, load_model, pick_attention, pick_device
 from stages.llm.memory import gib
 from stages.llm.preflight import Longest, Plan, make_setting, plan_training
 from stages.llm.processes import start_processes
@@ -122,13 +122,16 @@ def main() -> None:
     )
     setting = make_setting(model_file, params.sft, pick_device().type)
     checkpoints = checkpoint_dir(
-        "sft", [*ROWS_PATHS, BASE_DIR], [params.format.max_length, params.sft.model_dump(), model_file.model_dump()]
+        "sft",
+        [*ROWS_PATHS, BASE_DIR],
+        [params.format.max_length, params.sft.model_dump(), model_file.model_dump(), describe_device()],
+        modules=["sft"],
     )
     tokenizer = load_tokenizer(BASE_DIR)
 
     def build(rows: int) -> Trainer:
         return build_trainer(
-            load_model(BASE_DIR, model_file.quantization),
+            load_model(BASE_DIR, model_file.quantization, shard=False),
             tokenizer,
             train,
             validation,

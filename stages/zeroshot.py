@@ -10,7 +10,7 @@ from pathlib import Path
 from stages.corpus.rows import read_jsonl, write_json, write_jsonl
 from stages.llm.answering import Batching, answer_questions, answer_rows
 from stages.llm.checkpoints import checkpoint_dir
-from stages.llm.loading import load_model, pick_device
+from stages.llm.loading import describe_device, load_model, pick_device
 from stages.llm.preflight import Longest, device_name, make_setting, plan_answering
 from stages.llm.processes import start_processes
 from stages.llm.prompts import BASE_DIR, load_tokenizer
@@ -27,7 +27,9 @@ def ask(system: str, adapter_dir: Path | None) -> None:
     rows = {name: list(read_jsonl(path)) for name, path in paths.items()}
     limit = params.format.max_new_tokens
     inputs = [*paths.values(), BASE_DIR, *([] if adapter_dir is None else [adapter_dir])]
-    kept_dir = checkpoint_dir("zeroshot" if adapter_dir is None else "predict", inputs, [limit, model_file.model_dump()])
+    kept_dir = checkpoint_dir(
+        "zeroshot" if adapter_dir is None else "predict", inputs, [limit, model_file.model_dump(), describe_device()], ["zeroshot"]
+    )
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in [*rows["test"], *rows["train_sample"]])
     setting = make_setting(model_file, params.sft, pick_device().type)
     batching = Batching(plan_answering(BASE_DIR, setting, Longest(longest, limit)), kept_dir)

@@ -193,3 +193,12 @@ def test_what_stands_in_names_and_prompts_does_not_break_the_card(judged, source
     assert fences[1].content == prompt
     assert json.dumps(messages[0]["content"]) in fences[2].content
     assert "/home/me" not in card
+
+
+def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(project, monkeypatch):
+    for path in ("artifacts/base/manifest.json", "artifacts/adapter/base.json", *export.NEEDED):
+        write_json(Path(path), {})
+    write_json(Path("dvc.lock"), {})
+    monkeypatch.setattr(export, "find_stale", lambda: {"predict": ["artifacts/adapter"], "cards": ["reports"]})
+    with pytest.raises(InputError, match="predict is older than what it is made of, artifacts/adapter; run `dvc repro`"):
+        export.check_needed()

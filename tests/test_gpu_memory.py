@@ -45,7 +45,7 @@ def test_a_table_shows_what_was_measured_and_says_what_was_not():
         record(replace(CASE, model=LARGE), "failed", why="no result"),
     ]
     del records[-1]["machine"]  # what failed may not have got so far
-    training = table(records, [SMALL, LARGE], [2048]).split("| answering |")[0]
+    training = table(records, [SMALL, LARGE], [2048]).split("| offloaded |")[0]
     _, *measured = cells(training, SMALL, "2,048")
     assert measured[0] == "1.00 GiB"
     assert measured[1].endswith("%")
@@ -60,14 +60,15 @@ def test_the_search_halves_what_is_left_and_ends():
     records = []
     while case := next_case([SMALL], [2048], True, records, set()):
         records.append(record(case, FITS if case.tokens <= 5000 else OUT_OF_MEMORY))
-    assert search_bounds(SMALL, records) == (4864, 5120)
-    assert sum(entry["tokens"] != 2048 for entry in records) <= 7
+    for what in ("training", "offloaded"):
+        assert search_bounds(SMALL, records, what) == (4864, 5120)
+        assert sum(entry["tokens"] != 2048 for entry in records if entry["what"] == what) <= 7
 
 
 def test_no_context_is_tried_only_where_the_context_made_it_fail():
     lengths = [2048]
     records = [record(replace(CASE, what=what, limit=limit)) for what in ("training", "original") for limit in ("none", "card")]
-    assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, what="answering")
+    assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, what="offloaded")
     records[1] = record(replace(CASE, limit="card"), OUT_OF_MEMORY)
     assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, limit="tensors")
 
@@ -91,8 +92,9 @@ def test_out_of_memory_is_told_from_other_errors(error, expected):
     assert ran_out_of_memory(error, torch.device("cpu")) is expected
 
 
-def test_a_case_runs_in_a_process_of_its_own():
-    measured = run_case(Case("training", "toy", 64, "none"), "cpu")
+@pytest.mark.parametrize("what", ["training", "offloaded"])
+def test_a_case_runs_in_a_process_of_its_own(what):
+    measured = run_case(Case(what, "toy", 64, "none"), "cpu")
     assert measured["outcome"] == FITS, measured
     assert measured["machine"]["device"] == "CPU"
     assert abs(measured["predicted_bytes"] / measured["measured_bytes"] - 1) < 0.1

@@ -8,7 +8,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages import base, clean, format
 from stages.base import check_config
 from stages.llm import preflight
-from stages.llm.memory import GIB, Adapter, Setting, free_bytes, measure_peak, measure_sizes, predict_answering, predict_training
+from stages.llm.memory import (
+    CONTEXT_BYTES,
+    GIB,
+    Adapter,
+    Setting,
+    free_bytes,
+    measure_peak,
+    measure_sizes,
+    predict_answering,
+    predict_training,
+)
 from stages.llm.preflight import Longest, load_sizes, main, plan_answering, plan_training, rows_at_once
 from stages.llm.prompts import BASE_DIR
 from stages.params import load_model_file, load_params
@@ -111,6 +121,18 @@ def test_the_limit_is_a_smaller_card_than_is_there(monkeypatch):
     assert free_bytes(torch.device("cpu")) == GIB // 2
 
 
+def test_on_cuda_the_context_comes_off_the_limit_and_pytorch_is_held_to_the_rest(monkeypatch):
+    held = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: held.append(fraction))
+    assert free_bytes(torch.device("cuda", 0)) == 70 * GIB
+    assert not held
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "4")
+    allowed = 4 * GIB - CONTEXT_BYTES
+    assert free_bytes(torch.device("cuda", 0)) == allowed
+    assert held == [allowed / (80 * GIB)]
+
+
 @pytest.fixture
 def ready(project):
     base.main()
@@ -152,11 +174,46 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
     assert lines[0].startswith("sft: 4096 tokens, 1 rows at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB")
     assert lines[1] == "what would fit:"
     ways = [line.split(":")[0].strip() for line in lines[2:]]
-    assert ways == ["format.max_length=4032", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
+    assert ways == ["FSDP=offload in the environment", "format.max_length=4032", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
     assert all("GiB (weights" in line for line in lines[2:])
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="nothing that changes one thing would fit"):
         plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+
+
+def test_so_many_rows_as_were_asked_for_are_not_tried_again_once_they_were_too_much(ready, monkeypatch):
+    monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "4")
+    with pytest.raises(InputError, match="PER_DEVICE_TRAIN_BATCH_SIZE in the environment: so many rows are too much"):
+        plan_training(BASE_DIR, Setting("nf4", False, ALL, torch.float32, "cpu"), ready.sft, Longest(500, 100), most_rows=3)
+
+
+def test_a_linear_layer_that_the_model_does_not_have_is_named(ready):
+    config = AutoConfig.from_pretrained(BASE_DIR)
+    with pytest.raises(InputError, match=r"sft\.lora\.target_modules: the model has no linear layer 'v_porj', but down_proj, "):
+        measure_sizes(config, Adapter(16, ["q_proj", "v_porj"]))
+    longer = measure_sizes(config, Adapter(16, ["self_attn.q_proj"]))
+    assert longer.lora == measure_sizes(config, Adapter(16, ["q_proj"])).lora > 0
+
+
+def test_a_model_without_quantization_is_told_of_it(ready, monkeypatch):
+    setting = Setting("none", True, ALL, torch.bfloat16, "cuda")
+    config = AutoConfig.for_model(**load_model_file("qwen2.5-0.5b-instruct").config.model_dump())
+    (BASE_DIR / "config.json").write_text(config.to_json_string())
+    needed = predict_training(measure_sizes(config, ALL), setting, 1, 500, 100).peak
+    limit_to(monkeypatch, needed - 10**7)
+    with pytest.raises(InputError, match="quantization: nf4 in the model's file"):
+        plan_training(BASE_DIR, setting, ready.sft, Longest(500, 100))
+
+
+def test_layers_that_are_elsewhere_take_no_memory_until_they_are_gathered(ready):
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    whole, shared, elsewhere = (
+        predict_training(sizes, Setting("nf4", True, ALL, torch.bfloat16, "cuda", held, gathered), 1, 500, 100).weights
+        for held, gathered in ((1.0, 0.0), (0.25, 3.0), (0.0, 1.25))
+    )
+    layer = sizes.linear / sizes.layers / 2  # bytes: 4 bits a weight
+    assert whole - shared == pytest.approx(0.75 * sizes.layers * layer - 3 * layer, abs=2)
+    assert whole - elsewhere == pytest.approx(sizes.layers * layer - 1.25 * layer, abs=2)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, [8, 4, 2, 1]), ("2", [2]), ("8", [8])])

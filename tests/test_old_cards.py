@@ -7,7 +7,7 @@ from transformers.integrations import sdpa_attention
 
 from stages import base
 from stages.llm import loading
-from stages.llm.loading import is_old, load_model, pick_dtype, repeat_keys
+from stages.llm.loading import is_old, load_model, pick_attention, pick_dtype, repeat_keys
 from stages.llm.prompts import BASE_DIR
 
 CARD = torch.device("cuda", 0)
@@ -27,6 +27,17 @@ def test_bfloat16_is_for_cards_that_compute_in_it_not_for_those_that_emulate_it(
     assert pick_dtype(CARD) is dtype
     assert is_old(CARD) == (dtype is torch.float16)
     assert pick_dtype(torch.device("cpu")) is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "expected"),
+    [((7, 5), True, "sdpa"), ((8, 6), False, "sdpa"), ((8, 6), True, "flash_attention_2")],
+)
+def test_flash_attention_is_for_cards_that_have_what_it_takes(monkeypatch, capability, installed, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda: installed)
+    assert pick_attention(CARD) == expected
+    assert pick_attention(torch.device("cpu")) == "sdpa"
 
 
 def called_with(monkeypatch, rows):

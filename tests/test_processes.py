@@ -1,6 +1,8 @@
 """Stages as processes of their own: several at a time, and killed."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,10 +16,11 @@ from safetensors.torch import load_file
 from stages import base, clean, format, predict, sft
 from stages.corpus.rows import read_jsonl
 from stages.llm.processes import start_processes
+from stages.llm.sharding import find_sharding
 from stages.run import InputError
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-TWO = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2"
+TWO = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
 
 
 @pytest.fixture
@@ -49,6 +52,46 @@ def test_two_processes_give_what_one_gives(formatted):
         for record, same in zip(records, again[name], strict=True):
             for way, scored in record["likelihood"]["positive"].items():
                 assert same["likelihood"]["positive"][way]["sum"] == pytest.approx(scored["sum"], rel=1e-3)
+
+
+def test_sharded_layers_give_what_whole_ones_give(formatted):
+    """A process holds a share of the layers of a model too large for a card, or alone keeps them in the computer's memory."""
+    made = {}
+    for name, variables in {"whole": {"LAUNCHER": TWO}, "shared": {"LAUNCHER": TWO, "FSDP": "full_shard"}, "alone": {},
+                            "elsewhere": {"FSDP": "offload"}}.items():  # fmt: skip
+        for stage in ("sft", "predict"):
+            done = subprocess.run(
+                [sys.executable, "-m", f"stages.{stage}"], env=ENVIRONMENT | {"TOKENS_PER_BATCH": "500"} | variables,
+                capture_output=True, text=True,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            sharded = re.search(r"3 layers are sharded: .* of (\d), keeps (\d+) MiB (in|on)", done.stderr)
+            assert (sharded is not None) == ("FSDP" in variables), done.stderr
+        paths = ["artifacts/adapter/adapter_model.safetensors", "data/predictions/sft.jsonl", "data/predictions/sft_train.jsonl"]
+        made[name] = [Path(path).read_bytes() for path in paths]
+    assert made["elsewhere"] == made["alone"]
+    assert made["shared"][0] == made["whole"][0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"FSDP": "zero3"}, "FSDP in the environment: expected full_shard or offload, got 'zero3'"),
+        ({"FSDP": "full_shard"}, "FSDP=full_shard in the environment: needs processes"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "the accelerate config turns FSDP on"),
+    ],
+)
+def test_what_can_not_be_sharded_is_said(monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        find_sharding()
+
+
+def test_a_launcher_with_an_open_quote_is_named(monkeypatch):
+    monkeypatch.setenv("LAUNCHER", "torchrun 'x")
+    with pytest.raises(InputError, match="LAUNCHER in the environment: No closing quotation"):
+        start_processes()
 
 
 def test_a_launcher_that_is_not_there_is_named(monkeypatch):

@@ -23,6 +23,7 @@ from stages.llm.checkpoints import append_line, read_lines
 from stages.llm.memory import SCORING_HEAD_BYTES
 from stages.llm.processes import from_all, from_main, processes
 from stages.llm.prompts import hash_ids, prompt_completion_ids, prompt_ids
+from stages.llm.sharding import find_sharding
 from stages.run import InputError
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,13 @@ def run_batches(
 ) -> list[Any]:
     """What `work` makes of each index, in their order; it takes a batch of indices and gives a JSON value for each.
 
-    Every process does its share of the batches and returns everything. What stands under `name` in the batching's `kept_dir` is
-    not done again. A batch that is too much for the device's memory is halved. Raises InputError where one row alone is too much.
+    Every process does its share of the batches, or all of them together where layers are sharded, and returns everything. What
+    stands under `name` in the batching's `kept_dir` is not done again. A batch that is too much for the device's memory is halved.
+    Raises InputError where one row alone is too much.
     """
     state = processes()
+    # where layers are gathered from all processes, these must take the same steps
+    together = find_sharding() is not None and state.num_processes > 1
     todo = list(batches(lengths, batching.tokens))
     padded = sum(len(batch) * lengths[batch[0]] for batch in todo)
     log.info("%s: %d rows in %d batches, %.0f%% padding", name, len(lengths), len(todo), 100 - 100 * sum(lengths) / max(1, padded))
@@ -73,10 +77,12 @@ def run_batches(
         try:
             return work(batch)
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise InputError(
-                    f"{name}: out of memory with one row of {lengths[batch[0]]} tokens; lower format.max_length"
-                ) from None
+            if len(batch) == 1 or together:
+                rows, remedy = f"{len(batch)} rows", "lower TOKENS_PER_BATCH in the environment"
+                if len(batch) == 1:
+                    rows = "one row"
+                    remedy = "lower format.max_length, or set CUDA_VISIBLE_DEVICES to nothing and it is computed on the CPU"
+                raise InputError(f"{name}: out of memory with {rows} of {lengths[batch[0]]} tokens; {remedy}") from None
         # here, not above: the exception holds on to what was computed
         gc.collect()
         torch.cuda.empty_cache()
@@ -96,12 +102,12 @@ def run_batches(
     mine: dict[int, Any] = {}
     # a batch is done whole or not at all: in another batch, a row would be rounded otherwise
     missing = [batch for batch in todo if not all(index in done for index in batch)]
-    share = missing[state.process_index :: state.num_processes]
+    share = missing if together else missing[state.process_index :: state.num_processes]
     with tqdm(desc=name, total=sum(map(len, share)), unit="row", mininterval=2, disable=not state.is_main_process) as progress:
         for batch in share:
             results = attempt(batch)
             mine.update(zip(batch, results, strict=True))
-            if kept_dir is not None:
+            if kept_dir is not None and (state.is_main_process or not together):
                 append_line(kept_dir / f"{name}-{state.process_index}.jsonl", [batch, results])
             progress.update(len(batch))
     done.update(from_all(list(mine.items())))
@@ -120,7 +126,7 @@ def pad(rows: Sequence[Sequence[int]], filler: int, side: str, device: torch.dev
     return torch.tensor(ids, device=device), torch.tensor(ones, device=device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -154,7 +160,7 @@ def generate_answers(
     return run_batches(name, [len(prompt) + max_new_tokens for prompt in prompts], work, batching)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

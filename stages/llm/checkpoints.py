@@ -14,14 +14,14 @@ CODE_DIR = Path(__file__).parents[1]
 LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "transformers", "trl")
 
 
-def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any) -> Path:
+def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any, modules: Sequence[str]) -> Path:
     """The folder for this very run of a stage, made if need be: checkpoints/STAGE-KEY.
 
-    The key is a hash of the input files (folders count file by file), the parameters, the code of the stage and of `llm`, and the
-    libraries' versions. What was kept under another key is never looked at.
+    The key is a hash of the input files (folders count file by file), the parameters, the code of `llm` and of the stage, which
+    `modules` names, and the libraries' versions. What was kept under another key is never looked at.
     """
     files = [file for path in input_paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    code = [*sorted((CODE_DIR / "llm").glob("*.py")), CODE_DIR / "params.py", CODE_DIR / f"{stage}.py"]
+    code = [*sorted((CODE_DIR / "llm").glob("*.py")), CODE_DIR / "params.py", *(CODE_DIR / f"{module}.py" for module in modules)]
     identity = {
         "inputs": [[path.as_posix(), hash_file(path)] for path in files],
         "parameters": parameters,

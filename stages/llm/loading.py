@@ -4,6 +4,8 @@ No code of a model's author is ever run, and weights are safetensors alone.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
@@ -17,6 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 from stages.llm.manifest import check_manifest, find_folder
 from stages.llm.processes import processes
 from stages.llm.prompts import load_tokenizer
+from stages.llm.sharding import find_sharding, shard_layers
 from stages.run import InputError
 
 
@@ -54,6 +57,28 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if is_old(device) else torch.bfloat16
 
 
+def describe_device() -> str:
+    """What is computed on, and in which type: results of one and another do not mix."""
+    device = pick_device()
+    return f"{device.type}, {pick_dtype(device)}"
+
+
+@contextmanager
+def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Raise InputError with advice where memory runs out in loading: transformers makes another error of it than PyTorch's."""
+
+    def count() -> int:
+        return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+    before = count()
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or count() > before:
+            raise InputError(f"out of memory while the model is loaded; {advice}") from None
+        raise
+
+
 def check_made(base_dir: Path, adapter_dir: Path | None) -> None:
     """Raise InputError where base or adapter is not there, or where the adapter was trained on another base."""
     for path, stage in [(base_dir / "manifest.json", "base"), *([(adapter_dir / "base.json", "sft")] if adapter_dir else [])]:
@@ -73,10 +98,14 @@ def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
-def load_model(base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir: Path | None = None) -> PreTrainedModel:
+def load_model(
+    base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir: Path | None = None, shard: bool = True
+) -> PreTrainedModel:
     """The base model that the manifest in `base_dir` names, with an adapter on it if one is given, ready to answer.
 
-    Raises InputError where files changed, or where the adapter was trained on another base.
+    Where FSDP in the environment asks for it, its layers are sharded; with `shard` off it waits for that on the CPU, since what
+    adds an adapter must see the weights whole. Raises InputError where files changed, or where the adapter was trained on another
+    base.
     """
     check_made(base_dir, adapter_dir)
     manifest = json.loads((base_dir / "manifest.json").read_text())
@@ -86,18 +115,24 @@ def load_model(base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir
     dtype = pick_dtype(device)
     if is_old(device):
         repeat_keys()
+    sharded = find_sharding() is not None
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype if sharded else torch.uint8,  # FSDP takes floating-point types alone
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=dtype,
-        quantization_config=config if quantization == "nf4" else None,
-        device_map={"": device},
-        attn_implementation=pick_attention(device),
-    )
+    with explain_out_of_memory(device, "choose a smaller model, or set FSDP=offload in the environment"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            quantization_config=config if quantization == "nf4" else None,
+            device_map={"": torch.device("cpu") if sharded else device},
+            attn_implementation=pick_attention(device),
+        )
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # With AVX512-BF16 an evaluation repacks the weights, and the next training step fails or loses its gradient.
@@ -105,5 +140,7 @@ def load_model(base_dir: Path, quantization: Literal["nf4", "none"], adapter_dir
     model.generation_config = greedy_config(model, load_tokenizer(base_dir))
     if adapter_dir is not None:
         model = PeftModel.from_pretrained(model, adapter_dir, local_files_only=True)
+    if shard:
+        shard_layers(model, device)
     model.eval()
     return cast(PreTrainedModel, model)

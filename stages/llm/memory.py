@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -18,7 +19,8 @@ from stages.run import InputError
 
 GIB = 2**30
 CONTEXT_BYTES = 450_000_000  # of CUDA itself and cuBLAS's workspace: 0.3 to 0.5 GB
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # per weight: 4 bits, a byte for each 64 weights, a float for each 256 of those
+NF4_STORED_BYTES = 0.5  # per weight
+NF4_SCALES_BYTES = 1 / 64 + 4 / (64 * 256)  # per weight: a byte for each 64 weights, and a float for each 256 of those
 HEAD_ROWS, HEAD_COLUMNS = 4096, 32768  # the tile in which TRL's fused head computes logits
 SCORING_HEAD_BYTES = 2**26  # logits at a time when given answers are scored
 
@@ -39,13 +41,18 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a prediction depends on beside the model's config: how it is loaded and computed."""
+    """What a prediction depends on beside the model's config: how it is loaded and computed.
+
+    Of its layers' weights a process holds `held_share` all the time and gathers `gathered_layers` more: see stages.llm.sharding.
+    """
 
     quantization: Literal["nf4", "none"]
     gradient_checkpointing: bool
     adapter: Adapter
     dtype: torch.dtype
     device_type: str
+    held_share: float = 1.0
+    gathered_layers: float = 0.0
 
     @property
     def size(self) -> int:
@@ -99,13 +106,24 @@ def gib(size: float) -> str:
 
 
 def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
-    """Count a model's parameters without its weights: it is built where tensors have shapes only."""
+    """Count a model's parameters without its weights: it is built where tensors have shapes only.
+
+    Raises InputError where the adapter names a linear layer that the model does not have; names are matched as PEFT does.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head}
     targets = adapter.target_modules
-    adapted = [module for name, module in linear.items() if targets == "all-linear" or name.split(".")[-1] in targets]
+    for target in [] if targets == "all-linear" else targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+            raise InputError(f"sft.lora.target_modules: the model has no linear layer {target!r}, but {there}")
+    adapted = [
+        module
+        for name, module in linear.items()
+        if targets == "all-linear" or any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
     quantized = sum(module.weight.numel() for module in linear.values())
     text = config.get_text_config()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -122,8 +140,9 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
 
 
 def _weights(sizes: Sizes, setting: Setting) -> int:
-    per_weight = NF4_BYTES if setting.quantization == "nf4" else setting.size
-    return int(sizes.linear * per_weight + sizes.other * setting.size)
+    stored, scales = (NF4_STORED_BYTES, NF4_SCALES_BYTES) if setting.quantization == "nf4" else (setting.size, 0)
+    there = setting.held_share + setting.gathered_layers / sizes.layers
+    return int(sizes.linear * (stored * there + scales) + sizes.other * setting.size)
 
 
 def predict_training(sizes: Sizes, setting: Setting, rows: int, length: int, answer: int) -> Prediction:
@@ -177,17 +196,20 @@ def free_bytes(device: torch.device) -> int:
         return int(free if limit is None else min(free, limit))
     free, total = torch.cuda.mem_get_info(device)
     if limit is not None:
-        free = min(free, max(0, int(limit) - CONTEXT_BYTES))
-        torch.cuda.set_per_process_memory_fraction(min(1.0, free / total), device)
+        allowed = max(0, int(limit) - CONTEXT_BYTES)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
+        free = min(free, allowed)
     return int(free)
 
 
 def resident_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters, gradients and buffers, what bitsandbytes needs to read 4-bit ones included."""
+    """Bytes of a process's share of parameters, gradients and buffers, what bitsandbytes needs to read 4-bit ones included."""
     size = 0
     for tensor in [*model.parameters(), *model.buffers()]:
-        size += tensor.nbytes + (0 if tensor.grad is None else tensor.grad.nbytes)
-        state = getattr(tensor, "quant_state", None)
+        held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        size += held.nbytes + (0 if tensor.grad is None else tensor.grad.nbytes)
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
         if state is not None:
             size += sum(part.nbytes for part in (state.absmax, *([state.state2.absmax] if state.nested else [])))
     return size

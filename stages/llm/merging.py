@@ -9,7 +9,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from stages.corpus.rows import write_json
-from stages.llm.loading import check_made, greedy_config, is_old, pick_attention, pick_device, pick_dtype, repeat_keys
+from stages.llm.loading import (
+    check_made,
+    explain_out_of_memory,
+    greedy_config,
+    is_old,
+    pick_attention,
+    pick_device,
+    pick_dtype,
+    repeat_keys,
+)
 from stages.llm.manifest import check_manifest, find_folder
 from stages.llm.prompts import load_tokenizer
 
@@ -46,14 +55,15 @@ def load_merged(folder: Path) -> PreTrainedModel:
     device = pick_device()
     if is_old(device):
         repeat_keys()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=pick_dtype(device),
-        device_map={"": device},
-        attn_implementation=pick_attention(device),
-    )
+    with explain_out_of_memory(device, "it is not quantized: set CUDA_VISIBLE_DEVICES to nothing, and it is asked on the CPU"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=pick_dtype(device),
+            device_map={"": device},
+            attn_implementation=pick_attention(device),
+        )
     model.generation_config = greedy_config(model, load_tokenizer(folder))
     model.eval()
     return cast(PreTrainedModel, model)

@@ -27,6 +27,7 @@ from stages.llm.memory import (
     predict_training,
 )
 from stages.llm.processes import from_all, processes
+from stages.llm.sharding import ALONE, count_layers
 from stages.params import MODELS_DIR, HubModel, LocalModel, ModelFile, SftParams, load_model_file, load_params
 from stages.run import InputError, run_stage
 
@@ -71,12 +72,15 @@ def device_name(device: torch.device) -> str:
 
 def make_setting(model_file: ModelFile, sft: SftParams, device_type: str) -> Setting:
     """How the stages load and compute a model on such a device."""
+    held, gathered = count_layers(device_type)
     return Setting(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
         adapter=Adapter(sft.lora.r, sft.lora.target_modules),
         dtype=torch.bfloat16 if device_type == "cuda" else torch.float32,
         device_type=device_type,
+        held_share=held,
+        gathered_layers=gathered,
     )
 
 
@@ -128,6 +132,8 @@ def plan_training(config_dir: Path, setting: Setting, sft: SftParams, longest: L
     device = pick_device()
     free = min(from_all([free_bytes(device)]))
     choices = [rows for rows in rows_at_once(sft.effective_batch_size) if most_rows is None or rows <= most_rows]
+    if not choices:
+        raise InputError("PER_DEVICE_TRAIN_BATCH_SIZE in the environment: so many rows are too much for memory; unset it")
     for rows in choices:
         prediction = predict_training(sizes, setting, rows, longest.length, longest.answer)
         if fits(prediction, free):
@@ -141,6 +147,10 @@ def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, 
     needed = predict_training(sizes, setting, rows, longest.length, longest.answer)
     yield f"sft: {longest.length} tokens, {rows} rows at a time, need {needed}, {gib(free)} are free on {setting.device_type}"
     ways = []
+    if setting.quantization == "none":
+        quantized = replace(setting, quantization="nf4")
+        small = predict_training(sizes, quantized, 1, longest.length, longest.answer)
+        ways.append(("quantization: nf4 in the model's file", small))
     if rows > 1:
         one = predict_training(sizes, setting, 1, longest.length, longest.answer)
         ways.append(("PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment", one))
@@ -149,6 +159,9 @@ def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, 
         ways.append(
             ("gradient_checkpointing: true in the model's file", predict_training(sizes, saving, 1, longest.length, longest.answer))
         )
+    if setting.held_share == 1 and setting.device_type == "cuda":
+        offloaded = replace(setting, held_share=0.0, gathered_layers=ALONE)
+        ways.append(("FSDP=offload in the environment", predict_training(sizes, offloaded, 1, longest.length, longest.answer)))
     for length in range((longest.length - 1) // 64 * 64, longest.answer, -64):
         shorter = predict_training(sizes, setting, 1, length, longest.answer)
         if fits(shorter, free):
@@ -195,9 +208,12 @@ def plan_answering(config_dir: Path, setting: Setting, longest: Longest) -> int:
     prediction = predict_answering(sizes, setting, max(1, tokens // longest.length), prompt, new)
     log.info("%d tokens at a time need %s, %s are free", tokens, prediction, gib(free))
     if value is None and not fits(prediction, free):
+        offloaded = replace(setting, held_share=0.0, gathered_layers=ALONE)
+        way = ", or set FSDP=offload in the environment" if setting.device_type == "cuda" and setting.held_share else ""
+        way *= fits(predict_answering(sizes, offloaded, 1, prompt, new), free)
         raise InputError(
             f"answering a prompt of {prompt} tokens needs {prediction}, {gib(free)} are free on {setting.device_type}; "
-            "lower format.max_length, or choose a smaller model"
+            f"lower format.max_length, or choose a smaller model{way}"
         )
     return tokens
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,13 +14,18 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from stages.run import InputError
 
+PATIENCE = timedelta(hours=2)  # for a process that has more to do; PyTorch's ten minutes are less than a batch can take
+
 
 def start_processes() -> PartialState:
     """Hand over to LAUNCHER where there is one, such as `torchrun --nproc-per-node 4`; in its processes, join the others.
 
     Only the main process says more than warnings.
     """
-    launcher = shlex.split(os.environ.get("LAUNCHER", ""))
+    try:
+        launcher = shlex.split(os.environ.get("LAUNCHER", ""))
+    except ValueError as error:  # a quote that is not closed
+        raise InputError(f"LAUNCHER in the environment: {error}") from None
     if launcher:
         program = shutil.which(launcher[0])
         if program is None:
@@ -37,7 +43,7 @@ def start_processes() -> PartialState:
 
 def processes() -> PartialState:
     """The process that asks, among the others: its index, how many there are, and how to wait for them."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def from_main(value: Any) -> Any:

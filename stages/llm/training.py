@@ -14,10 +14,11 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from stages.llm.loading import pick_dtype
+from stages.llm.loading import pick_device, pick_dtype
 from stages.llm.memory import measure_peak, resident_bytes
 from stages.llm.processes import processes
 from stages.llm.prompts import prompt_completion_ids
+from stages.llm.sharding import find_sharding, shard_layers
 from stages.params import SftParams
 from stages.run import InputError
 
@@ -54,7 +55,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
     def prove_step(self) -> int:
         """The most bytes in tensors during one whole optimizer step on the longest train rows, of which nothing remains.
 
-        Raises InputError where the loss of these rows is not finite, torch.OutOfMemoryError where the step does not fit.
+        It is a step in the midst of training: Adam's moments are there, and where several batches make a step also the gradients
+        of those before. Raises InputError where the loss of these rows is not finite, torch.OutOfMemoryError where the step does
+        not fit.
         """
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs)
@@ -66,14 +69,19 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
 
         def step() -> None:
             self.model.train()
-            with torch.random.fork_rng(), self.compute_loss_context_manager():
+            optimizer = torch.optim.AdamW(trainable, lr=self.args.learning_rate)
+            for parameter in trainable:
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            if self.args.gradient_accumulation_steps == 1:
+                optimizer.zero_grad()
+            with torch.random.fork_rng(), self.accelerator.autocast():
                 loss = self.model(**inputs, use_cache=False, fused_lm_head=True).loss
             if not torch.isfinite(loss):
                 raise InputError(
                     f"sft: the loss of the longest rows, {', '.join(row['id'] for row in by_length)}, is {loss.item()}"
                 )
             loss.backward()
-            optimizer = torch.optim.AdamW(trainable, lr=self.args.learning_rate)
             optimizer.step()
 
         try:
@@ -196,7 +204,8 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
     """Marks each checkpoint once all of it is written: a kill can leave half of one."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the mark into the checkpoint that was just written."""
+        """Put the mark into the checkpoint that was just written, by all processes."""
+        processes().wait_for_everyone()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
@@ -237,7 +246,8 @@ def build_trainer(
     least validation loss is the one it ends with. Checkpoints go to `output_dir`.
     """
     disable_progress_bars()  # five bars of half a second each
-    device, dtype = model.device, pick_dtype(model.device)
+    device = pick_device()
+    dtype = pick_dtype(device)
     at_once = per_device * processes().num_processes
     steps = count_steps(len(train), params)
     args = SFTConfig(
@@ -275,6 +285,7 @@ def build_trainer(
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,  # Progress has its own
     )
+    args._n_gpu = min(args.n_gpu, 1)  # one process, one card; with more, TRL refuses. LAUNCHER is for those
     # The optimizer is created by train(), after the cast below.
     trainer = Trainer(
         model=model,
@@ -295,10 +306,14 @@ def build_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if find_sharding() is not None:
+        shard_layers(trainer.model, device)
+        # as of a model that transformers has sharded: no DDP, which refuses it, and gradients of adapters are averaged all the same
+        trainer.is_distributed_loading_by_transformers = True
     return trainer
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prove_answer(model: PreTrainedModel, length: int) -> int:
     """The most bytes in tensors while an answer of two tokens ends at `length`: keys and values are then as many as ever.
 
