@@ -132,7 +132,8 @@ def copy_commit(source: Path, target: Path) -> None:
         members = [
             member for member in archive if not member.isdir() and not any(fnmatch(member.name, pattern) for pattern in OURS)
         ]
-        archive.extractall(target, members=members, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # which Python has from 3.11.4 on
+        archive.extractall(target, members=members)
 
 
 def adapt(project: Path, readme: str) -> None:

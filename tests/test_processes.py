@@ -54,6 +54,7 @@ def test_two_processes_give_what_one_gives(formatted):
                 assert same["likelihood"]["positive"][way]["sum"] == pytest.approx(scored["sum"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_sharded_layers_give_what_whole_ones_give(formatted):
     """A process holds a share of the layers of a model too large for a card, or alone keeps them in the computer's memory."""
     made = {}
