@@ -62,6 +62,7 @@ ACCUMULATED = 2  # rows of one optimizer step: with the second, gradients are th
 WARMUP_STEPS, TIMED_STEPS = 1, 3
 DECODED = 64  # tokens of the answer that is timed; half of shorter rows
 CASE_SECONDS = 420
+SPARE = 0.05  # what stages.llm.preflight keeps free of what there is
 TRAINED: tuple[Literal["training", "offloaded"], ...] = ("training", "offloaded")
 FITS, OUT_OF_MEMORY, FAILED = "fits", "out of memory", "failed"
 FITS_UNDER = f"fits under {LIMIT_GIB} GiB"
@@ -585,8 +586,8 @@ def find_measured(records: Sequence[Mapping[str, Any]], case: Case) -> Mapping[s
 
 
 def predict_longest(model: str, what: Literal["training", "offloaded"]) -> int:
-    """The longest row in whole search steps that should fit in training under the limit; 0 where none should."""
-    room = LIMIT_GIB * GIB - CONTEXT_BYTES
+    """The longest row in whole search steps that sft would train on under the limit; 0 where it would take none."""
+    room = (LIMIT_GIB * GIB - CONTEXT_BYTES) * (1 - SPARE)
     peaks = {tokens: predict(Case(what, model, tokens, "card")) for tokens in range(SEARCH_STEP, SEARCH_END + 1, SEARCH_STEP)}
     return max((tokens for tokens, prediction in peaks.items() if prediction and prediction.peak <= room), default=0)
 
