@@ -36,6 +36,7 @@ def outputs():
     return load_file("artifacts/adapter/adapter_model.safetensors"), predictions
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(formatted):
     assert len(list(read_jsonl(Path("data/formatted/test.jsonl")))) % 2, "the rows should not divide"
     sft.main()
@@ -116,6 +117,7 @@ def kill_when(stage, pattern):
     process.wait()
 
 
+@pytest.mark.slow
 def test_killed_stages_go_on_and_end_in_the_same_bytes(formatted, caplog):
     caplog.set_level("INFO")
     edit_yaml("params.yaml", sft__num_train_epochs=12.0, sft__early_stopping_patience=50)
