@@ -15,7 +15,7 @@ import pandas as pd
 
 from stages.commits import Revision, find_cache, find_commits, find_stale, read_dvc, run_git
 from stages.corpus.rows import write_text
-from stages.evaluate import finite
+from stages.evaluate import compare_metrics, finite
 from stages.params import Params, load_params
 from stages.run import InputError, run_stage
 from stages.verdict.comment import (
@@ -32,7 +32,6 @@ from stages.verdict.comment import (
     tuned_sentence,
 )
 from stages.verdict.report import having_both, knowledge_sentence, style_sentence
-from stages.verdict.statistics import compare
 
 COMMENT_PATH = Path("reports/pull_request.md")
 TEST, ZEROSHOT, SFT, SCORES = (
@@ -176,14 +175,7 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
     scored = [dict(record) for record in having_both(scored, primary)]
     if not scored:
         return "No test row is the same on both sides: the fine-tuned answers can't be compared.", ""
-    comparison = compare(
-        [record["zeroshot"][primary] for record in scored],
-        [record["sft"][primary] for record in scored],
-        [record["group"] for record in scored],
-        evaluate.draws,
-        evaluate.confidence,
-        evaluate.seed,
-    )
+    comparison = compare_metrics(scored, [primary], evaluate)[primary]
     sentence = tuned_sentence(comparison, finite(comparison), primary, evaluate.confidence)
     if head.inputs.get(HOW_IT_IS_SCORED) != base.inputs.get(HOW_IT_IS_SCORED):
         sentence += f" `{HOW_IT_IS_SCORED}` changed between the two: part of it may be the scoring."
