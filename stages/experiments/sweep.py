@@ -201,7 +201,7 @@ def work_on(study: optuna.Study, folder: Path, space: Space) -> None:
         name, values = experiment_name(study, trial.number), trial.user_attrs["parameters"]
         log.info("%d of %d: %s %s", count + 1, space.trials, name, said(values))
         try:
-            loss = run_trial(name, overrides(values), folder / f"{name}.log", partial(judge, study, trial))
+            loss = run_trial(name, values, folder / f"{name}.log", partial(judge, study, trial))
             check_yardstick(study)
         except TrialStoppedError:
             log.info("  stopped early: worse than the median of the others at this share of their steps")

@@ -9,18 +9,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
-from ruamel.yaml import YAML
 
 from stages import commits
 from stages.corpus.rows import write_json
-from stages.experiments.space import flatten
+from stages.experiments.space import flatten, overrides
 from stages.params import PARAMS_PATH, read_yaml
 from stages.run import InputError
 
@@ -103,10 +102,6 @@ def _changed_files() -> list[Path]:
     return [PARAMS_PATH, LOCK_PATH, *(Path(name) for name in read_yaml(Path("dvc.yaml")).get("metrics", []))]
 
 
-def _is_said(value: Any, text: str | None) -> bool:
-    return text is not None and value == YAML(typ="safe", pure=True).load(text)
-
-
 def _head() -> str:
     return commits.run_git("rev-parse", "HEAD").strip()
 
@@ -139,8 +134,8 @@ def recover_workspace() -> None:
     started = json.loads((KEPT_DIR / "started.json").read_text())
     kept, now = (flatten(read_yaml(folder / PARAMS_PATH)) for folder in (KEPT_DIR / "files", Path()))
     changed = [name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name)]
-    tried = dict(setting.split("=", 1) for setting in (trial or {}).get("arguments", []) if "=" in setting)
-    edited = sorted(name for name in changed if name not in started["searched"] or not _is_said(now.get(name), tried.get(name)))
+    tried = (trial or {}).get("values", {})
+    edited = sorted(name for name in changed if name not in started["searched"] or now.get(name) != tried.get(name))
     if edited or started["head"] != _head():
         what = f"params.yaml was edited ({', '.join(edited)})" if edited else "something was committed"
         raise InputError(
@@ -184,20 +179,20 @@ def find_training(since: float) -> tuple[Path, dict[str, Any]] | None:
         return None
 
 
-def run_trial(name: str, arguments: Sequence[str], log_path: Path, judge: Callable[[float, float], bool]) -> float:
-    """The least validation loss of `dvc exp run --name NAME ARGUMENTS sft`.
+def run_trial(name: str, values: Mapping[str, Any], log_path: Path, judge: Callable[[float, float], bool]) -> float:
+    """The least validation loss of `dvc exp run --name NAME … sft` with these parameters.
 
     `judge` is told each evaluation, as the share of the steps that are done and the loss, and says whether to stop there.
     Raises TrialStoppedError where it did, TrialFailedError where a stage failed or never came to an evaluation, and InputError
     where the run failed without one.
     """
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *arguments, "sft"]
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *overrides(values), "sft"]
     since, judged = time.time(), 0
     with log_path.open("w") as output:
         # a session of its own: Ctrl-C reaches the sweep alone, which then ends the trial in order
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            _record("trial", process.pid, arguments=list(arguments))
+            _record("trial", process.pid, values=dict(values))
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
                 found = find_training(since)
