@@ -43,14 +43,16 @@ from stages.llm.memory import (
     Prediction,
     Setting,
     Sizes,
+    fits,
     gib,
     measure_peak,
     measure_sizes,
     predict_answering,
     predict_training,
+    ran_out_of_memory,
     resident_bytes,
 )
-from stages.llm.sharding import ALONE, shard_layers
+from stages.llm.sharding import count_layers, shard_layers
 
 ROOT = Path(__file__).parent.parent
 LIMIT_GIB = 3.45  # free on a card of 4 GB that also drives a display
@@ -62,7 +64,6 @@ ACCUMULATED = 2  # rows of one optimizer step: with the second, gradients are th
 WARMUP_STEPS, TIMED_STEPS = 1, 3
 DECODED = 64  # tokens of the answer that is timed; half of shorter rows
 CASE_SECONDS = 420
-SPARE = 0.05  # what stages.llm.preflight keeps free of what there is
 TRAINED: tuple[Literal["training", "offloaded"], ...] = ("training", "offloaded")
 FITS, OUT_OF_MEMORY, FAILED = "fits", "out of memory", "failed"
 FITS_UNDER = f"fits under {LIMIT_GIB} GiB"
@@ -119,8 +120,9 @@ def predict(case: Case, device_type: str = "cuda") -> Prediction | None:
     dtype = torch.float32 if device_type == "cpu" else torch.bfloat16  # or float16, of the same size
     setting = Setting("nf4", gradient_checkpointing=True, adapter=adapter, dtype=dtype, device_type=device_type)
     sizes = sizes_of(case.model, adapter)
-    if case.what == "offloaded":  # on a CPU that is the same memory
-        setting = dataclasses.replace(setting, held_share=1.0 if device_type == "cpu" else 0.0, gathered_layers=ALONE)
+    if case.what == "offloaded":
+        held, gathered = count_layers("offload", device_type, 1)
+        setting = dataclasses.replace(setting, held_share=held, gathered_layers=gathered)
     if case.what in ("training", "offloaded"):
         return predict_training(sizes, setting, 1, case.tokens, case.answer)
     return predict_answering(sizes, setting, 1, case.tokens - 2, case.answer)  # the longer prompt, and the answers that are scored
@@ -232,8 +234,7 @@ def make_trainer(
             parameter.data = parameter.data.float()
     if device is not None:
         os.environ["FSDP"] = "offload"
-        shard_layers(trainer.model, device)
-        trainer.is_distributed_loading_by_transformers = True
+        trainer.is_distributed_loading_by_transformers = shard_layers(trainer.model, device)
     return trainer
 
 
@@ -389,13 +390,6 @@ def held_bytes(model: torch.nn.Module) -> int:
     """Bytes there before the first step: on CUDA all that is allocated, on a CPU the model's own."""
     device = next(model.parameters()).device
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes(model)
-
-
-def ran_out_of_memory(error: RuntimeError, device: torch.device) -> bool:
-    """Whether the device's memory was full. transformers hides it in loading, where the allocator's own count still tells."""
-    if any(words in str(error) for words in ("out of memory", "ALLOC_FAILED")):
-        return True
-    return device.type == "cuda" and torch.cuda.memory_stats(device).get("num_ooms", 0) > 0
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
@@ -587,9 +581,9 @@ def find_measured(records: Sequence[Mapping[str, Any]], case: Case) -> Mapping[s
 
 def predict_longest(model: str, what: Literal["training", "offloaded"]) -> int:
     """The longest row in whole search steps that sft would train on under the limit; 0 where it would take none."""
-    room = (LIMIT_GIB * GIB - CONTEXT_BYTES) * (1 - SPARE)
+    room = LIMIT_GIB * GIB - CONTEXT_BYTES
     peaks = {tokens: predict(Case(what, model, tokens, "card")) for tokens in range(SEARCH_STEP, SEARCH_END + 1, SEARCH_STEP)}
-    return max((tokens for tokens, prediction in peaks.items() if prediction and prediction.peak <= room), default=0)
+    return max((tokens for tokens, prediction in peaks.items() if prediction and fits(prediction, room)), default=0)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

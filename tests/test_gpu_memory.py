@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.gpu_memory import FITS, OUT_OF_MEMORY, Case, next_case, ran_out_of_memory, run_case, search_bounds, table
+from benchmarks.gpu_memory import FITS, OUT_OF_MEMORY, Case, next_case, run_case, search_bounds, table
+from stages.llm.memory import ran_out_of_memory
 
 SMALL, LARGE = "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct"
 CASE = Case("training", SMALL, 2048, "none")

@@ -11,6 +11,7 @@ from stages.llm import preflight
 from stages.llm.memory import (
     CONTEXT_BYTES,
     GIB,
+    SPARE,
     Adapter,
     Setting,
     free_bytes,
@@ -142,7 +143,7 @@ def ready(project):
 
 
 def limit_to(monkeypatch, size):
-    monkeypatch.setenv("MEMORY_LIMIT_GIB", str(size / GIB / (1 - preflight.SPARE)))
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", str(size / GIB / (1 - SPARE)))
 
 
 def test_the_most_rows_that_fit_are_taken_and_the_effective_batch_stays(ready, monkeypatch):

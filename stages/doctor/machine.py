@@ -145,8 +145,8 @@ def check_hub() -> Iterator[Finding]:
 def check_memory() -> Iterator[Finding]:
     """Whether training the model of params.yaml on rows of format.max_length is predicted to fit into what is free."""
     from stages.llm.loading import pick_device
-    from stages.llm.memory import free_bytes, gib, predict_training
-    from stages.llm.preflight import Longest, explain_misfit, fits, load_sizes, make_setting, rows_at_once
+    from stages.llm.memory import fits, free_bytes, gib, predict_training
+    from stages.llm.preflight import Longest, explain_misfit, load_sizes, make_setting, rows_at_once
     from stages.params import load_model_file, load_params
 
     params = load_params()

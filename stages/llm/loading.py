@@ -17,6 +17,7 @@ from transformers.integrations import sdpa_attention
 from transformers.utils import is_flash_attn_2_available
 
 from stages.llm.manifest import check_manifest, find_folder
+from stages.llm.memory import count_ooms, ran_out_of_memory
 from stages.llm.processes import processes
 from stages.llm.prompts import load_tokenizer
 from stages.llm.sharding import find_sharding, shard_layers
@@ -66,15 +67,11 @@ def describe_device() -> str:
 @contextmanager
 def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
     """Raise InputError with advice where memory runs out in loading: transformers makes another error of it than PyTorch's."""
-
-    def count() -> int:
-        return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
-
-    before = count()
+    before = count_ooms(device)
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or count() > before:
+        if ran_out_of_memory(error, device, before):
             raise InputError(f"out of memory while the model is loaded; {advice}") from None
         raise
 

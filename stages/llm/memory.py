@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from stages.run import InputError
 
 GIB = 2**30
+SPARE = 0.05  # of what is free, for what lies unused between tensors
 CONTEXT_BYTES = 450_000_000  # of CUDA itself and cuBLAS's workspace: 0.3 to 0.5 GB
 NF4_STORED_BYTES = 0.5  # per weight
 NF4_SCALES_BYTES = 1 / 64 + 4 / (64 * 256)  # per weight: a byte for each 64 weights, and a float for each 256 of those
@@ -200,6 +201,25 @@ def free_bytes(device: torch.device) -> int:
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
         free = min(free, allowed)
     return int(free)
+
+
+def fits(prediction: Prediction, free: float) -> bool:
+    """Whether a prediction leaves a little of what is free."""
+    return prediction.peak <= free * (1 - SPARE)
+
+
+def count_ooms(device: torch.device) -> int:
+    """How often PyTorch ran out of a device's memory in this process."""
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
+def ran_out_of_memory(error: RuntimeError, device: torch.device, before: int = 0) -> bool:
+    """Whether the device's memory was full, `before` being what `count_ooms` said when it was not yet.
+
+    transformers hides it in loading, where the allocator's own count still tells.
+    """
+    said = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError) or said or count_ooms(device) > before
 
 
 def resident_bytes(model: torch.nn.Module) -> int:

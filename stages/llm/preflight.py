@@ -20,6 +20,7 @@ from stages.llm.memory import (
     Prediction,
     Setting,
     Sizes,
+    fits,
     free_bytes,
     gib,
     measure_sizes,
@@ -27,13 +28,12 @@ from stages.llm.memory import (
     predict_training,
 )
 from stages.llm.processes import from_all, processes
-from stages.llm.sharding import ALONE, count_layers
+from stages.llm.sharding import count_layers, find_sharding
 from stages.params import MODELS_DIR, HubModel, LocalModel, ModelFile, SftParams, load_model_file, load_params
 from stages.run import InputError, run_stage
 
 log = logging.getLogger(__name__)
 
-SPARE = 0.05  # of what is free, for what lies unused between tensors
 MOST_TOKENS = 65536  # in a batch that is answered: beyond, a card gets no faster
 
 
@@ -72,7 +72,7 @@ def device_name(device: torch.device) -> str:
 
 def make_setting(model_file: ModelFile, sft: SftParams, device_type: str) -> Setting:
     """How the stages load and compute a model on such a device."""
-    held, gathered = count_layers(device_type)
+    held, gathered = count_layers(find_sharding(), device_type, processes().num_processes)
     return Setting(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
@@ -84,6 +84,12 @@ def make_setting(model_file: ModelFile, sft: SftParams, device_type: str) -> Set
     )
 
 
+def offload(setting: Setting) -> Setting:
+    """The same with the layers' frozen weights in the computer's memory."""
+    held, gathered = count_layers("offload", setting.device_type, processes().num_processes)
+    return replace(setting, held_share=held, gathered_layers=gathered)
+
+
 def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | None:
     """A model's sizes without its weights: from what its file says, or from config.json; None where neither is there."""
     if isinstance(model_file, HubModel):
@@ -93,11 +99,6 @@ def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | N
     if not (Path(model_file.path) / "config.json").is_file():
         return None
     return measure_sizes(AutoConfig.from_pretrained(model_file.path, local_files_only=True), adapter)
-
-
-def fits(prediction: Prediction, free: int) -> bool:
-    """Whether a prediction leaves a little of what is free."""
-    return prediction.peak <= free * (1 - SPARE)
 
 
 def rows_at_once(effective_batch_size: int) -> list[int]:
@@ -160,8 +161,8 @@ def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, 
             ("gradient_checkpointing: true in the model's file", predict_training(sizes, saving, 1, longest.length, longest.answer))
         )
     if setting.held_share == 1 and setting.device_type == "cuda":
-        offloaded = replace(setting, held_share=0.0, gathered_layers=ALONE)
-        ways.append(("FSDP=offload in the environment", predict_training(sizes, offloaded, 1, longest.length, longest.answer)))
+        offloaded = predict_training(sizes, offload(setting), 1, longest.length, longest.answer)
+        ways.append(("FSDP=offload in the environment", offloaded))
     for length in range((longest.length - 1) // 64 * 64, longest.answer, -64):
         shorter = predict_training(sizes, setting, 1, length, longest.answer)
         if fits(shorter, free):
@@ -208,9 +209,8 @@ def plan_answering(config_dir: Path, setting: Setting, longest: Longest) -> int:
     prediction = predict_answering(sizes, setting, max(1, tokens // longest.length), prompt, new)
     log.info("%d tokens at a time need %s, %s are free", tokens, prediction, gib(free))
     if value is None and not fits(prediction, free):
-        offloaded = replace(setting, held_share=0.0, gathered_layers=ALONE)
         way = ", or set FSDP=offload in the environment" if setting.device_type == "cuda" and setting.held_share else ""
-        way *= fits(predict_answering(sizes, offloaded, 1, prompt, new), free)
+        way *= fits(predict_answering(sizes, offload(setting), 1, prompt, new), free)
         raise InputError(
             f"answering a prompt of {prompt} tokens needs {prediction}, {gib(free)} are free on {setting.device_type}; "
             f"lower format.max_length, or choose a smaller model{way}"

@@ -24,10 +24,10 @@ from stages.run import InputError
 
 log = logging.getLogger(__name__)
 
-ALONE, AMONG = 1.25, 3.0  # layers that a process has gathered at most; see count_layers
+Sharding = Literal["full_shard", "offload"]
 
 
-def find_sharding() -> Literal["full_shard", "offload"] | None:
+def find_sharding() -> Sharding | None:
     """What FSDP in the environment says. Raises InputError where it says something else, or there is nothing to share with."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise InputError("the accelerate config turns FSDP on; leave it off there, and set FSDP=full_shard in the environment")
@@ -41,26 +41,25 @@ def find_sharding() -> Literal["full_shard", "offload"] | None:
     return "full_shard" if value == "full_shard" else "offload"
 
 
-def count_layers(device_type: str) -> tuple[float, float]:
-    """The share of all layers' weights that a process holds on such a device all the time, and how many layers it gathers.
+def count_layers(sharding: Sharding | None, device_type: str, count: int) -> tuple[float, float]:
+    """The share of all layers' weights that one of `count` processes holds all the time, and how many layers it gathers.
 
     Between processes, what the next layer is gathered into is there while one computes, once as it comes and once sorted: three
     in all, as measured on a CPU. Alone, a process copies one, matrix by matrix. On a CPU offloaded layers count as held.
     """
-    sharding, count = find_sharding(), processes().num_processes
     if sharding is None:
         return 1.0, 0.0
-    return 0.0 if sharding == "offload" and device_type == "cuda" else 1 / count, AMONG if count > 1 else ALONE
+    return 0.0 if sharding == "offload" and device_type == "cuda" else 1 / count, 3.0 if count > 1 else 1.25
 
 
-def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> None:
-    """Shard the frozen weights of a model's layers as FSDP in the environment says, and put all else on the device; in place.
+def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bool:
+    """Shard the frozen weights of a model's layers, in place, and put all else on the device; say whether FSDP asked for it.
 
     4-bit weights must be stored in the type of the rest. Adapters are left to the trainer to keep the same in every process.
     """
     sharding = find_sharding()
     if sharding is None:
-        return
+        return False
     count = processes().num_processes
     if not dist.is_initialized():  # one process, which offloads
         dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
@@ -81,6 +80,7 @@ def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> No
     held = sum(parameter.to_local().nbytes for parameter in decoder.parameters() if is_sharded(parameter))
     where = "in the computer's memory" if sharding == "offload" else "on its device"
     log.info("%d layers are sharded: of their weights this process, of %d, keeps %s %s", len(layers), count, gib(held), where)
+    return True
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

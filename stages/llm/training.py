@@ -18,7 +18,7 @@ from stages.llm.loading import pick_device, pick_dtype
 from stages.llm.memory import measure_peak, resident_bytes
 from stages.llm.processes import processes
 from stages.llm.prompts import prompt_completion_ids
-from stages.llm.sharding import find_sharding, shard_layers
+from stages.llm.sharding import shard_layers
 from stages.params import SftParams
 from stages.run import InputError
 
@@ -306,10 +306,8 @@ def build_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if find_sharding() is not None:
-        shard_layers(trainer.model, device)
-        # as of a model that transformers has sharded: no DDP, which refuses it, and gradients of adapters are averaged all the same
-        trainer.is_distributed_loading_by_transformers = True
+    # as of a model that transformers has sharded: no DDP, which refuses it, and gradients of adapters are averaged all the same
+    trainer.is_distributed_loading_by_transformers = shard_layers(trainer.model, device)
     return trainer
 
 
