@@ -53,7 +53,7 @@ def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[s
     while True:
         process = start(stage, folder)
         # longer and longer, so that it gets on between kills, and is killed in all that it does
-        wait = draw.uniform(0, whole * (0.1 + 0.4 * len(killed_after) / kills)) if len(killed_after) < kills else None
+        wait = draw.uniform(0, whole * (0.1 + 0.8 * len(killed_after) / kills)) if len(killed_after) < kills else None
         try:
             assert process.wait(timeout=wait) == 0, (folder / "log.txt").read_text()[-2000:]
             break
