@@ -65,6 +65,13 @@ WARMUP_STEPS, TIMED_STEPS = 1, 3
 DECODED = 64  # tokens of the answer that is timed; half of shorter rows
 CASE_SECONDS = 420
 TRAINED: tuple[Literal["training", "offloaded"], ...] = ("training", "offloaded")
+QUESTIONS: tuple[tuple[Literal["training", "offloaded", "answering"], tuple[Literal["none", "card", "tensors"], ...]], ...] = (
+    ("training", ("none",)),
+    ("answering", ("none",)),
+    ("training", ("card", "tensors")),
+    ("offloaded", ("none", "card", "tensors")),
+    ("answering", ("card", "tensors")),
+)
 FITS, OUT_OF_MEMORY, FAILED = "fits", "out of memory", "failed"
 FITS_UNDER = f"fits under {LIMIT_GIB} GiB"
 NOT_MEASURED = "not measured"
@@ -471,7 +478,7 @@ def key(record: Mapping[str, Any]) -> Case:
 
 
 def plan(models: Sequence[str], lengths: Sequence[int], limited: bool) -> list[Case]:
-    """All cases but the search's, what tells most first and then small to large; with a limit or without."""
+    """All cases but the search's, with a limit or without: what tells most first, then by question, each from small to large."""
     smallest = ORIGINAL_MODEL if ORIGINAL_MODEL in models else models[0]
     original = ORIGINAL_LENGTH if ORIGINAL_LENGTH in lengths else max(lengths)
     first = [
@@ -483,11 +490,7 @@ def plan(models: Sequence[str], lengths: Sequence[int], limited: bool) -> list[C
         Case("original", smallest, original, "tensors"),
     ]
     grid = [
-        Case(what, model, tokens, limit)
-        for model in models
-        for tokens in lengths
-        for what in ("training", "offloaded", "answering")
-        for limit in ("none", "card", "tensors")
+        Case(what, model, tokens, limit) for what, limits in QUESTIONS for model in models for tokens in lengths for limit in limits
     ]
     cases = dict.fromkeys([*first, *grid])
     return [case for case in cases if case.model in models and case.tokens in lengths and (limited or case.limit == "none")]

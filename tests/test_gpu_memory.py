@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.gpu_memory import FITS, OUT_OF_MEMORY, Case, next_case, run_case, search_bounds, table
+from benchmarks.gpu_memory import FITS, OUT_OF_MEMORY, Case, key, next_case, run_case, search_bounds, table
 from stages.llm.memory import ran_out_of_memory
 
 SMALL, LARGE = "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct"
@@ -66,9 +66,18 @@ def test_the_search_halves_what_is_left_and_ends():
         assert sum(entry["tokens"] != 2048 for entry in records if entry["what"] == what) <= 7
 
 
+def test_every_model_is_trained_and_answers_before_limits_and_offloading_are_tried():
+    models, lengths, records = [SMALL, LARGE], [1024, 2048], []
+    while len(records) < 12:
+        records.append(record(next_case(models, lengths, True, records, set())))
+    grid = {Case(what, model, tokens, "none") for what in ("training", "answering") for model in models for tokens in lengths}
+    assert grid <= {key(entry) for entry in records}
+
+
 def test_no_context_is_tried_only_where_the_context_made_it_fail():
     lengths = [2048]
-    records = [record(replace(CASE, what=what, limit=limit)) for what in ("training", "original") for limit in ("none", "card")]
+    done = ("training", "original", "answering")
+    records = [record(replace(CASE, what=what, limit=limit)) for what in done for limit in ("none", "card")]
     assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, what="offloaded")
     records[1] = record(replace(CASE, limit="card"), OUT_OF_MEMORY)
     assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, limit="tensors")
