@@ -49,8 +49,10 @@ lint: environment
 	@mypy
 
 # What every model in models/ needs, by length and rows at a time; MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold.
+# FSDP=offload, or FSDP=full_shard PROCESSES=4, says what a card then holds.
+export PROCESSES ?= 1
 memory: environment
-	@python -m stages.llm.preflight
+	@python -m stages.llm.preflight --processes "$$PROCESSES"
 
 # Trains the embedded model anew, about 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
 base-model: environment

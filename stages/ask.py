@@ -25,6 +25,7 @@ from stages.llm.loading import check_made, load_model
 from stages.llm.manifest import check_files
 from stages.llm.merging import load_merged
 from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_ids
+from stages.llm.sharding import find_sharding
 from stages.params import Params, load_model_file, load_params
 from stages.run import InputError, run_stage
 
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--show-passages", action="store_true", help="show the passages of the prompt, on standard error")
     options = parser.parse_args()
     params = load_params()
+    find_sharding()  # what it refuses is refused before anything is loaded
     limit = params.format.max_new_tokens if options.max_new_tokens is None else options.max_new_tokens
     if limit < 1:
         raise InputError(f"--max-new-tokens: expected a positive whole number, got {limit}")

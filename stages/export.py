@@ -22,6 +22,7 @@ from stages.llm.loading import check_made
 from stages.llm.merging import load_merged, merge_adapter
 from stages.llm.preflight import device_name
 from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer
+from stages.llm.sharding import find_sharding
 from stages.params import EvaluateParams, load_model_file, load_params
 from stages.run import InputError, run_stage
 from stages.verdict.card import render_card, shipped_sentence, shipped_table
@@ -49,6 +50,8 @@ def check_needed() -> None:
     for path, stage in NEEDED.items():
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    if not Path("dvc.lock").is_file():
+        log.warning("dvc.lock: no such file: whether predictions are those of this adapter is not known")
     stale = (find_stale() or {}) if Path("dvc.lock").is_file() else {}
     for stage in ("sft", *NEEDED.values()):
         if stage in stale:
@@ -94,6 +97,7 @@ def compare_shipped(
 def main() -> None:
     """Merge, ask, compare, and keep the folder with its card."""
     params = load_params()
+    find_sharding()  # before the merge, which takes minutes
     check_needed()
     quantization = load_model_file(params.model).quantization
     prompt_path = Path("prompts") / f"{params.format.prompt}.jinja"

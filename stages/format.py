@@ -110,6 +110,7 @@ def format_row(
         "passages_in_context": len(passages),
         "best_passage": passages[ranked[0]] if ranked else "",
         "prompt_tokens": len(ids),
+        "question_tokens": len(question_only),
         "prompt_hash": hash_ids(ids),
         "prompt_hash_no_context": hash_ids(question_only),
         "answer_tokens": answer_tokens,

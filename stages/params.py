@@ -109,7 +109,7 @@ class LoraParams(Section):
     r: Count
     lora_alpha: Count
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: list[Name] | Literal["all-linear"]
+    target_modules: Annotated[list[Name], Field(min_length=1)] | Literal["all-linear"]
 
 
 class SftParams(Section):

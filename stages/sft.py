@@ -80,7 +80,7 @@ def train_within_memory(
     while True:
         plan = plan_rows(most_rows)
         rows = plan.per_device_train_batch_size
-        log.info("%d rows of %d tokens at a time need %s; %s are free", rows, length, plan.predicted, gib(plan.free))
+        log.info("rows of %d tokens, %d at a time, need %s; %s are free", length, rows, plan.predicted, gib(plan.free))
         trainer = build(rows)
         try:
             if measured is None:
@@ -96,9 +96,10 @@ def train_within_memory(
         except torch.OutOfMemoryError:
             when = "before the first step" if measured is None else f"at step {trainer.state.global_step}"
             if rows == 1 or plan.processes > 1 or incidents:
+                advice = "lower format.max_length" if rows == 1 else "set PER_DEVICE_TRAIN_BATCH_SIZE to less in the environment"
                 raise InputError(
-                    f"sft: out of memory {when} with {rows} rows of {length} tokens at a time, where {plan.predicted} were "
-                    f"predicted and {gib(plan.free)} were free"
+                    f"sft: out of memory {when} with rows of {length} tokens, {rows} at a time, where {plan.predicted} were "
+                    f"predicted and {gib(plan.free)} were free; {advice}, and run it again"
                 ) from None
         log.warning("out of memory %s with %d rows at a time; going on with fewer, the effective batch size stays", when, rows)
         if measured is not None:
@@ -116,9 +117,11 @@ def main() -> None:
     model_file = load_model_file(params.model)
     train, validation = (list(read_jsonl(path)) for path in ROWS_PATHS)
     log.info("%d train rows, %d optimizer steps at most", len(train), count_steps(len(train), params.sft))
+    rows = [*train, *validation]
     longest = Longest(
-        length=max(row["prompt_tokens"] + row["answer_tokens"] for row in [*train, *validation]),
+        length=max(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         answer=max(row["answer_tokens"] for row in train),
+        without_passages=max(row["question_tokens"] + max(row["answer_tokens"], params.format.max_new_tokens) for row in rows),
     )
     setting = make_setting(model_file, params.sft, pick_device().type)
     checkpoints = checkpoint_dir(

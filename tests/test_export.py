@@ -195,10 +195,19 @@ def test_what_stands_in_names_and_prompts_does_not_break_the_card(judged, source
     assert "/home/me" not in card
 
 
-def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(project, monkeypatch):
+def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(project, monkeypatch, caplog):
     for path in ("artifacts/base/manifest.json", "artifacts/adapter/base.json", *export.NEEDED):
         write_json(Path(path), {})
     write_json(Path("dvc.lock"), {})
     monkeypatch.setattr(export, "find_stale", lambda: {"predict": ["artifacts/adapter"], "cards": ["reports"]})
     with pytest.raises(InputError, match="predict is older than what it is made of, artifacts/adapter; run `dvc repro`"):
         export.check_needed()
+    Path("dvc.lock").unlink()
+    export.check_needed()
+    assert "dvc.lock: no such file" in caplog.text
+
+
+def test_what_can_not_run_in_one_process_is_said_before_the_merge(project, monkeypatch):
+    monkeypatch.setenv("FSDP", "full_shard")
+    with pytest.raises(InputError, match="FSDP=full_shard in the environment: there is one process"):
+        export.main()

@@ -172,14 +172,36 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
     with pytest.raises(InputError) as error:
         plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("sft: 4096 tokens, 1 rows at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB")
+    assert lines[0].startswith("sft: rows of 4096 tokens, 1 at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB")
     assert lines[1] == "what would fit:"
     ways = [line.split(":")[0].strip() for line in lines[2:]]
     assert ways == ["FSDP=offload in the environment", "format.max_length=4032", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
     assert all("GiB (weights" in line for line in lines[2:])
+    with pytest.raises(InputError, match=r"\n  format\.max_length=4032, which leaves 132 tokens for passages: "):
+        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350, without_passages=3900))
+    with pytest.raises(InputError) as error:
+        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350, without_passages=4050))
+    assert "max_length" not in str(error.value)
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="nothing that changes one thing would fit"):
         plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+
+
+def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkeypatch):
+    setting = Setting("nf4", False, ALL, torch.float32, "cpu")
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "4")
+    limit_to(monkeypatch, predict_training(sizes, setting, 4, 500, 100).peak - 10**6)
+    with pytest.raises(InputError) as error:
+        plan_training(BASE_DIR, setting, ready.sft, Longest(500, 100))
+    said, _, *ways = str(error.value).splitlines()
+    assert said.startswith("sft: rows of 500 tokens, 4 at a time, need ")
+    predicted = dict(way.strip().split(": ", 1) for way in ways)
+    for way, rows, length in (
+        ("PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment, or unset", 1, 500),
+        ("format.max_length=448", 4, 448),
+    ):
+        assert predicted[way] == str(predict_training(sizes, setting, rows, length, 100))
 
 
 def test_so_many_rows_as_were_asked_for_are_not_tried_again_once_they_were_too_much(ready, monkeypatch):
@@ -223,8 +245,10 @@ def test_rows_at_a_time_divide_the_effective_batch_size(monkeypatch, value, expe
         monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", value)
     assert rows_at_once(8) == expected
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
-    with pytest.raises(InputError, match="'3' does not divide"):
+    with pytest.raises(InputError, match="3 does not divide"):
         rows_at_once(8)
+    monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "")
+    assert rows_at_once(8) == [8, 4, 2, 1]
 
 
 def test_processes_that_do_not_divide_the_effective_batch_size_are_named(monkeypatch):
@@ -234,7 +258,7 @@ def test_processes_that_do_not_divide_the_effective_batch_size_are_named(monkeyp
         rows_at_once(3)
 
 
-def test_batches_that_are_answered_fit_too(ready, monkeypatch):
+def test_batches_that_are_answered_fit_too(ready, monkeypatch, caplog):
     setting = Setting("nf4", False, ALL, torch.float32, "cpu")
     assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 8192
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
@@ -243,11 +267,13 @@ def test_batches_that_are_answered_fit_too(ready, monkeypatch):
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="answering a prompt of 400 tokens needs"):
         plan_answering(BASE_DIR, setting, Longest(500, 100))
+    assert not caplog.records
     monkeypatch.setenv("TOKENS_PER_BATCH", "100")
     assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 100
+    assert caplog.messages == ["that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "²"])
 def test_a_bad_number_of_tokens_is_named(ready, monkeypatch, value):
     monkeypatch.setenv("TOKENS_PER_BATCH", value)
     with pytest.raises(InputError, match=f"TOKENS_PER_BATCH .*'{value}'"):
@@ -264,7 +290,21 @@ def test_the_table_marks_what_a_card_can_not_hold(project, monkeypatch, capsys):
     assert "✗" not in cells["qwen2.5-0.5b-instruct"]
     assert [cells[f"qwen2.5-{name}-instruct"].count("✗") for name in ("1.5b", "3b", "7b")] == [0, 1, 3]
     assert "not known until its config.json is here" in cells["local"]
-    assert lines[-1] == "Predicted. ✗: more than the 3.03 GiB that are free for tensors."
+    assert lines[-1] == "Predicted. ✗: more than 95% of the 3.03 GiB that are free for tensors."
+    # a card that is not there may be larger than the computer's memory, and one of several
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "4096")
+    monkeypatch.setenv("FSDP", "full_shard")
+    monkeypatch.setattr("sys.argv", ["preflight", "--lengths", "1024", "--rows", "1", "--processes", "4"])
+    main()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == (
+        "Predicted with FSDP=full_shard for each of 4 processes. ✗: more than 95% of the 4095.58 GiB that are free for tensors."
+    )
+    (shared,) = [line for line in lines if line.startswith("| qwen2.5-7b")]
+    assert float(shared.split("|")[3].split()[0]) < 6.44 - 1.5
+    monkeypatch.setattr("sys.argv", ["preflight"])
+    with pytest.raises(InputError, match="FSDP=full_shard in the environment: there is one process"):
+        main()
 
 
 def test_a_model_file_that_says_another_config_is_refused(tmp_path):

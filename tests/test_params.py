@@ -34,6 +34,7 @@ def test_every_shipped_file_is_valid():
         ({"sft__learning_rate": float("inf")}, r"sft\.learning_rate: .*finite number"),
         ({"data__columns__negative": "positive"}, r"data\.columns: .*a column of its own, not anchor, query, positive, positive"),
         ({"sft__learning_rate": 0}, r"sft\.learning_rate: .*greater than 0, got 0"),
+        ({"sft__lora__target_modules": []}, r"sft\.lora\.target_modules.*at least 1 item"),
         ({"sft__lora__r": 1.5}, r"sft\.lora\.r: .*integer.*got 1\.5"),
         ({"format__max_new_tokens": 400}, r"max_new_tokens \(400\) must be below max_length \(384\)"),
         ({"split__shares__test": 0.5}, r"must add up to 1, not 1\.3"),

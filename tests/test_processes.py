@@ -79,7 +79,7 @@ def test_sharded_layers_give_what_whole_ones_give(formatted):
     ("variables", "said"),
     [
         ({"FSDP": "zero3"}, "FSDP in the environment: expected full_shard or offload, got 'zero3'"),
-        ({"FSDP": "full_shard"}, "FSDP=full_shard in the environment: needs processes"),
+        ({"FSDP": "full_shard"}, "FSDP=full_shard in the environment: there is one process"),
         ({"ACCELERATE_USE_FSDP": "true"}, "the accelerate config turns FSDP on"),
     ],
 )

@@ -225,6 +225,14 @@ def test_training_takes_no_more_than_was_proved(formatted, checkpointing, per_de
     assert proved == pytest.approx(resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02)
 
 
+def test_the_proof_takes_as_many_rows_as_a_step_where_there_are_fewer(formatted):
+    longest = max(formatted[0], key=lambda row: row["prompt_tokens"] + row["answer_tokens"])
+    trainer = make_trainer([[longest] * 2, [longest]], per_device=4)
+    proved = trainer.prove_step()
+    resident = resident_bytes(trainer.model)
+    assert proved == pytest.approx(resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02)
+
+
 def test_one_process_uses_one_card_however_many_there_are(formatted, monkeypatch):
     original = TrainingArguments.__dict__["_setup_devices"]
 
@@ -307,7 +315,7 @@ def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(formatted,
         assert (value - whole[name]).norm() < 1e-3 * value.norm(), name
     with monkeypatch.context() as patch:
         stop_at(patch, 2, torch.OutOfMemoryError(), times=2)
-        with pytest.raises(InputError, match=r"out of memory at step 2 with 2 rows .* were predicted and .* were free"):
+        with pytest.raises(InputError, match=r"with rows of \d+ tokens, 2 at a time, where .* were free; set PER_DEVICE_TRAIN_"):
             sft.main()
 
 

@@ -163,7 +163,7 @@ def check_memory() -> Iterator[Finding]:
     for rows in choices:
         prediction = predict_training(sizes, setting, rows, longest.length, longest.answer)
         if fits(prediction, free):
-            text = f"{params.model}, {rows} rows of {longest.length} tokens at a time: {gib(prediction.peak)} predicted"
+            text = f"{params.model}, rows of {longest.length} tokens, {rows} at a time: {gib(prediction.peak)} predicted"
             yield Finding("ok", "memory", f"{text}, {gib(free)} free on {device.type}")
             return
     said, *ways = explain_misfit(sizes, setting, longest, choices[-1], free)

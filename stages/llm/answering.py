@@ -66,12 +66,21 @@ def run_batches(
     stands under `name` in the batching's `kept_dir` is not done again. A batch that is too much for the device's memory is halved.
     Raises InputError where one row alone is too much.
     """
+    if not lengths:
+        return []
     state = processes()
     # where layers are gathered from all processes, these must take the same steps
     together = find_sharding() is not None and state.num_processes > 1
     todo = list(batches(lengths, batching.tokens))
     padded = sum(len(batch) * lengths[batch[0]] for batch in todo)
-    log.info("%s: %d rows in %d batches, %.0f%% padding", name, len(lengths), len(todo), 100 - 100 * sum(lengths) / max(1, padded))
+    if len(lengths) > 1:
+        log.info(
+            "%s: %d rows, %d at most in a batch, %.0f%% padding",
+            name,
+            len(lengths),
+            max(map(len, todo)),
+            100 - 100 * sum(lengths) / padded,
+        )
 
     def attempt(batch: list[int]) -> list[Any]:
         try:

@@ -180,24 +180,30 @@ def predict_answering(sizes: Sizes, setting: Setting, rows: int, prompt: int, ne
     return Prediction(_weights(sizes, setting), 4 * sizes.lora, cache, attention, int(layer), head)
 
 
+def memory_limit() -> int | None:
+    """Bytes of MEMORY_LIMIT_GIB in the environment; None where it is not set. Raises InputError where it is no positive number."""
+    value = os.environ.get("MEMORY_LIMIT_GIB", "")
+    try:
+        limit = float(value or "1") * GIB
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise InputError(f"MEMORY_LIMIT_GIB in the environment: expected a positive number, got {value!r}")
+    return int(limit) if value else None
+
+
 def free_bytes(device: torch.device) -> int:
     """Bytes that tensors may take: what is free on the device, or less where MEMORY_LIMIT_GIB in the environment says so.
 
     The limit is a smaller card than is there: on CUDA what CUDA itself needs comes off it, and PyTorch is held to the rest.
     """
-    value = os.environ.get("MEMORY_LIMIT_GIB")
-    try:
-        limit = None if value is None else float(value) * GIB
-    except ValueError:
-        limit = 0.0
-    if limit is not None and not 0 < limit < float("inf"):
-        raise InputError(f"MEMORY_LIMIT_GIB in the environment: expected a positive number, got {value!r}")
+    limit = memory_limit()
     if device.type != "cuda":
         free = psutil.virtual_memory().available
         return int(free if limit is None else min(free, limit))
     free, total = torch.cuda.mem_get_info(device)
     if limit is not None:
-        allowed = max(0, int(limit) - CONTEXT_BYTES)
+        allowed = max(0, limit - CONTEXT_BYTES)
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
         free = min(free, allowed)
     return int(free)

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from stages.llm.loading import pick_device
 from stages.llm.memory import (
     CONTEXT_BYTES,
+    SPARE,
     Adapter,
     Prediction,
     Setting,
@@ -24,6 +25,7 @@ from stages.llm.memory import (
     free_bytes,
     gib,
     measure_sizes,
+    memory_limit,
     predict_answering,
     predict_training,
 )
@@ -43,6 +45,7 @@ class Longest:
 
     length: int
     answer: int
+    without_passages: int = 0  # question and the room for its answer: a shorter length would reject rows
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
-def make_setting(model_file: ModelFile, sft: SftParams, device_type: str) -> Setting:
-    """How the stages load and compute a model on such a device."""
-    held, gathered = count_layers(find_sharding(), device_type, processes().num_processes)
+def make_setting(model_file: ModelFile, sft: SftParams, device_type: str, count: int | None = None) -> Setting:
+    """How the stages load and compute a model on such a device, in `count` processes, or in those that there are."""
+    count = count or processes().num_processes
+    held, gathered = count_layers(find_sharding(count), device_type, count)
     return Setting(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
@@ -82,6 +86,11 @@ def make_setting(model_file: ModelFile, sft: SftParams, device_type: str) -> Set
         held_share=held,
         gathered_layers=gathered,
     )
+
+
+def can_offload(setting: Setting) -> bool:
+    """Whether FSDP=offload would keep frozen weights off the device that are there now."""
+    return setting.device_type == "cuda" and setting.held_share > 0
 
 
 def offload(setting: Setting) -> Setting:
@@ -101,6 +110,14 @@ def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | N
     return measure_sizes(AutoConfig.from_pretrained(model_file.path, local_files_only=True), adapter)
 
 
+def read_count(name: str) -> int | None:
+    """A positive whole number in the environment; None where it is not set. Raises InputError where it is something else."""
+    value = os.environ.get(name, "")
+    if value and not (value.isdecimal() and int(value)):
+        raise InputError(f"{name} in the environment: expected a positive whole number, got {value!r}")
+    return int(value) if value else None
+
+
 def rows_at_once(effective_batch_size: int) -> list[int]:
     """The rows a process may take at a time, most first: they, and the processes, divide the effective batch size.
 
@@ -113,15 +130,15 @@ def rows_at_once(effective_batch_size: int) -> list[int]:
             f"LAUNCHER in the environment: {count} processes do not divide sft.effective_batch_size, {effective_batch_size}"
         )
     share = effective_batch_size // count
-    value = os.environ.get("PER_DEVICE_TRAIN_BATCH_SIZE")
-    if value is None:
+    asked = read_count("PER_DEVICE_TRAIN_BATCH_SIZE")
+    if asked is None:
         return [rows for rows in range(share, 0, -1) if share % rows == 0]
-    if not value.isdigit() or int(value) == 0 or share % int(value):
+    if share % asked:
         raise InputError(
-            f"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: {value!r} does not divide sft.effective_batch_size, "
+            f"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: {asked} does not divide sft.effective_batch_size, "
             f"{effective_batch_size}" + (f", in {count} processes" if count > 1 else "")
         )
-    return [int(value)]
+    return [asked]
 
 
 def plan_training(config_dir: Path, setting: Setting, sft: SftParams, longest: Longest, most_rows: int | None = None) -> Plan:
@@ -143,37 +160,39 @@ def plan_training(config_dir: Path, setting: Setting, sft: SftParams, longest: L
     raise InputError("\n".join(explain_misfit(sizes, setting, longest, choices[-1], free)))
 
 
+def free_of(free: int, setting: Setting) -> str:
+    """What is free, in words, where something did not fit."""
+    return f"{gib(free)} are free on {setting.device_type}, and {SPARE:.0%} of it are kept free"
+
+
 def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, free: int) -> Iterator[str]:
     """Lines that say what training needs and what is free, and which changes of one thing would fit."""
-    needed = predict_training(sizes, setting, rows, longest.length, longest.answer)
-    yield f"sft: {longest.length} tokens, {rows} rows at a time, need {needed}, {gib(free)} are free on {setting.device_type}"
+
+    def need(sizes: Sizes = sizes, setting: Setting = setting, rows: int = rows, length: int = longest.length) -> Prediction:
+        return predict_training(sizes, setting, rows, length, longest.answer)
+
+    yield f"sft: rows of {longest.length} tokens, {rows} at a time, need {need()}; {free_of(free, setting)}"
     ways = []
+    if rows > 1:  # or fewer would have been tried
+        ways.append(("PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment, or unset", need(rows=1)))
     if setting.quantization == "none":
-        quantized = replace(setting, quantization="nf4")
-        small = predict_training(sizes, quantized, 1, longest.length, longest.answer)
-        ways.append(("quantization: nf4 in the model's file", small))
-    if rows > 1:
-        one = predict_training(sizes, setting, 1, longest.length, longest.answer)
-        ways.append(("PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment", one))
+        ways.append(("quantization: nf4 in the model's file", need(setting=replace(setting, quantization="nf4"))))
     if not setting.gradient_checkpointing:
         saving = replace(setting, gradient_checkpointing=True)
-        ways.append(
-            ("gradient_checkpointing: true in the model's file", predict_training(sizes, saving, 1, longest.length, longest.answer))
-        )
-    if setting.held_share == 1 and setting.device_type == "cuda":
-        offloaded = predict_training(sizes, offload(setting), 1, longest.length, longest.answer)
-        ways.append(("FSDP=offload in the environment", offloaded))
-    for length in range((longest.length - 1) // 64 * 64, longest.answer, -64):
-        shorter = predict_training(sizes, setting, 1, length, longest.answer)
-        if fits(shorter, free):
-            ways.append((f"format.max_length={length}", shorter))
+        ways.append(("gradient_checkpointing: true in the model's file", need(setting=saving)))
+    if can_offload(setting):
+        ways.append(("FSDP=offload in the environment", need(setting=offload(setting))))
+    least = max(longest.without_passages, longest.answer)
+    for length in range((longest.length - 1) // 64 * 64, least, -64):
+        if fits(need(length=length), free):
+            left = f", which leaves {length - least} tokens for passages" if longest.without_passages else ""
+            ways.append((f"format.max_length={length}{left}", need(length=length)))
             break
     rank = setting.adapter.r // 2
     while rank:
         smaller = replace(sizes, lora=sizes.lora * rank // setting.adapter.r)
-        prediction = predict_training(smaller, setting, 1, longest.length, longest.answer)
-        if fits(prediction, free):
-            ways.append((f"sft.lora.r={rank}", prediction))
+        if fits(need(smaller), free):
+            ways.append((f"sft.lora.r={rank}", need(smaller)))
             break
         rank //= 2
     for path in sorted(MODELS_DIR.glob("*.yaml")):
@@ -183,7 +202,7 @@ def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, 
             changed = replace(
                 setting, quantization=model_file.quantization, gradient_checkpointing=model_file.gradient_checkpointing
             )
-            ways.append((f"model={path.stem}", predict_training(other, changed, 1, longest.length, longest.answer)))
+            ways.append((f"model={path.stem}", need(other, changed)))
     fitting = [f"  {way}: {prediction}" for way, prediction in ways if fits(prediction, free)]
     yield "what would fit:" if fitting else "nothing that changes one thing would fit: neither length nor rank nor another model"
     yield from fitting
@@ -192,71 +211,88 @@ def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, 
 def plan_answering(config_dir: Path, setting: Setting, longest: Longest) -> int:
     """Tokens of a batch, padding included, when answering: TOKENS_PER_BATCH in the environment, or what is predicted to fit.
 
-    On a CPU 8192 at most, beyond which it gets no faster. Raises InputError where one row is too much.
+    On a CPU 8192 at most, beyond which it gets no faster. Raises InputError where one row is too much; what the environment asks
+    for is not refused, and warned of.
     """
     sizes = measure_sizes(AutoConfig.from_pretrained(config_dir, local_files_only=True), setting.adapter)
     free = min(from_all([free_bytes(pick_device())]))
     prompt, new = longest.length - longest.answer, longest.answer
-    value = os.environ.get("TOKENS_PER_BATCH")
-    if value is not None:
-        if not value.isdigit() or int(value) == 0:
-            raise InputError(f"TOKENS_PER_BATCH in the environment: expected a positive whole number, got {value!r}")
-        tokens = int(value)
+    asked = read_count("TOKENS_PER_BATCH")
+    if asked is not None:
+        tokens = asked
     else:
         tokens = 8192 if setting.device_type == "cpu" else MOST_TOKENS
         while tokens > longest.length and not fits(predict_answering(sizes, setting, tokens // longest.length, prompt, new), free):
             tokens //= 2
     prediction = predict_answering(sizes, setting, max(1, tokens // longest.length), prompt, new)
     log.info("%d tokens at a time need %s, %s are free", tokens, prediction, gib(free))
-    if value is None and not fits(prediction, free):
-        way = ", or set FSDP=offload in the environment" if setting.device_type == "cuda" and setting.held_share else ""
-        way *= fits(predict_answering(sizes, offload(setting), 1, prompt, new), free)
+    if fits(prediction, free):
+        return tokens
+    if asked is not None:
+        log.warning("that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out")
+    else:
+        offloaded = can_offload(setting) and fits(predict_answering(sizes, offload(setting), 1, prompt, new), free)
+        way = ", or set FSDP=offload in the environment" if offloaded else ""
         raise InputError(
-            f"answering a prompt of {prompt} tokens needs {prediction}, {gib(free)} are free on {setting.device_type}; "
+            f"answering a prompt of {prompt} tokens needs {prediction}, {free_of(free, setting)}; "
             f"lower format.max_length, or choose a smaller model{way}"
         )
     return tokens
 
 
-def table(device_type: str, lengths: Sequence[int], rows: Sequence[int], free: int | None) -> Iterator[str]:
-    """Lines of Markdown: the predicted peak of a training step for every model file, and of answering the longest prompt."""
+def table(device_type: str, count: int, lengths: Sequence[int], rows: Sequence[int], free: int | None) -> Iterator[str]:
+    """Lines of Markdown: the predicted peak of a training step for every model file, and of answering the longest prompt.
+
+    It is that of each of `count` processes.
+    """
     params = load_params()
     yield f"| model | rows at a time | {' | '.join(f'{length:,} tokens' for length in lengths)} | answering {lengths[-1]:,} |"
     yield f"|---|--:|{'--:|' * (len(lengths) + 1)}"
     for path in sorted(MODELS_DIR.glob("*.yaml")):
         model_file = load_model_file(path.stem)
-        setting = make_setting(model_file, params.sft, device_type)
+        setting = make_setting(model_file, params.sft, device_type, count)
         sizes = load_sizes(model_file, setting.adapter)
         if sizes is None:
             yield f"| {path.stem} | | {'| ' * len(lengths)}not known until its config.json is here |"
             continue
         answer = params.format.max_new_tokens
-        for count in rows:
-            cells = [predict_training(sizes, setting, count, length, min(length, answer)) for length in lengths]
-            cells.append(predict_answering(sizes, setting, count, lengths[-1] - answer, answer))
+        for at_once in rows:
+            cells = [predict_training(sizes, setting, at_once, length, min(length, answer)) for length in lengths]
+            cells.append(predict_answering(sizes, setting, at_once, lengths[-1] - answer, answer))
             marked = [gib(cell.peak) + ("" if free is None or fits(cell, free) else " ✗") for cell in cells]
-            yield f"| {path.stem} | {count} | {' | '.join(marked)} |"
+            yield f"| {path.stem} | {at_once} | {' | '.join(marked)} |"
+
+
+def positive(text: str) -> int:
+    """A positive whole number of the command line."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Predict what training and answering need, for every model in models/.")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="16-bit types on CUDA, float32 on a CPU")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 6144], help="tokens of a row")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4], help="rows at a time")
+    parser.add_argument("--lengths", type=positive, nargs="+", default=[1024, 2048, 4096, 6144], help="tokens of a row")
+    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 4], help="rows at a time")
+    parser.add_argument(
+        "--processes", type=positive, default=1, help="how many share the layers, where FSDP in the environment says so"
+    )
     asked = parser.parse_args()
-    here = pick_device()
-    known = "MEMORY_LIMIT_GIB" in os.environ or here.type == asked.device
-    free = None
-    if known:
-        free = free_bytes(here)
-        if asked.device == "cuda" and here.type != "cuda":
-            free = max(0, free - CONTEXT_BYTES)
-    print("\n".join(table(asked.device, asked.lengths, asked.rows, free)))
+    limit, free = memory_limit(), None
+    if asked.device == "cpu" or torch.cuda.is_available():
+        free = free_bytes(pick_device() if asked.device == "cuda" else torch.device("cpu"))
+    elif limit is not None:
+        free = max(0, limit - CONTEXT_BYTES)
+    print("\n".join(table(asked.device, asked.processes, asked.lengths, asked.rows, free)))
+    sharding = find_sharding(asked.processes)
+    how = "" if sharding is None else f" with FSDP={sharding}"
+    how += f" for each of {asked.processes} processes" if asked.processes > 1 else ""
     if free is None:
-        print("\nPredicted for a CUDA card; there is none here. MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold.")
+        print(f"\nPredicted{how}, on a CUDA card; there is none here. MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold.")
     else:
-        print(f"\nPredicted. ✗: more than the {gib(free)} that are free for tensors.")
+        print(f"\nPredicted{how}. ✗: more than {1 - SPARE:.0%} of the {gib(free)} that are free for tensors.")
 
 
 if __name__ == "__main__":

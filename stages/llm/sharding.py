@@ -27,8 +27,11 @@ log = logging.getLogger(__name__)
 Sharding = Literal["full_shard", "offload"]
 
 
-def find_sharding() -> Sharding | None:
-    """What FSDP in the environment says. Raises InputError where it says something else, or there is nothing to share with."""
+def find_sharding(count: int | None = None) -> Sharding | None:
+    """What FSDP in the environment says to `count` processes, or to those that there are.
+
+    Raises InputError where it says something else, or there is nothing to share with.
+    """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise InputError("the accelerate config turns FSDP on; leave it off there, and set FSDP=full_shard in the environment")
     value = os.environ.get("FSDP", "")
@@ -36,8 +39,11 @@ def find_sharding() -> Sharding | None:
         return None
     if value not in ("full_shard", "offload"):
         raise InputError(f"FSDP in the environment: expected full_shard or offload, got {value!r}")
-    if value == "full_shard" and processes().num_processes == 1:
-        raise InputError('FSDP=full_shard in the environment: needs processes, such as LAUNCHER="torchrun --nproc-per-node 2"')
+    if value == "full_shard" and (count or processes().num_processes) == 1:
+        raise InputError(
+            "FSDP=full_shard in the environment: there is one process, and nothing to share with; start several, such as by "
+            'LAUNCHER="torchrun --nproc-per-node 2" (to ask make memory: PROCESSES=2), or unset FSDP'
+        )
     return "full_shard" if value == "full_shard" else "offload"
 
 

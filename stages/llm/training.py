@@ -61,8 +61,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
         """
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs)
-        by_length = sorted(self.train_dataset, key=lambda row: -len(row["input_ids"]))[: self.args.per_device_train_batch_size]
-        inputs = self._prepare_inputs(self.data_collator(by_length))
+        *rows, blank = self.train_dataset
+        by_length = sorted(rows, key=lambda row: -len(row["input_ids"]))[: self.args.per_device_train_batch_size]
+        blanks = [blank] * (self.args.per_device_train_batch_size - len(by_length))
+        inputs = self._prepare_inputs(self.data_collator([*by_length, *blanks]))
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         before = [parameter.detach().to("cpu", copy=True) for parameter in trainable]
         resident = 0 if self.model.device.type == "cuda" else resident_bytes(self.model)
@@ -187,6 +189,12 @@ class Progress(ProgressCallback):  # type: ignore[misc]
     """One bar, and a line for each evaluation."""
 
     loss = float("nan")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the bar, which need not move at each step."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.mininterval = 2
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show no bar for an evaluation."""
