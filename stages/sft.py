@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import torch
 from stages.corpus.rows import read_jsonl, write_json, write_text
 from stages.llm.checkpoints import checkpoint_dir
 from stages.llm.loading import describe_device, load_model, pick_attention, pick_device
-from stages.llm.memory import gib
+from stages.llm.memory import count_ooms, gib, ran_out_of_memory
 from stages.llm.preflight import Longest, Plan, make_setting, plan_training
 from stages.llm.processes import start_processes
 from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.llm.training import Trainer, build_trainer, count_steps, find_checkpoint, prove_answer
+from stages.llm.training import Trainer, build_trainer, count_steps, find_checkpoint, find_triton, prove_answer
 from stages.params import load_model_file, load_params
 from stages.run import InputError, run_stage
 
@@ -77,12 +77,15 @@ def train_within_memory(
     most_rows: int | None = None
     measured: dict[str, int] | None = None
     incidents: list[str] = []
+    device = pick_device()
     while True:
         plan = plan_rows(most_rows)
         rows = plan.per_device_train_batch_size
         log.info("rows of %d tokens, %d at a time, need %s; %s are free", length, rows, plan.predicted, gib(plan.free))
-        trainer = build(rows)
+        trainer: Trainer | None = None
+        before = count_ooms(device)
         try:
+            trainer = build(rows)
             if measured is None:
                 measured = {"train": trainer.prove_step(), "answer": prove_answer(trainer.model, length)}
                 log.info("proved on the longest rows: a step takes %s, an answer %s", *map(gib, measured.values()))
@@ -93,8 +96,10 @@ def train_within_memory(
             # to two digits: the rest differs from run to run
             measured_mb = {name: int(float(f"{size / 1e6:.2g}")) for name, size in measured.items()}
             return trainer, {**plan.record(), "measured": measured_mb, "incidents": incidents}
-        except torch.OutOfMemoryError:
-            when = "before the first step" if measured is None else f"at step {trainer.state.global_step}"
+        except RuntimeError as error:  # PyTorch's own, and those of the libraries that it calls
+            if not ran_out_of_memory(error, device, before):
+                raise
+            when = "before the first step" if measured is None or trainer is None else f"at step {trainer.state.global_step}"
             if rows == 1 or plan.processes > 1 or incidents:
                 advice = "lower format.max_length" if rows == 1 else "set PER_DEVICE_TRAIN_BATCH_SIZE to less in the environment"
                 raise InputError(
@@ -123,7 +128,8 @@ def main() -> None:
         answer=max(row["answer_tokens"] for row in train),
         without_passages=max(row["question_tokens"] + max(row["answer_tokens"], params.format.max_new_tokens) for row in rows),
     )
-    setting = make_setting(model_file, params.sft, pick_device().type)
+    device = pick_device()
+    setting = replace(make_setting(model_file, params.sft, device.type), triton=find_triton(device))
     checkpoints = checkpoint_dir(
         "sft",
         [*ROWS_PATHS, BASE_DIR],
@@ -143,7 +149,7 @@ def main() -> None:
             model_file.gradient_checkpointing,
             rows,
             checkpoints,
-            padding_free=pick_attention(pick_device()) == "flash_attention_2",
+            padding_free=pick_attention(device) == "flash_attention_2",
         )
 
     trainer, memory = train_within_memory(

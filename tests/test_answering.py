@@ -178,5 +178,13 @@ def test_a_batch_that_is_too_much_is_halved_and_a_row_that_is_too_much_is_an_err
         return batch
 
     assert run_batches("some", [4] * 7, work, Batching(1000)) == list(range(7))
+
+    def other(batch):  # what cuBLAS and CUDA itself say
+        if len(batch) > 3:
+            raise RuntimeError("CUDA error: out of memory")
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run_batches("some", [4] * 7, other, Batching(1000))
     with pytest.raises(InputError, match=r"some: out of memory with one row of 4 tokens; lower format\.max_length"):
         run_batches("some", [4] * 7, lambda batch: work([0, 0, 0]), Batching(1000))

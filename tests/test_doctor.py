@@ -307,6 +307,14 @@ def test_a_torch_that_ends_its_process_is_one_line(tmp_path, monkeypatch):
     assert (finding.level, finding.text) == ("problem", "ended by signal 6")
 
 
+def test_a_card_on_which_triton_does_not_run_is_a_note(monkeypatch):
+    seen = {"version": "2", "cuda": "13.0", "cards": [NEW]}
+    monkeypatch.setattr(machine, "TORCH", f"import json; print(json.dumps({seen!r}))")
+    found = {finding.subject: finding for finding in machine.check_gpu()}
+    assert (found["Triton"].level, found["Triton"].remedy) == ("note", "sudo apt-get install gcc python3-dev")
+    assert "its kernels do not run here; the loss is computed by plain PyTorch" in found["Triton"].text
+
+
 def test_the_doctor_itself_imports_nothing_that_could_be_broken():
     imports = "import sys; import stages.doctor.__main__; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ from stages.llm import preflight
 from stages.llm.memory import (
     CONTEXT_BYTES,
     GIB,
+    HEAD_COLUMNS,
+    PLAIN_HEAD_ROWS,
     SPARE,
     Adapter,
     Setting,
@@ -237,6 +240,16 @@ def test_layers_that_are_elsewhere_take_no_memory_until_they_are_gathered(ready)
     layer = sizes.linear / sizes.layers / 2  # bytes: 4 bits a weight
     assert whole - shared == pytest.approx(0.75 * sizes.layers * layer - 3 * layer, abs=2)
     assert whole - elsewhere == pytest.approx(sizes.layers * layer - 1.25 * layer, abs=2)
+
+
+def test_a_head_without_tritons_kernels_and_copies_of_gradients_are_counted(half_billion):
+    kernels, plain, averaged = (
+        predict_training(half_billion, replace(CUDA, **change), 1, 4096, 350) for change in ({}, {"triton": False}, {"ddp": True})
+    )
+    tile = PLAIN_HEAD_ROWS * HEAD_COLUMNS
+    assert plain.head == tile * (2 + 29) + 4096 * half_billion.hidden * 6
+    assert kernels.head == 350 * (HEAD_COLUMNS * 2 + half_billion.hidden * 6)
+    assert averaged.adapter - kernels.adapter == 4 * half_billion.lora
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, [8, 4, 2, 1]), ("2", [2]), ("8", [8])])

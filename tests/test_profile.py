@@ -59,7 +59,7 @@ def test_what_rows_share_and_contradict_is_counted_with_their_places(project):
     assert things(page)["Contradictory labels"] == "2 rows"
     assert "index 12 is index 2 again" in page
     assert re.search(r"index [345] and index 14", page)
-    assert "index 13: &#34;query&#34; is a int, expected a string" in page
+    assert "index 13: &#34;query&#34; is of type int, expected a string" in page
 
 
 def test_the_same_rows_give_the_same_page(project):

@@ -153,7 +153,7 @@ def test_a_context_of_five_megabytes_is_read_from_csv(tmp_path):
         ({"bad": " "}, None),
         ({"q": None}, '"q" is null'),
         ({"q": " \n"}, '"q" is empty'),
-        ({"bad": 3}, '"bad" is a int, expected a string'),
+        ({"bad": 3}, '"bad" is of type int, expected a string'),
         ({"good": "\ud800"}, '"good" holds half of a surrogate pair: broken Unicode'),
     ],
 )

@@ -10,13 +10,18 @@ import torch
 from conftest import ROOT, edit_yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import peft_model
+from peft.utils import save_and_load as safetensors_reader
 from safetensors.torch import load_file
 from transformers import TrainingArguments
+from trl import SFTTrainer
+from trl.kernels import chunked_logprob
 
 from stages import base, clean, format, sft
 from stages.corpus.rows import read_jsonl
+from stages.llm import training
 from stages.llm.loading import load_model
-from stages.llm.memory import measure_peak, resident_bytes
+from stages.llm.memory import PLAIN_HEAD_ROWS, measure_peak, resident_bytes
 from stages.llm.prompts import BASE_DIR, load_tokenizer
 from stages.llm.training import (
     BLANK,
@@ -28,6 +33,7 @@ from stages.llm.training import (
     count_steps,
     find_checkpoint,
     find_rows,
+    find_triton,
     logging_steps,
     split_rows,
 )
@@ -233,6 +239,46 @@ def test_the_proof_takes_as_many_rows_as_a_step_where_there_are_fewer(formatted)
     assert proved == pytest.approx(resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02)
 
 
+def test_where_triton_fails_the_head_is_computed_in_smaller_tiles_to_the_same_loss(formatted, monkeypatch, caplog):
+    assert not find_triton(torch.device("cpu"))
+    monkeypatch.setattr(chunked_logprob, "_TRITON_AVAILABLE", True)
+    monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", chunked_logprob.TOKEN_CHUNK_SIZE)
+    trainer = make_trainer(formatted)
+    whole = trainer.evaluate()["eval_loss"]
+    assert not find_triton(torch.device("cuda"))  # which is not there
+    assert "the loss is computed by plain PyTorch, more slowly" in caplog.text
+    assert (chunked_logprob._TRITON_AVAILABLE, chunked_logprob.TOKEN_CHUNK_SIZE) == (False, PLAIN_HEAD_ROWS)
+    monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", 64)  # several tiles a row
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_best_adapter_is_read_by_way_of_the_cpu(formatted, monkeypatch):
+    """PEFT reads to the first card, in every process."""
+    devices = []
+    original = safetensors_reader.safe_load_file
+
+    def safe_load_file(path, device=None, **options):
+        devices.append(device)
+        return original(path, device=device, **options)
+
+    monkeypatch.setattr(safetensors_reader, "safe_load_file", safe_load_file)
+    monkeypatch.setattr(peft_model, "infer_device", lambda: "cuda")
+    sft.main()
+    load_model(BASE_DIR, "nf4", sft.ADAPTER_DIR)
+    assert devices == ["cpu", "cpu"]
+
+
+def test_a_model_that_is_to_be_sharded_is_not_moved_before(formatted, monkeypatch):
+    moved = []
+    monkeypatch.setattr(SFTTrainer, "_move_model_to_device", lambda self, model, device: moved.append(device))
+    make_trainer(formatted, "none")
+    assert moved
+    moved.clear()
+    monkeypatch.setattr(training, "find_sharding", lambda: "offload")
+    make_trainer(formatted, "none")
+    assert not moved
+
+
 def test_one_process_uses_one_card_however_many_there_are(formatted, monkeypatch):
     original = TrainingArguments.__dict__["_setup_devices"]
 
@@ -314,7 +360,7 @@ def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(formatted,
     for name, value in load_file(sft.ADAPTER_DIR / "adapter_model.safetensors").items():
         assert (value - whole[name]).norm() < 1e-3 * value.norm(), name
     with monkeypatch.context() as patch:
-        stop_at(patch, 2, torch.OutOfMemoryError(), times=2)
+        stop_at(patch, 2, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), times=2)
         with pytest.raises(InputError, match=r"with rows of \d+ tokens, 2 at a time, where .* were free; set PER_DEVICE_TRAIN_"):
             sft.main()
 

@@ -81,7 +81,7 @@ def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
             if name != "negative":
                 return f'"{column}" is null' if name in row.fields else f'"{column}" is missing'
         elif not isinstance(value, str):
-            return f'"{column}" is a {type(value).__name__}, expected a string'
+            return f'"{column}" is of type {type(value).__name__}, expected a string'
         elif not value.strip():
             if name == "negative":
                 continue

@@ -35,6 +35,12 @@ packed, state = functional.quantize_4bit(weights, quant_type="nf4")
 error = (functional.dequantize_4bit(packed, state) - weights).abs().max().item()
 sys.exit(f"wrong by {error:.2f}" if not error < 0.2 else 0)
 """
+TRITON = """
+import logging, sys, torch
+from stages.llm.training import find_triton
+logging.disable()
+sys.exit(0 if find_triton(torch.device("cuda")) else "its kernels do not run here")
+"""
 
 
 def _probe(code: str) -> tuple[str, str | None]:
@@ -82,7 +88,20 @@ def check_gpu() -> Iterator[Finding]:
     if fault is not None:
         yield Finding("problem", "PyTorch", fault, REINSTALL_TORCH)
         return
-    yield from judge_cards(json.loads(printed), read_driver())
+    seen = json.loads(printed)
+    yield from judge_cards(seen, read_driver())
+    if seen["cards"]:
+        _, fault = _probe(TRITON)
+        text = (
+            "its kernels work: TRL's head is fused"
+            if fault is None
+            else f"{fault}; the loss is computed by plain PyTorch, more slowly"
+        )
+        yield (
+            Finding("ok", "Triton", text)
+            if fault is None
+            else Finding("note", "Triton", text, "sudo apt-get install gcc python3-dev")
+        )
     _, fault = _probe(FOUR_BITS)
     if fault is not None:
         remedy = "rm -f .venv/.ready && make environment, or quantization: none in the model's file"

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.llm.checkpoints import append_line, read_lines
-from stages.llm.memory import SCORING_HEAD_BYTES
+from stages.llm.loading import pick_device
+from stages.llm.memory import SCORING_HEAD_BYTES, count_ooms, ran_out_of_memory
 from stages.llm.processes import from_all, from_main, processes
 from stages.llm.prompts import hash_ids, prompt_completion_ids, prompt_ids
-from stages.llm.sharding import find_sharding
+from stages.llm.sharding import takes_same_steps
 from stages.run import InputError
 
 log = logging.getLogger(__name__)
@@ -68,9 +69,8 @@ def run_batches(
     """
     if not lengths:
         return []
-    state = processes()
-    # where layers are gathered from all processes, these must take the same steps
-    together = find_sharding() is not None and state.num_processes > 1
+    state, device = processes(), pick_device()
+    together = takes_same_steps()
     todo = list(batches(lengths, batching.tokens))
     padded = sum(len(batch) * lengths[batch[0]] for batch in todo)
     if len(lengths) > 1:
@@ -83,9 +83,12 @@ def run_batches(
         )
 
     def attempt(batch: list[int]) -> list[Any]:
+        before = count_ooms(device)
         try:
             return work(batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # PyTorch's own, and those of the libraries that it calls
+            if not ran_out_of_memory(error, device, before):
+                raise
             if len(batch) == 1 or together:
                 rows, remedy = f"{len(batch)} rows", "lower TOKENS_PER_BATCH in the environment"
                 if len(batch) == 1:
@@ -153,7 +156,7 @@ def generate_answers(
 
     def work(batch: list[int]) -> list[dict[str, Any]]:
         ids, mask = pad([prompts[i] for i in batch], tokenizer.pad_token_id, "left", model.device)
-        outputs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
+        outputs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, synced_gpus=takes_same_steps())
         answers = []
         for output in outputs[:, ids.shape[1] :].tolist():
             end = next((i for i, token in enumerate(output) if token in ends), None)
@@ -189,7 +192,7 @@ def score_completions(
     for request in requests[:1]:
         ids = torch.tensor([request[0][0]], device=model.device)
         whole = base(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1].float()
-        headed = head(decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1]).float()
+        headed = head(decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1:])[0, -1].float()
         if (whole.log_softmax(-1) - headed.log_softmax(-1)).abs().max() > 0.1:
             raise InputError(f"{type(base).__name__} changes its logits after the output embedding; it can't be scored here")
 

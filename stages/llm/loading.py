@@ -136,7 +136,8 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     model.generation_config = greedy_config(model, load_tokenizer(base_dir))
     if adapter_dir is not None:
-        model = PeftModel.from_pretrained(model, adapter_dir, local_files_only=True)
+        # by way of the CPU: PEFT would read it to the first card, whichever is this process's own
+        model = PeftModel.from_pretrained(model, adapter_dir, local_files_only=True, torch_device="cpu")
     if shard:
         shard_layers(model, device)
     model.eval()

@@ -23,6 +23,7 @@ CONTEXT_BYTES = 450_000_000  # of CUDA itself and cuBLAS's workspace: 0.3 to 0.5
 NF4_STORED_BYTES = 0.5  # per weight
 NF4_SCALES_BYTES = 1 / 64 + 4 / (64 * 256)  # per weight: a byte for each 64 weights, and a float for each 256 of those
 HEAD_ROWS, HEAD_COLUMNS = 4096, 32768  # the tile in which TRL's fused head computes logits
+PLAIN_HEAD_ROWS = 256  # the same on CUDA without Triton, where plain PyTorch makes several copies of a tile
 SCORING_HEAD_BYTES = 2**26  # logits at a time when given answers are scored
 
 # Per token and per element of the width: tensors alive in the backward pass of one layer, tensors that a layer keeps where nothing
@@ -54,6 +55,8 @@ class Setting:
     device_type: str
     held_share: float = 1.0
     gathered_layers: float = 0.0
+    triton: bool = True  # whether TRL's fused head runs as Triton's kernels on CUDA
+    ddp: bool = False  # whether DDP averages gradients, by copies of its own
 
     @property
     def size(self) -> int:
@@ -157,15 +160,17 @@ def predict_training(sizes: Sizes, setting: Setting, rows: int, length: int, ans
     else:  # what the last layer keeps is part of its backward pass
         activations, masks = int(tokens * size * sizes.layers * sizes.per_token(KEPT[size])), sizes.layers
         layer -= tokens * size * sizes.per_token(KEPT[size])
-    # on CUDA positions without a label are left out of the head; elsewhere TRL computes all, and in plain PyTorch
-    labelled = rows * answer if setting.device_type == "cuda" else tokens
-    tile = min(labelled, HEAD_ROWS)
+    # in Triton's kernels positions without a label are left out of the head; elsewhere TRL computes all, and in plain PyTorch
+    kernels = setting.device_type == "cuda" and setting.triton
+    labelled = rows * answer if kernels else tokens
+    tile = min(labelled, HEAD_ROWS if kernels or setting.device_type == "cpu" else PLAIN_HEAD_ROWS)
     head = tile * HEAD_COLUMNS * size + labelled * sizes.hidden * (4 + size)
-    if setting.device_type != "cuda":
+    if not kernels:
         head += tile * min(sizes.vocabulary, HEAD_COLUMNS) * 29
     # the mask, and in the computing type for each layer that keeps it; a batch of one has no padding, and then none
     attention = (rows > 1) * rows * length**2 * (1 + size * masks)
-    return Prediction(_weights(sizes, setting), 16 * sizes.lora, activations, attention, int(layer), head)
+    adapter = (20 if setting.ddp else 16) * sizes.lora
+    return Prediction(_weights(sizes, setting), adapter, activations, attention, int(layer), head)
 
 
 def predict_answering(sizes: Sizes, setting: Setting, rows: int, prompt: int, new: int) -> Prediction:

@@ -76,7 +76,8 @@ def device_name(device: torch.device) -> str:
 def make_setting(model_file: ModelFile, sft: SftParams, device_type: str, count: int | None = None) -> Setting:
     """How the stages load and compute a model on such a device, in `count` processes, or in those that there are."""
     count = count or processes().num_processes
-    held, gathered = count_layers(find_sharding(count), device_type, count)
+    sharding = find_sharding(count)
+    held, gathered = count_layers(sharding, device_type, count)
     return Setting(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
@@ -85,6 +86,7 @@ def make_setting(model_file: ModelFile, sft: SftParams, device_type: str, count:
         device_type=device_type,
         held_share=held,
         gathered_layers=gathered,
+        ddp=count > 1 and sharding is None,
     )
 
 
@@ -141,6 +143,15 @@ def rows_at_once(effective_batch_size: int) -> list[int]:
     return [asked]
 
 
+def measure_free(device: torch.device) -> int:
+    """Bytes that are free for tensors in the process that has least, once CUDA and what joins processes have taken theirs."""
+    if device.type == "cuda":
+        square = torch.ones(64, 64, device=device, dtype=torch.float16)
+        (square @ square).sum().item()  # loads cuBLAS, and waits for it
+    processes().wait_for_everyone()
+    return int(min(from_all([free_bytes(device)])))
+
+
 def plan_training(config_dir: Path, setting: Setting, sft: SftParams, longest: Longest, most_rows: int | None = None) -> Plan:
     """The most rows at a time, `most_rows` at most, that are predicted to fit; every process gets the same plan.
 
@@ -148,7 +159,7 @@ def plan_training(config_dir: Path, setting: Setting, sft: SftParams, longest: L
     """
     sizes = measure_sizes(AutoConfig.from_pretrained(config_dir, local_files_only=True), setting.adapter)
     device = pick_device()
-    free = min(from_all([free_bytes(device)]))
+    free = measure_free(device)
     choices = [rows for rows in rows_at_once(sft.effective_batch_size) if most_rows is None or rows <= most_rows]
     if not choices:
         raise InputError("PER_DEVICE_TRAIN_BATCH_SIZE in the environment: so many rows are too much for memory; unset it")
@@ -215,7 +226,7 @@ def plan_answering(config_dir: Path, setting: Setting, longest: Longest) -> int:
     for is not refused, and warned of.
     """
     sizes = measure_sizes(AutoConfig.from_pretrained(config_dir, local_files_only=True), setting.adapter)
-    free = min(from_all([free_bytes(pick_device())]))
+    free = measure_free(pick_device())
     prompt, new = longest.length - longest.answer, longest.answer
     asked = read_count("TOKENS_PER_BATCH")
     if asked is not None:

@@ -47,6 +47,11 @@ def find_sharding(count: int | None = None) -> Sharding | None:
     return "full_shard" if value == "full_shard" else "offload"
 
 
+def takes_same_steps() -> bool:
+    """Whether all processes must take the same steps, since layers are gathered from all of them."""
+    return find_sharding() is not None and processes().num_processes > 1
+
+
 def count_layers(sharding: Sharding | None, device_type: str, count: int) -> tuple[float, float]:
     """The share of all layers' weights that one of `count` processes holds all the time, and how many layers it gathers.
 

@@ -1,8 +1,10 @@
 """Fine-tuning with TRL: the trainer, the checks of what it is about to train on, and one step as a proof that it fits."""
 
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +15,17 @@ from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
+from trl.kernels import ChunkedLogProbFunction, chunked_logprob
 
 from stages.llm.loading import pick_device, pick_dtype
-from stages.llm.memory import measure_peak, resident_bytes
-from stages.llm.processes import processes
+from stages.llm.memory import PLAIN_HEAD_ROWS, measure_peak, resident_bytes
+from stages.llm.processes import from_all, processes
 from stages.llm.prompts import prompt_completion_ids
-from stages.llm.sharding import shard_layers
+from stages.llm.sharding import find_sharding, shard_layers, takes_same_steps
 from stages.params import SftParams
 from stages.run import InputError
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 BLANK = "blank"  # the id of the row without a label
@@ -39,6 +44,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
         self.order = Order(len(rows), self.args.seed, effective_batch_size)
         self.add_callback(NextOrder(self.order))
         self.train_dataset = concatenate_datasets([rows, Dataset.from_list([blank], features=rows.features)])
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """Leave a model where it is that is sharded before it fits."""
+        if find_sharding() is None:
+            super()._move_model_to_device(model, device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> "Order":
         return self.order
@@ -77,7 +87,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
             optimizer.step()
             if self.args.gradient_accumulation_steps == 1:
                 optimizer.zero_grad()
-            with torch.random.fork_rng(), self.accelerator.autocast():
+            with (
+                torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []),
+                self.accelerator.autocast(),
+            ):
                 loss = self.model(**inputs, use_cache=False, fused_lm_head=True).loss
             if not torch.isfinite(loss):
                 raise InputError(
@@ -226,6 +239,30 @@ def find_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
+def find_triton(device: torch.device) -> bool:
+    """Whether TRL's fused head runs as Triton's kernels in all processes, which takes Triton and a C compiler.
+
+    Where it does not on CUDA, plain PyTorch computes the head instead, and in smaller tiles, of which it makes several copies.
+    """
+    if device.type != "cuda":
+        return False
+    works = chunked_logprob._use_triton(device)
+    try:
+        hidden = torch.zeros(2, 16, device=device, dtype=torch.float16, requires_grad=True)
+        targets = torch.zeros(2, device=device, dtype=torch.long)
+        ChunkedLogProbFunction.apply(hidden, torch.zeros_like(hidden), None, targets, 1.0, 2)[0].sum().backward()
+    except Exception as error:  # noqa: BLE001 - of whatever kind: it is Triton's, its compiler's or the driver's
+        log.warning("Triton's kernels do not run here: %s", str(error).strip().partition("\n")[0])
+        works = False
+    if not works:
+        log.warning(
+            "the loss is computed by plain PyTorch, more slowly; for Triton's kernels install a C compiler and Python's headers"
+        )
+        chunked_logprob._TRITON_AVAILABLE = False
+        chunked_logprob.TOKEN_CHUNK_SIZE = PLAIN_HEAD_ROWS
+    return all(from_all([works]))
+
+
 def logging_steps(eval_steps: int, steps: int) -> int:
     """How often the training loss is logged: about ten times in all, and once at each evaluation.
 
@@ -314,6 +351,8 @@ def build_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    # by way of the CPU: PEFT would read the best adapter to the first card, whichever is this process's own
+    trainer.model.load_adapter = partial(trainer.model.load_adapter, torch_device="cpu")
     # as of a model that transformers has sharded: no DDP, which refuses it, and gradients of adapters are averaged all the same
     trainer.is_distributed_loading_by_transformers = shard_layers(trainer.model, device)
     return trainer
@@ -326,10 +365,13 @@ def prove_answer(model: PreTrainedModel, length: int) -> int:
     Raises torch.OutOfMemoryError where it does not fit.
     """
     model.eval()
+    same_steps = takes_same_steps()
     resident = 0 if model.device.type == "cuda" else resident_bytes(model)
     ids = torch.full((1, length - 2), model.generation_config.eos_token_id[0], device=model.device)
 
     def answer() -> None:
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, min_new_tokens=2)
+        model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, min_new_tokens=2, synced_gpus=same_steps
+        )
 
     return resident + measure_peak(model.device, answer)
