@@ -11,7 +11,8 @@ searched for; so is the recipe of the study that this one follows. Each case run
 ends: a second call goes on where the first was cut off.
 
 Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and psutil, a C compiler for Triton, and of this repository
-stages.run and, in stages.llm, memory, processes and sharding alone. Writes benchmarks/gpu_memory.json; `--table` prints the README's tables from it.
+stages.run and, in stages.llm, memory, processes and sharding alone. Writes benchmarks/gpu_memory.json; `--table` prints the
+README's tables from it.
 """
 
 import argparse
