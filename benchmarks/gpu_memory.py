@@ -681,6 +681,8 @@ def main() -> None:
     if options.case is not None:
         print(json.dumps(measure(Case(**options.case), torch.device("cuda:0" if options.device == "cuda" else "cpu"))))
         return
+    if options.device == "cuda" and not (options.table or torch.cuda.is_available()):
+        parser.error("there is no CUDA device here; --device cpu --tiny tries the script out")
     models = options.models or list(TOY if options.tiny else MODELS)
     lengths = options.lengths or (TOY_LENGTHS if options.tiny else LENGTHS)
     records = read_records(options.out)

@@ -7,6 +7,7 @@ and runs the stage in a folder of its own, with the shipped parameters (10,000 d
 benchmarks/judging.json.
 """
 
+import argparse
 import datetime
 import json
 import math
@@ -37,6 +38,7 @@ def rename(record: Mapping[str, Any], copy: int) -> dict[str, Any]:
 
 def main() -> None:
     """Build the folder, run the stage, record."""
+    argparse.ArgumentParser(prog="python -m benchmarks.judging", description=__doc__.partition("\n")[0]).parse_args()
     test = {row["id"] for row in read_jsonl(ROOT / "data/formatted/test.jsonl")}
     copies = math.ceil(ROWS / len(test))
     with tempfile.TemporaryDirectory(prefix="judging-") as name:

@@ -8,6 +8,7 @@ built; what CUDA's own kernels add is for benchmarks/gpu_memory.py to say. About
 benchmarks/memory_fit.json.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -163,6 +164,7 @@ def check(shape: Shape, dtype: torch.dtype, what: What) -> dict[str, Any]:
 
 def main() -> None:
     """Fit, check, print and record."""
+    argparse.ArgumentParser(prog="python -m benchmarks.memory_fit", description=__doc__.partition("\n")[0]).parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     held = {"checkpointed": memory.BACKWARD, "kept": memory.KEPT, "answering": memory.FORWARD}

@@ -6,6 +6,7 @@ After `dvc repro`, in a folder of its own, with the default data and model and o
 then in two (`LAUNCHER="torchrun --nproc-per-node 2"`). Writes benchmarks/two_processes.json.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -50,6 +51,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     """Run both and record how far they are apart."""
+    argparse.ArgumentParser(prog="python -m benchmarks.two_processes", description=__doc__.partition("\n")[0]).parse_args()
     with tempfile.TemporaryDirectory(prefix="two-") as name:
         folder = Path(name)
         prepare(folder)
