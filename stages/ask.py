@@ -24,7 +24,7 @@ from stages.llm.answering import answer_rows
 from stages.llm.loading import check_made, load_model
 from stages.llm.manifest import check_files
 from stages.llm.merging import load_merged
-from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_ids
+from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_ids, reads_passages
 from stages.llm.sharding import find_sharding
 from stages.params import Params, load_model_file, load_params
 from stages.run import InputError, run_stage
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 def read_context(name: str) -> str:
     """The text of a file, or of standard input where its name is "-". Raises InputError where it can't be read or is empty."""
     path = Path(name)
-    if name != "-" and not path.is_file():
+    if name != "-" and (path.is_dir() or not path.exists()):
         raise InputError(f"{name}: {'a folder' if path.is_dir() else 'no such file'} (--context)")
     try:
         text = (sys.stdin.buffer.read() if name == "-" else path.read_bytes()).decode("utf-8-sig")
@@ -101,16 +101,20 @@ def main() -> None:
         raise InputError(f"{options.model}: no such folder (--model); `make export` makes artifacts/merged")
     folder = options.model or BASE_DIR
     tokenizer = load_tokenizer(folder)
-    row = format_question(
-        options.question, context, tokenizer, load_prompt(Path("prompts") / f"{params.format.prompt}.jinja"), params
-    )
+    template = load_prompt(Path("prompts") / f"{params.format.prompt}.jinja")
+    row = format_question(options.question, context, tokenizer, template, params)
     positions = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     if positions is not None and row["prompt_tokens"] + limit > positions:
         raise InputError(f"--max-new-tokens: {limit} after {row['prompt_tokens']} of the prompt are beyond the model's {positions}")
 
     passages = passages_given(row, row["context"], params.format.passage_characters)
     if context and not passages:
-        log.warning("no passage of the context is in the prompt: the question leaves no room for one, or the template has none")
+        reason = "the question leaves no room for a whole one"
+        if not row["context"].strip():
+            reason = "nothing is left of it once it is cleaned"
+        elif not reads_passages(template):
+            reason = "the template leaves them out"
+        log.warning("no passage of the context is in the prompt: %s", reason)
     if options.show_passages:
         for index, passage in zip(row["passages"], passages, strict=False):
             log.info("passage %d of %d: %s\n", index + 1, row["passages_in_context"], passage)

@@ -113,7 +113,9 @@ def main() -> None:
         )
     )
     MERGED_DIR.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=MERGED_DIR.parent) as temporary:
+    for left in MERGED_DIR.parent.glob("tmp-merged-*"):  # by one that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
         merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
         records, shipped_on = ask_merged(folder, rows, params.format.max_new_tokens)

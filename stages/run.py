@@ -2,9 +2,9 @@
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
+from errno import EACCES, EEXIST, EISDIR, EPERM, EROFS
 from pathlib import Path
 
 FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")  # Python and safetensors; the last is PyTorch's
@@ -23,9 +23,11 @@ def run_stage(main: Callable[[], None]) -> None:
         fail(str(error))
     except Exception as error:
         if any(words in str(cause) for cause in causes(error) for words in FULL):
-            free = shutil.disk_usage(".").free
-            fail(f"no space is left on the disk ({free / 1e6:.0f} MB under {Path.cwd()}); make room, and run it again")
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:
+            fail("no space is left on a disk (`df -h . checkpoints /tmp` says on which); make room, and run it again")
+        if isinstance(error, NotADirectoryError) and error.filename:
+            path = Path(error.filename)
+            fail(f"{next(part for part in (*reversed(path.parents), path) if not part.is_dir())}: a file, where a folder is needed")
+        if isinstance(error, OSError) and error.filename and error.errno in (EACCES, EEXIST, EISDIR, EPERM, EROFS):
             fail(f"{error.filename}: {error.strerror}")
         raise
 
@@ -42,8 +44,8 @@ def fail(message: str) -> None:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        try:
-            raise InputError(message) from None  # it repeats the traceback, too, which is now this line
+        try:  # it repeats the traceback, too, which is this line then
+            raise InputError(message) from None
         except InputError as error:
             get_error_handler().record_exception(error)
     sys.exit(f"error: {message}")

@@ -85,6 +85,17 @@ def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(asked, m
 
 
 @pytest.mark.parametrize(
+    ("context", "reason"),
+    [("\u200b", "nothing is left of it once it is cleaned"), ("x" * 4000, "the question leaves no room for a whole one")],
+)
+def test_a_context_of_which_nothing_is_read_is_said(project, monkeypatch, caplog, context, reason):
+    base.main()
+    Path("context.txt").write_text(context)
+    run(monkeypatch, "What is it made of?", "--context", "context.txt", "--base", "--max-new-tokens", 4)
+    assert f"no passage of the context is in the prompt: {reason}" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["Why?", "--context", "none.txt"], r"^none\.txt: no such file \(--context\)$"),

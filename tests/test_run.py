@@ -20,9 +20,10 @@ def raising(error, cause=None):
     ("main", "said"),
     [
         (raising(InputError("rows.json:3: no answer")), "error: rows.json:3: no answer"),
-        (raising(OSError(28, "No space left on device")), "error: no space is left on the disk"),
-        (raising(SafetensorError("I/O error: No space left on device (os error 28)")), "error: no space is left on the disk"),
-        (raising(ValueError("could not save"), OSError(28, "No space left on device")), "error: no space is left on the disk"),
+        (raising(OSError(28, "No space left on device")), "error: no space is left on a disk"),
+        (raising(SafetensorError("I/O error: No space left on device (os error 28)")), "error: no space is left on a disk"),
+        (raising(ValueError("could not save"), OSError(28, "No space left on device")), "error: no space is left on a disk"),
+        (raising(OSError(30, "Read-only file system", "checkpoints/x")), "error: checkpoints/x: Read-only file system"),
         (raising(PermissionError(13, "Permission denied", "reports")), "error: reports: Permission denied"),
     ],
 )
@@ -41,7 +42,7 @@ def test_what_is_our_fault_keeps_its_traceback(error):
 def test_a_file_in_place_of_a_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").touch()
-    with pytest.raises(SystemExit, match=r"^error: checkpoints/sft-0: Not a directory$"):
+    with pytest.raises(SystemExit, match=r"^error: checkpoints: a file, where a folder is needed$"):
         run_stage((tmp_path / "checkpoints" / "sft-0").relative_to(tmp_path).mkdir)
 
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_that_pytorch_can_not_write_is_told_apart(tmp_path):
         def flush(self):
             """Nothing is kept back."""
 
-    with pytest.raises(SystemExit, match=r"^error: no space is left on the disk"):
+    with pytest.raises(SystemExit, match=r"^error: no space is left on a disk"):
         run_stage(lambda: torch.save(torch.zeros(1000), Full()))
 
 
