@@ -21,7 +21,7 @@ from stages.corpus.rows import read_jsonl, write_json, write_text
 from stages.llm.checkpoints import checkpoint_dir
 from stages.llm.loading import describe_device, load_model, pick_attention, pick_device
 from stages.llm.memory import count_ooms, gib, ran_out_of_memory
-from stages.llm.preflight import Longest, Plan, make_setting, plan_training
+from stages.llm.preflight import Longest, Plan, make_setting, plan_training, shorten
 from stages.llm.processes import start_processes
 from stages.llm.prompts import BASE_DIR, load_tokenizer
 from stages.llm.training import Trainer, build_trainer, count_steps, find_checkpoint, find_triton, prove_answer
@@ -126,7 +126,7 @@ def main() -> None:
     longest = Longest(
         length=max(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         answer=max(row["answer_tokens"] for row in train),
-        without_passages=max(row["question_tokens"] + max(row["answer_tokens"], params.format.max_new_tokens) for row in rows),
+        shorter=shorten(rows, params.format),
     )
     device = pick_device()
     setting = replace(make_setting(model_file, params.sft, device.type), triton=find_triton(device))

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages import base, clean, format
 from stages.base import check_config
+from stages.corpus.rows import read_jsonl
 from stages.llm import preflight
 from stages.llm.memory import (
     CONTEXT_BYTES,
@@ -23,7 +25,7 @@ from stages.llm.memory import (
     predict_answering,
     predict_training,
 )
-from stages.llm.preflight import Longest, load_sizes, main, plan_answering, plan_training, rows_at_once
+from stages.llm.preflight import Longest, lengths_below, load_sizes, main, plan_answering, plan_training, rows_at_once, shorten
 from stages.llm.prompts import BASE_DIR
 from stages.params import load_model_file, load_params
 from stages.run import InputError
@@ -172,22 +174,34 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
         AutoConfig.for_model(**load_model_file("qwen2.5-1.5b-instruct").config.model_dump()).to_json_string()
     )
     limit_to(monkeypatch, predict_training(sizes, setting, 1, 4096, 350).peak - 10**7)
+    shorter = [(f"format.max_length={length}", length) for length in lengths_below(4096, 350)]
     with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350, shorter))
     lines = str(error.value).splitlines()
     assert lines[0].startswith("sft: rows of 4096 tokens, 1 at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB")
     assert lines[1] == "what would fit:"
     ways = [line.split(":")[0].strip() for line in lines[2:]]
-    assert ways == ["FSDP=offload in the environment", "format.max_length=4032", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
+    assert ways == ["FSDP=offload in the environment", "format.max_length=3968", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
     assert all("GiB (weights" in line for line in lines[2:])
-    with pytest.raises(InputError, match=r"\n  format\.max_length=4032, which leaves 132 tokens for passages: "):
-        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350, without_passages=3900))
-    with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350, without_passages=4050))
-    assert "max_length" not in str(error.value)
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="nothing that changes one thing would fit"):
         plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+
+
+def test_a_shorter_length_makes_the_rows_that_format_then_makes(ready):
+    """Neither longer, nor one less than a question and its answer take."""
+    rows = [row for split in ("train", "validation") for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))]
+    offered = shorten(rows, ready.format)
+    assert len(offered) > 5
+    for way, length in offered[:: len(offered) - 1]:
+        max_length = int(way.split(",")[0].removeprefix("format.max_length="))
+        edit_yaml("params.yaml", format__max_length=max_length)
+        format.main()
+        again = [row for split in ("train", "validation") for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))]
+        assert len(again) == len(rows)
+        longest = max(row["prompt_tokens"] + row["answer_tokens"] for row in again)
+        assert longest <= length <= max_length
+    assert max(row["prompt_tokens"] + row["answer_tokens"] for row in rows) > length
 
 
 def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkeypatch):
@@ -196,13 +210,13 @@ def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkey
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "4")
     limit_to(monkeypatch, predict_training(sizes, setting, 4, 500, 100).peak - 10**6)
     with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, Longest(500, 100))
+        plan_training(BASE_DIR, setting, ready.sft, Longest(500, 100, [("format.max_length=512", 448)]))
     said, _, *ways = str(error.value).splitlines()
     assert said.startswith("sft: rows of 500 tokens, 4 at a time, need ")
     predicted = dict(way.strip().split(": ", 1) for way in ways)
     for way, rows, length in (
         ("PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment, or unset", 1, 500),
-        ("format.max_length=448", 4, 448),
+        ("format.max_length=512", 4, 448),
     ):
         assert predicted[way] == str(predict_training(sizes, setting, rows, length, 100))
 

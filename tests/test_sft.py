@@ -26,6 +26,7 @@ from stages.llm.prompts import BASE_DIR, load_tokenizer
 from stages.llm.training import (
     BLANK,
     COMPLETE,
+    MarkComplete,
     Order,
     Trainer,
     build_trainer,
@@ -308,6 +309,23 @@ def test_a_checkpoint_that_was_not_written_whole_is_not_used(tmp_path):
             (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
     assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
+
+
+def test_a_kill_before_a_checkpoint_is_marked_leaves_the_one_before(formatted, monkeypatch):
+    edit_yaml("params.yaml", sft__num_train_epochs=3.0)
+    original = MarkComplete.on_save
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(MarkComplete, "on_save", on_save)
+    with pytest.raises(KeyboardInterrupt):
+        sft.main()
+    (folder,) = Path("checkpoints").iterdir()
+    assert (folder / "checkpoint-6").is_dir()
+    assert find_checkpoint(folder).name == "checkpoint-4"
 
 
 def stop_at(monkeypatch, step, error, times=1):

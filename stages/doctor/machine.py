@@ -165,7 +165,7 @@ def check_memory() -> Iterator[Finding]:
     """Whether training the model of params.yaml on rows of format.max_length is predicted to fit into what is free."""
     from stages.llm.loading import pick_device
     from stages.llm.memory import fits, free_bytes, gib, predict_training
-    from stages.llm.preflight import Longest, explain_misfit, load_sizes, make_setting, rows_at_once
+    from stages.llm.preflight import Longest, explain_misfit, lengths_below, load_sizes, make_setting, rows_at_once
     from stages.params import load_model_file, load_params
 
     params = load_params()
@@ -177,7 +177,8 @@ def check_memory() -> Iterator[Finding]:
         yield Finding("note", "memory", f"not known for {params.model} until its config.json is here", "dvc repro base")
         return
     free = free_bytes(device)
-    longest = Longest(params.format.max_length, params.format.max_new_tokens)
+    length, answer = params.format.max_length, params.format.max_new_tokens
+    longest = Longest(length, answer, [(f"format.max_length={shorter}", shorter) for shorter in lengths_below(length, answer)])
     choices = rows_at_once(params.sft.effective_batch_size)
     for rows in choices:
         prediction = predict_training(sizes, setting, rows, longest.length, longest.answer)

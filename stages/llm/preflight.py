@@ -6,9 +6,10 @@
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -31,7 +32,7 @@ from stages.llm.memory import (
 )
 from stages.llm.processes import from_all, processes
 from stages.llm.sharding import count_layers, find_sharding
-from stages.params import MODELS_DIR, HubModel, LocalModel, ModelFile, SftParams, load_model_file, load_params
+from stages.params import MODELS_DIR, FormatParams, HubModel, LocalModel, ModelFile, SftParams, load_model_file, load_params
 from stages.run import InputError, run_stage
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,31 @@ class Longest:
 
     length: int
     answer: int
-    without_passages: int = 0  # question and the room for its answer: a shorter length would reject rows
+    shorter: Sequence[tuple[str, int]] = ()  # other values of format.max_length, in words, and the longest row by them
+
+
+def lengths_below(max_length: int, least: int) -> range:
+    """Values of format.max_length to try, the largest first, of which none is below `least`."""
+    step = max(16, max_length // 512 * 16)
+    return range((max_length - 1) // step * step, least - 1, -step)
+
+
+def shorten(rows: Sequence[Mapping[str, Any]], params: FormatParams) -> list[tuple[str, int]]:
+    """What lower values of format.max_length leave for passages, in words, and the longest of the formatted rows by them.
+
+    Down to the least that leaves each question the room for its answer: below, rows would be rejected.
+    """
+    room = [max(row["answer_tokens"], params.max_new_tokens) for row in rows]
+    least = max(row["question_tokens"] + tokens for row, tokens in zip(rows, room, strict=True))
+    passages = sum(len(row["passages"]) for row in rows)
+    passage = sum(row["prompt_tokens"] - row["question_tokens"] for row in rows) // max(1, passages)
+    return [
+        (
+            f"format.max_length={length}, which leaves {length - least} tokens or more for passages of about {passage}",
+            max(min(row["prompt_tokens"], length - tokens) + row["answer_tokens"] for row, tokens in zip(rows, room, strict=True)),
+        )
+        for length in lengths_below(params.max_length, least)
+    ]
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ def can_offload(setting: Setting) -> bool:
 def offload(setting: Setting) -> Setting:
     """The same with the layers' frozen weights in the computer's memory."""
     held, gathered = count_layers("offload", setting.device_type, processes().num_processes)
-    return replace(setting, held_share=held, gathered_layers=gathered)
+    return replace(setting, held_share=held, gathered_layers=gathered, ddp=False)
 
 
 def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | None:
@@ -193,11 +218,9 @@ def explain_misfit(sizes: Sizes, setting: Setting, longest: Longest, rows: int, 
         ways.append(("gradient_checkpointing: true in the model's file", need(setting=saving)))
     if can_offload(setting):
         ways.append(("FSDP=offload in the environment", need(setting=offload(setting))))
-    least = max(longest.without_passages, longest.answer)
-    for length in range((longest.length - 1) // 64 * 64, least, -64):
+    for way, length in longest.shorter:
         if fits(need(length=length), free):
-            left = f", which leaves {length - least} tokens for passages" if longest.without_passages else ""
-            ways.append((f"format.max_length={length}{left}", need(length=length)))
+            ways.append((way, need(length=length)))
             break
     rank = setting.adapter.r // 2
     while rank:
@@ -269,7 +292,7 @@ def table(device_type: str, count: int, lengths: Sequence[int], rows: Sequence[i
         answer = params.format.max_new_tokens
         for at_once in rows:
             cells = [predict_training(sizes, setting, at_once, length, min(length, answer)) for length in lengths]
-            cells.append(predict_answering(sizes, setting, at_once, lengths[-1] - answer, answer))
+            cells.append(predict_answering(sizes, setting, at_once, max(1, lengths[-1] - answer), answer))
             marked = [gib(cell.peak) + ("" if free is None or fits(cell, free) else " ✗") for cell in cells]
             yield f"| {path.stem} | {at_once} | {' | '.join(marked)} |"
 

@@ -321,7 +321,7 @@ def build_trainer(
         eval_steps=params.eval_steps,
         save_strategy="steps",
         save_steps=params.eval_steps,
-        save_total_limit=1,
+        save_total_limit=3,  # the best one, the last that is marked complete, and the one that is being written
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
