@@ -272,7 +272,7 @@ def test_rows_at_a_time_divide_the_effective_batch_size(monkeypatch, value, expe
         monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", value)
     assert rows_at_once(8) == expected
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
-    with pytest.raises(InputError, match="3 does not divide"):
+    with pytest.raises(InputError, match=r"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: 3 does not divide"):
         rows_at_once(8)
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "")
     assert rows_at_once(8) == [8, 4, 2, 1]
