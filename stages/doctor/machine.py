@@ -92,16 +92,11 @@ def check_gpu() -> Iterator[Finding]:
     yield from judge_cards(seen, read_driver())
     if seen["cards"]:
         _, fault = _probe(TRITON)
-        text = (
-            "its kernels work: TRL's head is fused"
-            if fault is None
-            else f"{fault}; the loss is computed by plain PyTorch, more slowly"
-        )
-        yield (
-            Finding("ok", "Triton", text)
-            if fault is None
-            else Finding("note", "Triton", text, "sudo apt-get install gcc python3-dev")
-        )
+        if fault is not None:
+            text = f"{fault}; the loss is computed by plain PyTorch, more slowly"
+            yield Finding("note", "Triton", text, "sudo apt-get install gcc python3-dev")
+        else:
+            yield Finding("ok", "Triton", "its kernels work: TRL's head is fused")
     _, fault = _probe(FOUR_BITS)
     if fault is not None:
         remedy = "rm -f .venv/.ready && make environment, or quantization: none in the model's file"
