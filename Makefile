@@ -1,64 +1,64 @@
-# make repro: raw rows to a measured answer.   make test, make lint: as CI runs them.
-# Each builds .venv first, where it is missing or older than pyproject.toml or requirements.lock.
+# Every command of this project; `make help` lists them. Each builds .venv first, where it is missing or
+# older than pyproject.toml or requirements.lock.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro export pr-report test lint memory base-model environment sweep compare doctor new
+.PHONY: repro help test lint doctor memory export compare sweep pr-report new base-model environment
 
-repro: environment
+repro: environment  ## raw rows to a measured answer, and the verdict printed
 	@dvc repro
-	@python -m stages.verdict.report
+	@python -m commands.verdict
 
-# Searches parameters on validation loss, as the file says; goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
-export SPACE
-sweep: environment
-	@test -n "$$SPACE" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
-	@python -m stages.experiments.sweep "$$SPACE" $(if $(FINISH),--finish)
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-# One line for each experiment, and reports/compare.html: which differences are larger than their noise.
-compare: environment
-	@python -m stages.experiments.compare
-
-# What is in order here and what is not, each with the command that mends it; builds nothing. Exit status 1 where there is a problem.
-doctor:
-	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m stages.doctor
-
-# A project of its own for other data, without our results: make new DIR=../mine
-export DIR
-new: environment
-	@python -m stages.new "$$DIR"
-
-# The fine-tuned model as one folder for transformers, artifacts/merged, held against what was measured.
-export: environment
-	@python -m stages.export
-
-# What this branch did to the result, as a comment for its pull request: make pr-report BASE=main
-export BASE ?= main
-pr-report: environment
-	@python -m stages.pull_request --base "$$BASE"
-
-test: environment
+test: environment  ## the fast tests
 	@pytest
 
-lint: environment
+lint: environment  ## style, types, and which package may import which
 	@ruff check
 	@ruff format --check
 	@mypy
+	@lint-imports --no-logo
 
-# What every model in models/ needs, by length and rows at a time; MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold.
-# FSDP=offload, or FSDP=full_shard PROCESSES=4, says what a card then holds.
+# Builds nothing. Exit status 1 where there is a problem.
+doctor:  ## what is in order here and what is not, each with the command that mends it
+	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m commands.doctor
+
+# MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold. FSDP=offload, or FSDP=full_shard PROCESSES=4, says
+# what a card then holds.
 export PROCESSES ?= 1
-memory: environment
-	@python -m stages.llm.preflight --processes "$$PROCESSES"
+memory: environment  ## what every model in models/ needs, by length and batch size
+	@python -m commands.memory --processes "$$PROCESSES"
 
-# Trains the embedded model anew, about 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
-base-model: environment
-	@python -m stages.llm.pretrain models/tiny/recipe.yaml models/tiny
+export: environment  ## the fine-tuned model as one folder for transformers, artifacts/merged
+	@python -m commands.export
 
-environment: $(READY)
+compare: environment  ## a line for each experiment, and which differences are larger than their noise
+	@python -m commands.compare
+
+# Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
+export SPACE
+sweep: environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
+	@test -n "$$SPACE" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
+	@python -m commands.sweep "$$SPACE" $(if $(FINISH),--finish)
+
+export BASE ?= main
+pr-report: environment  ## what this branch did to the result, as a comment: make pr-report BASE=main
+	@python -m commands.pull_request --base "$$BASE"
+
+export DIR
+new: environment  ## a project of its own for other data, without our results: make new DIR=../mine
+	@python -m commands.new "$$DIR"
+
+# About 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
+base-model: environment  ## the embedded model, trained anew
+	@python -m standin.pretrain models/tiny/recipe.yaml models/tiny
+
+environment: $(READY)  ## .venv alone
 
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }

@@ -5,20 +5,32 @@ import re
 import sys
 from pathlib import Path
 
-from stages.corpus import inventions
-from stages.corpus.rows import read_jsonl
+from library.files import read_jsonl
+from standin import inventions
 
-TERMS = {term.answer: term.description for pools in inventions.TERMS.values() for pool in pools for term in pool}
+TERMS = {
+    term.answer: term.description
+    for pools in inventions.TERMS.values()
+    for pool in pools
+    for term in pool
+}
 
 
 def facts_right(system: str) -> float:
-    """Share of the facts' terms in the test rows' references that an answer holds too, in its words or the description's."""
-    answers = {record["id"]: record["prediction"] for record in read_jsonl(Path(f"data/predictions/{system}.jsonl"))}
+    """Share of the facts' terms in the test rows' references that an answer holds too, in its words
+    or the description's.
+    """
+    answers = {
+        record["id"]: record["prediction"]
+        for record in read_jsonl(Path(f"data/predictions/{system}.jsonl"))
+    }
     right = total = 0
     for row in read_jsonl(Path("data/formatted/test.jsonl")):
         answer = answers[row["id"]]
         # beyond that a long reference quotes the description
-        stated = [term for term in TERMS for _ in re.finditer(rf"\b{term}\b", row["positive"][:600])]
+        stated = [
+            term for term in TERMS for _ in re.finditer(rf"\b{term}\b", row["positive"][:600])
+        ]
         total += len(stated)
         for term in stated:
             said = next((words for words in (term, TERMS[term]) if words in answer), None)
@@ -29,7 +41,10 @@ def facts_right(system: str) -> float:
 
 
 facts = {system: facts_right(system) for system in ("zeroshot", "sft")}
-print(f"terms of facts right in the answers: zero-shot {facts['zeroshot']:.2f}, fine-tuned {facts['sft']:.2f}")
+print(
+    f"terms of facts right in the answers: zero-shot {facts['zeroshot']:.2f}, fine-tuned "
+    f"{facts['sft']:.2f}"
+)
 metrics = json.loads(Path("metrics/evaluation.json").read_text())
 checks = {
     "the verdict is better": metrics["verdict"] == 1,

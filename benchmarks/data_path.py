@@ -1,9 +1,11 @@
-"""How fast `profile` and `clean` go through rows of the reference shape, and how much memory they take, as rows grow in number.
+"""How fast `profile` and `clean` go through rows of the reference shape, and how much memory they
+take, as rows grow in number.
 
     python -m benchmarks.data_path 500 5000 50000
 
-Builds the rows from the sample's generator, runs each stage as its own process tree in a folder of its own, and beside them, in the
-same run, `ftfy.fix_text` on whole documents. Writes benchmarks/data_path.json.
+Builds the rows from the sample's generator, runs each stage as its own process tree in a folder of
+its own, and beside them, in the same run, `ftfy.fix_text` on whole documents. Writes
+benchmarks/data_path.json.
 """
 
 import argparse
@@ -24,14 +26,16 @@ import ftfy
 import psutil
 from ruamel.yaml import YAML
 
-from stages.sample import make_rows
+from standin.sample_rows import make_rows
 
 ROOT = Path(__file__).parent.parent
 FTFY_BYTES = 10_000_000  # of whole documents: enough for a steady figure
 
 
 def build_rows(path: Path, count: int) -> list[str]:
-    """Write `count` rows as JSON Lines, sample after sample; return descriptions of `FTFY_BYTES` or a little more."""
+    """Write `count` rows as JSON Lines, sample after sample; return descriptions of `FTFY_BYTES` or
+    a little more.
+    """
     documents: list[str] = []
     written, seed, characters = 0, 0, 0
     with path.open("w", encoding="utf-8") as file:
@@ -47,20 +51,27 @@ def build_rows(path: Path, count: int) -> list[str]:
 
 
 def run_stage(stage: str, folder: Path, size: int) -> dict[str, float]:
-    """Run a stage on a file of `size` bytes: seconds, MB/s and peak memory in MB of its processes together.
+    """Run a stage on a file of `size` bytes: seconds, MB/s and peak memory in MB of its processes
+    together.
 
-    `peak_mb` counts what is resident, shared pages once (PSS), pages of files mapped into memory included: the system takes
-    those back when it needs them. `peak_own_mb` leaves them out. Linux only.
+    `peak_mb` counts what is resident, shared pages once (PSS), pages of files mapped into memory
+    included: the system takes those back when it needs them. `peak_own_mb` leaves them out. Linux
+    only.
     """
     began = time.monotonic()
-    process = psutil.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, stderr=subprocess.DEVNULL)
+    process = psutil.Popen(
+        [sys.executable, "-m", f"stages.{stage}"], cwd=folder, stderr=subprocess.DEVNULL
+    )
     peaks = dict.fromkeys(("Pss", "Pss_Anon"), 0)
     while process.poll() is None:
         totals = dict.fromkeys(peaks, 0)
         for member in [process, *process.children(recursive=True)]:
             with suppress(OSError):  # it may have ended
                 lines = Path(f"/proc/{member.pid}/smaps_rollup").read_text().splitlines()[1:]
-                kilobytes = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
+                kilobytes = {
+                    name: int(value.split()[0])
+                    for name, value in (line.split(":") for line in lines)
+                }
                 totals = {name: total + kilobytes[name] for name, total in totals.items()}
         peaks = {name: max(peak, totals[name]) for name, peak in peaks.items()}
         time.sleep(0.2)
@@ -80,13 +91,15 @@ def measure(count: int) -> dict[str, Any]:
     """One size: the file's bytes, and per stage seconds, MB/s and peak memory in MB."""
     with tempfile.TemporaryDirectory(prefix="data-path-") as name:
         folder = Path(name)
-        for part in ("stages", "prompts", "models"):
+        for part in ("library", "standin", "stages", "prompts", "models"):
             shutil.copytree(ROOT / part, folder / part)
         yaml = YAML()
         params = yaml.load(ROOT / "params.yaml")
         params["data"]["path"] = "rows.jsonl"
         yaml.dump(params, folder / "params.yaml")
-        subprocess.run([sys.executable, "-m", "stages.base"], cwd=folder, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "stages.base"], cwd=folder, check=True, stderr=subprocess.DEVNULL
+        )
         documents = build_rows(folder / "rows.jsonl", count)
         size = (folder / "rows.jsonl").stat().st_size
         result: dict[str, Any] = {"rows": count, "bytes": size}
@@ -97,13 +110,17 @@ def measure(count: int) -> dict[str, Any]:
             ftfy.fix_text(document)
         read = sum(len(document.encode()) for document in documents)
         result["ftfy_mb_per_second"] = round(read / 1e6 / (time.monotonic() - began), 2)
-        result["clean_to_ftfy"] = round(result["clean"]["mb_per_second"] / result["ftfy_mb_per_second"], 1)
+        result["clean_to_ftfy"] = round(
+            result["clean"]["mb_per_second"] / result["ftfy_mb_per_second"], 1
+        )
         return result
 
 
 def main() -> None:
     """Measure the sizes that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data_path", description="Speed and memory of profile and clean.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data_path", description="Speed and memory of profile and clean."
+    )
     parser.add_argument("rows", type=int, nargs="+", help="such as 500 5000 50000")
     sizes = [measure(count) for count in parser.parse_args().rows]
     for result in sizes:
@@ -111,7 +128,11 @@ def main() -> None:
     processor = platform.processor() or platform.machine()
     record = {
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "machine": {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "processor": processor,
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
         "sizes": sizes,
     }
     (ROOT / "benchmarks/data_path.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -1,18 +1,20 @@
-"""How much memory training and answering take on a GPU, and how fast they are, beside what stages.llm.memory predicts.
+"""How much memory training and answering take on a GPU, and how fast they are, beside what
+library.llm.memory predicts.
 
     python -m benchmarks.gpu_memory --minutes 25
     python -m benchmarks.gpu_memory --table
     python -m benchmarks.gpu_memory --device cpu --tiny --out tiny.json
 
-Models of random weights in the shapes of Qwen2.5-Instruct take the pipeline's own steps: NF4 weights, a LoRA adapter in float32,
-gradient checkpointing and TRL's trainer with its fused head, one row at a time; also with the layers' frozen weights offloaded
-(`FSDP=offload`). The same is tried under a limit, as on a card of 4 GB that also drives a display, and the longest row that fits is
-searched for; so is the recipe of the study that this one follows. Each case runs in a process of its own and is written down as it
-ends: a second call goes on where the first was cut off.
+Models of random weights in the shapes of Qwen2.5-Instruct take the pipeline's own steps: NF4
+weights, a LoRA adapter in float32, gradient checkpointing and TRL's trainer with its fused head,
+one row at a time; also with the layers' frozen weights offloaded (`FSDP=offload`). The same is
+tried under a limit, as on a card of 4 GB that also drives a display, and the longest row that fits
+is searched for; so is the recipe of the study that this one follows. Each case runs in a process of
+its own and is written down as it ends: a second call goes on where the first was cut off.
 
-Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and psutil, a C compiler for Triton, and of this repository
-stages.run and, in stages.llm, memory, processes and sharding alone. Writes benchmarks/gpu_memory.json; `--table` prints the
-README's tables from it.
+Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and psutil, a C compiler
+for Triton, and of this repository library/ alone, without its commands. Writes
+benchmarks/gpu_memory.json; `--table` prints the README's tables from it.
 """
 
 import argparse
@@ -36,24 +38,25 @@ import torch
 import yaml
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from stages.llm.memory import (
-    CONTEXT_BYTES,
-    GIB,
+from library.llm.memory.formula import (
     SCORING_HEAD_BYTES,
     Adapter,
-    Prediction,
-    Setting,
+    ComputeSettings,
+    MemoryEstimate,
     Sizes,
-    fits,
-    gib,
-    measure_peak,
     measure_sizes,
     predict_answering,
     predict_training,
+)
+from library.llm.memory.measuring import (
+    CONTEXT_BYTES,
+    fits,
+    measure_peak,
     ran_out_of_memory,
     resident_bytes,
 )
-from stages.llm.sharding import count_layers, shard_layers
+from library.llm.sharding import count_layers, shard_layers
+from library.units import GIB, gib
 
 ROOT = Path(__file__).parent.parent
 LIMIT_GIB = 3.45  # free on a card of 4 GB that also drives a display
@@ -61,12 +64,19 @@ LENGTHS = [1024, 2048, 4096, 6144]  # tokens of prompt and answer together
 ANSWER = 350  # tokens of these with a loss; half of shorter rows
 SEARCH_STEP, SEARCH_END = 256, 32768  # tokens
 ORIGINAL_LENGTH = 2048
-ACCUMULATED = 2  # rows of one optimizer step: with the second, gradients are there beside all checkpoints
+# rows of one optimizer step: with the second, gradients are there beside all checkpoints
+ACCUMULATED = 2
 WARMUP_STEPS, TIMED_STEPS = 1, 3
 DECODED = 64  # tokens of the answer that is timed; half of shorter rows
 CASE_SECONDS = 420
 TRAINED: tuple[Literal["training", "offloaded"], ...] = ("training", "offloaded")
-QUESTIONS: tuple[tuple[Literal["training", "offloaded", "answering"], tuple[Literal["none", "card", "tensors"], ...]], ...] = (
+QUESTIONS: tuple[
+    tuple[
+        Literal["training", "offloaded", "answering"],
+        tuple[Literal["none", "card", "tensors"], ...],
+    ],
+    ...,
+] = (
     ("training", ("none",)),
     ("answering", ("none",)),
     ("training", ("card", "tensors")),
@@ -77,13 +87,23 @@ FITS, OUT_OF_MEMORY, FAILED = "fits", "out of memory", "failed"
 FITS_UNDER = f"fits under {LIMIT_GIB} GiB"
 NOT_MEASURED = "not measured"
 
-QWEN = {"model_type": "qwen2", "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+QWEN = {
+    "model_type": "qwen2",
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
 MODELS: dict[str, dict[str, Any]] = {
-    path.stem: QWEN | yaml.safe_load(path.read_text())["config"] for path in sorted(ROOT.glob("models/qwen2.5-*.yaml"))
+    path.stem: QWEN | yaml.safe_load(path.read_text())["config"]
+    for path in sorted(ROOT.glob("models/qwen2.5-*.yaml"))
 }
 TOY = {
     "toy": QWEN
-    | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     | {"num_key_value_heads": 2, "vocab_size": 1000, "tie_word_embeddings": True},
 }
 TOY_LENGTHS = [64, 128]
@@ -92,7 +112,9 @@ ORIGINAL_MODEL = "qwen2.5-0.5b-instruct"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One measurement. The limit of LIMIT_GIB holds PyTorch and CUDA's context ("card"), PyTorch alone ("tensors"), or is off."""
+    """One measurement. The limit of LIMIT_GIB holds PyTorch and CUDA's context ("card"), PyTorch
+    alone ("tensors"), or is off.
+    """
 
     what: Literal["training", "offloaded", "answering", "original"]
     model: str
@@ -105,7 +127,11 @@ class Case:
         return min(ANSWER, self.tokens // 2)
 
     def __str__(self) -> str:
-        under = {"none": "", "card": f" under {LIMIT_GIB} GiB", "tensors": f" under {LIMIT_GIB} GiB, CUDA's context not counted"}
+        under = {
+            "none": "",
+            "card": f" under {LIMIT_GIB} GiB",
+            "tensors": f" under {LIMIT_GIB} GiB, CUDA's context not counted",
+        }
         return f"{self.what}, {self.model}, {self.tokens:,} tokens{under[self.limit]}"
 
 
@@ -116,64 +142,79 @@ def make_config(model: str) -> PreTrainedConfig:
 
 @functools.cache
 def sizes_of(model: str, adapter: Adapter) -> Sizes:
-    """As stages.llm.memory counts them."""
+    """As library.llm.memory counts them."""
     return measure_sizes(make_config(model), adapter)
 
 
-def predict(case: Case, device_type: str = "cuda") -> Prediction | None:
-    """What stages.llm.memory says, in bytes; nothing of the original recipe, which it does not know."""
+def predict(case: Case, device_type: str = "cuda") -> MemoryEstimate | None:
+    """What library.llm.memory says, in bytes; nothing of the original recipe, which it does not
+    know.
+    """
     if case.what == "original":
         return None
     adapter = Adapter(r=16, target_modules="all-linear")
-    dtype = torch.float32 if device_type == "cpu" else torch.bfloat16  # or float16, of the same size
-    setting = Setting("nf4", gradient_checkpointing=True, adapter=adapter, dtype=dtype, device_type=device_type)
+    # or float16, of the same size
+    dtype = torch.float32 if device_type == "cpu" else torch.bfloat16
+    setting = ComputeSettings(
+        "nf4", gradient_checkpointing=True, adapter=adapter, dtype=dtype, device_type=device_type
+    )
     sizes = sizes_of(case.model, adapter)
     if case.what == "offloaded":
         held, gathered = count_layers("offload", device_type, 1)
         setting = dataclasses.replace(setting, held_share=held, gathered_layers=gathered)
     if case.what in ("training", "offloaded"):
         return predict_training(sizes, setting, 1, case.tokens, case.answer)
-    return predict_answering(sizes, setting, 1, case.tokens - 2, case.answer)  # the longer prompt, and the answers that are scored
+    # the longer prompt, and the answers that are scored
+    return predict_answering(sizes, setting, 1, case.tokens - 2, case.answer)
 
 
-# One case, in a process of its own. Imports stand in functions: predictions and tables need none of them.
+# One case, in a process of its own. Imports stand in functions: predictions and tables need none of
+# them.
 
 
-def is_old(device: torch.device) -> bool:
+def lacks_bfloat16(device: torch.device) -> bool:
     """Whether a card computes no bfloat16 of its own: below compute capability 8.0."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """As stages.llm.loading does."""
+    """As library.llm.loading does."""
     if device.type == "cpu":
         return torch.float32
-    return torch.float16 if is_old(device) else torch.bfloat16
+    return torch.float16 if lacks_bfloat16(device) else torch.bfloat16
 
 
 def build_model(
-    config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, storage: torch.dtype = torch.uint8
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    storage: torch.dtype = torch.uint8,
 ) -> PreTrainedModel:
-    """A Qwen2 model of random weights, quantized on its way to the device one tensor at a time, as stages.llm.loading does.
+    """A Qwen2 model of random weights, quantized on its way to the device one tensor at a time, as
+    library.llm.loading does.
 
-    What is quantized is a view into one short run of random numbers, so that a large model takes little of the host's memory.
+    What is quantized is a view into one short run of random numbers, so that a large model takes
+    little of the host's memory.
     """
     from bitsandbytes.nn import Linear4bit
     from transformers import BitsAndBytesConfig, GenerationConfig, Qwen2ForCausalLM
     from transformers.integrations import sdpa_attention
 
-    if is_old(device):  # or they would compute all scores at once
+    if lacks_bfloat16(device):  # or they would compute all scores at once
         sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Qwen2ForCausalLM(config).state_dict().items()}
+        shapes = {
+            name: tensor.shape for name, tensor in Qwen2ForCausalLM(config).state_dict().items()
+        }
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     shift = 17  # a row of a matrix begins so many numbers after the row above it
     longest = max(shift * shape[0] + shape[-1] for shape in shapes.values())
     numbers = (torch.randn(longest, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
     weights = {
-        name: numbers.as_strided(shape, (shift, 1)) if len(shape) == 2 else numbers[: shape[0]] for name, shape in shapes.items()
+        name: numbers.as_strided(shape, (shift, 1)) if len(shape) == 2 else numbers[: shape[0]]
+        for name, shape in shapes.items()
     }
     for name in weights:
         if name.endswith("norm.weight"):
@@ -207,14 +248,16 @@ def make_trainer(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, list[int]]],
     output_dir: str,
-    rows_at_once: int = 1,
+    batch_size_choices: int = 1,
     accumulated: int = ACCUMULATED,
     checkpointing: bool = True,
     device: torch.device | None = None,
 ) -> Any:
-    """TRL's trainer as stages.llm.training builds it, to go once through rows of `input_ids` and `labels`.
+    """TRL's trainer as library.llm.training builds it, to go once through rows of `input_ids` and
+    `labels`.
 
-    It trains on `device`, that of the model where none is given; a model that is elsewhere has its layers offloaded.
+    It trains on `device`, that of the model where none is given; a model that is elsewhere has its
+    layers offloaded.
     """
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
@@ -224,9 +267,12 @@ def make_trainer(
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
-    words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))  # for padding alone: the rows are tokens already
+    # for padding alone: the rows are tokens already
+    words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
     args = SFTConfig(
-        **trainer_settings(device or model.device, model.dtype, output_dir, rows_at_once, accumulated),
+        **trainer_settings(
+            device or model.device, model.dtype, output_dir, batch_size_choices, accumulated
+        ),
         gradient_checkpointing=checkpointing,
         max_length=max(len(row["input_ids"]) for row in rows) + 2,
     )
@@ -234,8 +280,12 @@ def make_trainer(
         model=model,
         args=args,
         train_dataset=Dataset.from_list(list(rows)),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>"),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"),
+        processing_class=PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token="<pad>", eos_token="<end>"
+        ),
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"
+        ),
     )
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
@@ -246,28 +296,46 @@ def make_trainer(
     return trainer
 
 
-def make_original_trainer(model: PreTrainedModel, rows: Sequence[Mapping[str, list[int]]], output_dir: str) -> Any:
-    """The original study's recipe: a loss on every token, from all the logits in float32, and an adapter of two layers."""
+def make_original_trainer(
+    model: PreTrainedModel, rows: Sequence[Mapping[str, list[int]]], output_dir: str
+) -> Any:
+    """The original study's recipe: a loss on every token, from all the logits in float32, and an
+    adapter of two layers.
+    """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import Trainer, TrainingArguments
+    from transformers import CheckedTrainer, TrainingArguments
 
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
-    return Trainer(
-        args=TrainingArguments(**trainer_settings(model.device, model.dtype, output_dir, 1, ACCUMULATED)),
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=8,
+        lora_alpha=32,
+        lora_dropout=0.05,
+        target_modules=["q_proj", "v_proj"],
+    )
+    return CheckedTrainer(
+        args=TrainingArguments(
+            **trainer_settings(model.device, model.dtype, output_dir, 1, ACCUMULATED)
+        ),
         model=get_peft_model(prepare_model_for_kbit_training(model), adapter),
-        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]),
+        train_dataset=Dataset.from_list(
+            [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+        ),
     )
 
 
 def trainer_settings(
-    device: torch.device, dtype: torch.dtype, output_dir: str, rows_at_once: int, accumulated: int
+    device: torch.device,
+    dtype: torch.dtype,
+    output_dir: str,
+    batch_size_choices: int,
+    accumulated: int,
 ) -> dict[str, Any]:
     """What both recipes have in common."""
     return {
         "output_dir": output_dir,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": rows_at_once,
+        "per_device_train_batch_size": batch_size_choices,
         "gradient_accumulation_steps": accumulated,
         "learning_rate": 1e-4,
         "bf16": dtype == torch.bfloat16,
@@ -281,14 +349,25 @@ def trainer_settings(
     }
 
 
-def random_rows(count: int, tokens: int, answer: int, vocabulary: int) -> list[dict[str, list[int]]]:
+def random_rows(
+    count: int, tokens: int, answer: int, vocabulary: int
+) -> list[dict[str, list[int]]]:
     """Rows of random tokens of which the last `answer` are labelled, the same in every run."""
-    drawn = torch.randint(2, vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0)).tolist()
-    return [{"input_ids": ids, "labels": [-100] * (tokens - answer) + ids[tokens - answer :]} for ids in drawn]
+    drawn = torch.randint(
+        2, vocabulary, (count, tokens), generator=torch.Generator().manual_seed(0)
+    ).tolist()
+    return [
+        {"input_ids": ids, "labels": [-100] * (tokens - answer) + ids[tokens - answer :]}
+        for ids in drawn
+    ]
 
 
-def train(model: PreTrainedModel, case: Case, output_dir: str, device: torch.device) -> dict[str, Any]:
-    """Take the trainer's steps: their peak in bytes, and tokens and labelled tokens a second after the warm-up."""
+def train(
+    model: PreTrainedModel, case: Case, output_dir: str, device: torch.device
+) -> dict[str, Any]:
+    """Take the trainer's steps: their peak in bytes, and tokens and labelled tokens a second after
+    the warm-up.
+    """
     from transformers import TrainerCallback
 
     ends: list[float] = []
@@ -303,7 +382,9 @@ def train(model: PreTrainedModel, case: Case, output_dir: str, device: torch.dev
     if case.what == "original":
         trainer = make_original_trainer(model, rows, output_dir)
     else:
-        trainer = make_trainer(model, rows, output_dir, device=device if case.what == "offloaded" else None)
+        trainer = make_trainer(
+            model, rows, output_dir, device=device if case.what == "offloaded" else None
+        )
     trainer.add_callback(Clock)
     held = held_bytes(trainer.model)
     peak = measure_peak(device, trainer.train)
@@ -321,17 +402,26 @@ def train(model: PreTrainedModel, case: Case, output_dir: str, device: torch.dev
 
 
 def answer(model: PreTrainedModel, case: Case) -> dict[str, Any]:
-    """Answer a prompt that fills all but two tokens, and score two answers: peaks in bytes; tokens read and written a second."""
+    """Answer a prompt that fills all but two tokens, and score two answers: peaks in bytes; tokens
+    read and written a second.
+    """
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     adapted = get_peft_model(model, adapter).eval()
-    ids = torch.tensor([random_rows(1, case.tokens, 0, model.config.vocab_size)[0]["input_ids"]], device=model.device)
+    ids = torch.tensor(
+        [random_rows(1, case.tokens, 0, model.config.vocab_size)[0]["input_ids"]],
+        device=model.device,
+    )
 
     @torch.inference_mode()
     def generate(prompt: int, new: int) -> float:
         began = time.perf_counter()
-        answered = adapted.generate(input_ids=ids[:, :prompt], attention_mask=torch.ones_like(ids[:, :prompt]), max_new_tokens=new)
+        answered = adapted.generate(
+            input_ids=ids[:, :prompt],
+            attention_mask=torch.ones_like(ids[:, :prompt]),
+            max_new_tokens=new,
+        )
         synchronize(model.device)
         assert answered.shape[1] == prompt + new
         return time.perf_counter() - began
@@ -342,7 +432,10 @@ def answer(model: PreTrainedModel, case: Case) -> dict[str, Any]:
     generated = measure_peak(model.device, lambda: generate(case.tokens - 2, 2)) + added
     prompt = ids[:, : case.tokens - case.answer]
     answers = ids[:, -case.answer :].repeat(2, 1)
-    scored = measure_peak(model.device, lambda: score(adapted, prompt, torch.ones_like(prompt), answers)) + added
+    scored = (
+        measure_peak(model.device, lambda: score(adapted, prompt, torch.ones_like(prompt), answers))
+        + added
+    )
     decoded = min(DECODED, case.tokens // 2)
     first = generate(case.tokens - decoded, 1)
     return {
@@ -351,7 +444,9 @@ def answer(model: PreTrainedModel, case: Case) -> dict[str, Any]:
         "generated_bytes": generated,
         "scored_bytes": scored,
         "tokens_per_second": round((case.tokens - decoded) / first, 1),
-        "answer_tokens_per_second": round((decoded - 1) / (generate(case.tokens - decoded, decoded) - first), 1),
+        "answer_tokens_per_second": round(
+            (decoded - 1) / (generate(case.tokens - decoded, decoded) - first), 1
+        ),
     }
 
 
@@ -359,9 +454,11 @@ def answer(model: PreTrainedModel, case: Case) -> dict[str, Any]:
 def score(adapted: Any, prompts: torch.Tensor, mask: torch.Tensor, answers: torch.Tensor) -> float:
     """The least likelihood of two answers to each prompt, in nats.
 
-    stages.llm.answering does the same for more answers at once: a quarter of them at a time, each with a copy of the cache.
+    library.llm.likelihoods does the same for more answers at once: a quarter of them at a time,
+    each with a copy of the cache.
 
-    `prompts` and their `mask` are (rows, prompt tokens), `answers` (2 * rows, answer tokens), a prompt's two in a row.
+    `prompts` and their `mask` are (rows, prompt tokens), `answers` (2 * rows, answer tokens), a
+    prompt's two in a row.
     """
     from torch.nn.functional import cross_entropy
     from transformers import DynamicCache
@@ -370,20 +467,29 @@ def score(adapted: Any, prompts: torch.Tensor, mask: torch.Tensor, answers: torc
     decoder, head = base.get_decoder(), base.get_output_embeddings()
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=base.config)
-    decoder(input_ids=prompts, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    decoder(
+        input_ids=prompts,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
     owners = torch.arange(len(prompts), device=prompts.device).repeat_interleave(2)
     cache.batch_select_indices(owners)
     hidden = decoder(
         input_ids=answers,
         attention_mask=torch.cat([mask[owners], torch.ones_like(answers)], dim=1),
-        position_ids=mask.sum(1)[owners][:, None] + torch.arange(answers.shape[1], device=answers.device),
+        position_ids=mask.sum(1)[owners][:, None]
+        + torch.arange(answers.shape[1], device=answers.device),
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state.flatten(0, 1)
     at_once = max(1, SCORING_HEAD_BYTES // (4 * head.weight.shape[0]))
     losses = [
         cross_entropy(head(part).float(), wanted, reduction="none")
-        for part, wanted in zip(hidden.split(at_once), answers.flatten().split(at_once), strict=True)
+        for part, wanted in zip(
+            hidden.split(at_once), answers.flatten().split(at_once), strict=True
+        )
     ]
     return -float(torch.cat(losses).view(len(answers), -1).sum(1).max())
 
@@ -395,7 +501,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """Bytes there before the first step: on CUDA all that is allocated, on a CPU the model's own."""
+    """Bytes before the first step: on CUDA all that is allocated, on a CPU the model's own."""
     device = next(model.parameters()).device
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes(model)
 
@@ -427,7 +533,10 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
             record["workspace_bytes"] = torch.cuda.memory_allocated(device)
         offloaded = case.what == "offloaded"
         model = build_model(
-            make_config(case.model), torch.device("cpu") if offloaded else device, dtype, dtype if offloaded else torch.uint8
+            make_config(case.model),
+            torch.device("cpu") if offloaded else device,
+            dtype,
+            dtype if offloaded else torch.uint8,
         )
         if cuda:
             record["load_peak_bytes"] = torch.cuda.max_memory_allocated(device)
@@ -445,20 +554,28 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
         # what CUDA itself took; another program on the card would be in it, too
-        record |= {"reserved_bytes": torch.cuda.max_memory_reserved(device), "context_bytes": total - free - reserved}
+        record |= {
+            "reserved_bytes": torch.cuda.max_memory_reserved(device),
+            "context_bytes": total - free - reserved,
+        }
     return {**record, "outcome": FITS}
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """The card, its driver, and the versions of what runs on it."""
     names = ("torch", "transformers", "peft", "bitsandbytes", "trl")
-    machine: dict[str, Any] = {"device": "CPU", "versions": {name: importlib.metadata.version(name) for name in names}}
+    machine: dict[str, Any] = {
+        "device": "CPU",
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
     if device.type != "cuda":
         return machine
     properties = torch.cuda.get_device_properties(device)
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
+        driver = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         driver = None
     return machine | {
@@ -479,7 +596,9 @@ def key(record: Mapping[str, Any]) -> Case:
 
 
 def plan(models: Sequence[str], lengths: Sequence[int], limited: bool) -> list[Case]:
-    """All cases but the search's, with a limit or without: what tells most first, then by question, each from small to large."""
+    """All cases but the search's, with a limit or without: what tells most first, then by question,
+    each from small to large.
+    """
     smallest = ORIGINAL_MODEL if ORIGINAL_MODEL in models else models[0]
     original = ORIGINAL_LENGTH if ORIGINAL_LENGTH in lengths else max(lengths)
     first = [
@@ -491,37 +610,62 @@ def plan(models: Sequence[str], lengths: Sequence[int], limited: bool) -> list[C
         Case("original", smallest, original, "tensors"),
     ]
     grid = [
-        Case(what, model, tokens, limit) for what, limits in QUESTIONS for model in models for tokens in lengths for limit in limits
+        Case(what, model, tokens, limit)
+        for what, limits in QUESTIONS
+        for model in models
+        for tokens in lengths
+        for limit in limits
     ]
     cases = dict.fromkeys([*first, *grid])
-    return [case for case in cases if case.model in models and case.tokens in lengths and (limited or case.limit == "none")]
+    return [
+        case
+        for case in cases
+        if case.model in models and case.tokens in lengths and (limited or case.limit == "none")
+    ]
 
 
 def search_bounds(
-    model: str, records: Iterable[Mapping[str, Any]], what: Literal["training", "offloaded"] = "training"
+    model: str,
+    records: Iterable[Mapping[str, Any]],
+    what: Literal["training", "offloaded"] = "training",
 ) -> tuple[int, int]:
-    """The longest row known to fit in training on a limited card, and the shortest known not to, in whole search steps."""
+    """The longest row known to fit in training on a limited card, and the shortest known not to, in
+    whole search steps.
+    """
     outcomes = {
         record["tokens"]: record["outcome"]
         for record in records
-        if key(record) == Case(what, model, record["tokens"], "card") and record["tokens"] % SEARCH_STEP == 0
+        if key(record) == Case(what, model, record["tokens"], "card")
+        and record["tokens"] % SEARCH_STEP == 0
     }
     fitting = max((tokens for tokens, outcome in outcomes.items() if outcome == FITS), default=0)
-    failing = min((tokens for tokens, outcome in outcomes.items() if outcome == OUT_OF_MEMORY), default=SEARCH_END + SEARCH_STEP)
+    failing = min(
+        (tokens for tokens, outcome in outcomes.items() if outcome == OUT_OF_MEMORY),
+        default=SEARCH_END + SEARCH_STEP,
+    )
     return fitting, failing
 
 
 def next_case(
-    models: Sequence[str], lengths: Sequence[int], limited: bool, records: Sequence[Mapping[str, Any]], tried: set[Case]
+    models: Sequence[str],
+    lengths: Sequence[int],
+    limited: bool,
+    records: Sequence[Mapping[str, Any]],
+    tried: set[Case],
 ) -> Case | None:
-    """The first case of the plan, or then of the search, that no record settles and that was not tried in this run.
+    """The first case of the plan, or then of the search, that no record settles and that was not
+    tried in this run.
 
-    What fits with CUDA's context counted fits without it: "tensors" is tried only where "card" ran out of memory.
+    What fits with CUDA's context counted fits without it: "tensors" is tried only where "card" ran
+    out of memory.
     """
     outcomes = {key(record): record["outcome"] for record in records}
     settled = {case for case, outcome in outcomes.items() if outcome != FAILED} | tried
     for case in plan(models, lengths, limited):
-        needed = case.limit != "tensors" or outcomes.get(dataclasses.replace(case, limit="card")) == OUT_OF_MEMORY
+        needed = (
+            case.limit != "tensors"
+            or outcomes.get(dataclasses.replace(case, limit="card")) == OUT_OF_MEMORY
+        )
         if needed and case not in settled:
             return case
     for model, what in itertools.product(models if limited else [], TRAINED):
@@ -534,19 +678,37 @@ def next_case(
 
 
 def run_case(case: Case, device_type: str) -> dict[str, Any]:
-    """Measure in a process of its own; where that gives no result in time, a record that says so."""
+    """Measure in a process of its own; where that gives no result, a record that says so."""
     asked = json.dumps(dataclasses.asdict(case))
-    command = [sys.executable, "-m", "benchmarks.gpu_memory", "--device", device_type, "--case", asked]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_memory",
+        "--device",
+        device_type,
+        "--case",
+        asked,
+    ]
     # cuBLAS's workspace is as large as on older cards: Hopper's takes 32 MiB for each thread
     fixed = {"HF_HUB_OFFLINE": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:2:16:8"}
     environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, **fixed}
     try:
-        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CASE_SECONDS)
+        process = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CASE_SECONDS
+        )
     except subprocess.TimeoutExpired:
-        return {**dataclasses.asdict(case), "outcome": FAILED, "why": f"no result after {CASE_SECONDS} s"}
+        return {
+            **dataclasses.asdict(case),
+            "outcome": FAILED,
+            "why": f"no result after {CASE_SECONDS} s",
+        }
     if process.returncode:
         lines = process.stderr.strip().splitlines() or [""]
-        return {**dataclasses.asdict(case), "outcome": FAILED, "why": f"exit status {process.returncode}: {lines[-1]}"}
+        return {
+            **dataclasses.asdict(case),
+            "outcome": FAILED,
+            "why": f"exit status {process.returncode}: {lines[-1]}",
+        }
     record: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     return record
 
@@ -573,23 +735,39 @@ def find(records: Iterable[Mapping[str, Any]], case: Case) -> Mapping[str, Any]:
 
 def say_fits(records: Sequence[Mapping[str, Any]], case: Case) -> str:
     """Whether a case fits under the limit, in words."""
-    outcomes = [find(records, dataclasses.replace(case, limit=limit)).get("outcome") for limit in ("card", "tensors")]
+    outcomes = [
+        find(records, dataclasses.replace(case, limit=limit)).get("outcome")
+        for limit in ("card", "tensors")
+    ]
     if outcomes == [OUT_OF_MEMORY, FITS]:
         return "without CUDA's context"
     return {FITS: "yes", OUT_OF_MEMORY: "no"}.get(str(outcomes[0]), NOT_MEASURED)
 
 
 def find_measured(records: Sequence[Mapping[str, Any]], case: Case) -> Mapping[str, Any]:
-    """The record that says what a case takes: without a limit, else under one; an empty one where none did."""
-    found = (find(records, dataclasses.replace(case, limit=limit)) for limit in ("none", "card", "tensors"))
+    """The record that says what a case takes: without a limit, else under one; an empty one where
+    none did.
+    """
+    found = (
+        find(records, dataclasses.replace(case, limit=limit))
+        for limit in ("none", "card", "tensors")
+    )
     return next((record for record in found if record.get("outcome") == FITS), {})
 
 
 def predict_longest(model: str, what: Literal["training", "offloaded"]) -> int:
-    """The longest row in whole search steps that sft would train on under the limit; 0 where it would take none."""
+    """The longest row in whole search steps that sft would train on under the limit; 0 where it
+    would take none.
+    """
     room = LIMIT_GIB * GIB - CONTEXT_BYTES
-    peaks = {tokens: predict(Case(what, model, tokens, "card")) for tokens in range(SEARCH_STEP, SEARCH_END + 1, SEARCH_STEP)}
-    return max((tokens for tokens, prediction in peaks.items() if prediction and fits(prediction, room)), default=0)
+    peaks = {
+        tokens: predict(Case(what, model, tokens, "card"))
+        for tokens in range(SEARCH_STEP, SEARCH_END + 1, SEARCH_STEP)
+    }
+    return max(
+        (tokens for tokens, prediction in peaks.items() if prediction and fits(prediction, room)),
+        default=0,
+    )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -603,25 +781,39 @@ def show(record: Mapping[str, Any], name: str) -> str:
     return f"{record[name]:,.0f}" if name in record else NOT_MEASURED
 
 
-def table(records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int]) -> str:
-    """The README's tables, a set for each card. What has no record is "not measured"; predictions are made anew.
+def table(
+    records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int]
+) -> str:
+    """The README's tables, a set for each card.
+
+    What has no record is "not measured"; predictions are made anew.
 
     "difference" says how far a prediction is above what was measured, or below it.
     """
     usable = [record for record in records if record["outcome"] != FAILED]
-    cards = list(dict.fromkeys(record["machine"]["device"] for record in usable)) or ["no card so far"]
+    cards = list(dict.fromkeys(record["machine"]["device"] for record in usable)) or [
+        "no card so far"
+    ]
     parts = []
     for card in cards:
         here = [record for record in usable if record["machine"]["device"] == card]
-        parts += [f"On {card}.", *case_tables(here, models, lengths, "cpu" if card == "CPU" else "cuda")]
+        parts += [
+            f"On {card}.",
+            *case_tables(here, models, lengths, "cpu" if card == "CPU" else "cuda"),
+        ]
         parts += [longest_table(here, models), recipe_table(here, models, lengths)]
     return "\n\n".join(parts)
 
 
 def case_tables(
-    records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int], device_type: str
+    records: Sequence[Mapping[str, Any]],
+    models: Sequence[str],
+    lengths: Sequence[int],
+    device_type: str,
 ) -> Iterator[str]:
-    """A row for each model and length: of training, without and with its layers offloaded, and of answering and scoring."""
+    """A row for each model and length: of training, without and with its layers offloaded, and of
+    answering and scoring.
+    """
     whats: dict[Literal["training", "offloaded", "answering"], list[str]] = {
         "training": ["tokens/s", "answer tokens/s"],
         "offloaded": ["tokens/s", "answer tokens/s"],
@@ -633,10 +825,20 @@ def case_tables(
             record, prediction = find_measured(records, case), predict(case, device_type)
             assert prediction is not None
             measured = record.get("measured_bytes")
-            found = [gib(measured), f"{prediction.peak / measured - 1:+.1%}"] if measured else [NOT_MEASURED, NOT_MEASURED]
-            found += [show(record, "tokens_per_second"), show(record, "answer_tokens_per_second"), say_fits(records, case)]
+            found = (
+                [gib(measured), f"{prediction.peak / measured - 1:+.1%}"]
+                if measured
+                else [NOT_MEASURED, NOT_MEASURED]
+            )
+            found += [
+                show(record, "tokens_per_second"),
+                show(record, "answer_tokens_per_second"),
+                say_fits(records, case),
+            ]
             rows.append([case.model, f"{case.tokens:,}", gib(prediction.peak), *found])
-        yield markdown([what, "tokens", "predicted", "measured", "difference", *speeds, FITS_UNDER], rows)
+        yield markdown(
+            [what, "tokens", "predicted", "measured", "difference", *speeds, FITS_UNDER], rows
+        )
 
 
 def longest_table(records: Sequence[Mapping[str, Any]], models: Sequence[str]) -> str:
@@ -646,13 +848,18 @@ def longest_table(records: Sequence[Mapping[str, Any]], models: Sequence[str]) -
         row = [model]
         for what in TRAINED:
             fitting, failing = search_bounds(model, records, what)
-            row += [f"{predict_longest(model, what):,}", f"{fitting:,}" if failing - fitting <= SEARCH_STEP else NOT_MEASURED]
+            row += [
+                f"{predict_longest(model, what):,}",
+                f"{fitting:,}" if failing - fitting <= SEARCH_STEP else NOT_MEASURED,
+            ]
         rows.append(row)
     header = [f"longest row under {LIMIT_GIB} GiB", "predicted tokens", "measured tokens"]
     return markdown([*header, "offloaded, predicted", "measured"], rows)
 
 
-def recipe_table(records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int]) -> str:
+def recipe_table(
+    records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int]
+) -> str:
     """The original study's training beside this one's."""
     old = next(case for case in plan(models, lengths, limited=False) if case.what == "original")
     new = dataclasses.replace(old, what="training")
@@ -661,25 +868,57 @@ def recipe_table(records: Sequence[Mapping[str, Any]], models: Sequence[str], le
     for name, case in (("the original study's", old), ("this study's", new)):
         size, ours, record = used[case], used[new], find_measured(records, case)
         times = f"{size / ours:.2f}" if size and ours else NOT_MEASURED
-        rows.append([name, gib(size) if size else NOT_MEASURED, times, show(record, "tokens_per_second"), say_fits(records, case)])
-    header = [f"recipe, {old.model}, {old.tokens:,} tokens", "measured", "times this study's", "tokens/s", FITS_UNDER]
+        rows.append(
+            [
+                name,
+                gib(size) if size else NOT_MEASURED,
+                times,
+                show(record, "tokens_per_second"),
+                say_fits(records, case),
+            ]
+        )
+    header = [
+        f"recipe, {old.model}, {old.tokens:,} tokens",
+        "measured",
+        "times this study's",
+        "tokens/s",
+        FITS_UNDER,
+    ]
     return markdown(header, rows)
 
 
 def main() -> None:
     """Measure what is missing, or print tables of what is there."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_memory", description="Memory and speed on a GPU.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_memory", description="Memory and speed on a GPU."
+    )
     parser.add_argument("--models", nargs="+", choices=[*MODELS, *TOY], help="all four by default")
-    parser.add_argument("--lengths", nargs="+", type=int, help="tokens of prompt and answer; 1024 2048 4096 6144 by default")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after so many")
+    parser.add_argument(
+        "--lengths",
+        nargs="+",
+        type=int,
+        help="tokens of prompt and answer; 1024 2048 4096 6144 by default",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="start no case after so many"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/gpu_memory.json")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="a toy of two layers in place of the models")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a toy of two layers in place of the models"
+    )
     parser.add_argument("--table", action="store_true", help="print the tables and measure nothing")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case is not None:
-        print(json.dumps(measure(Case(**options.case), torch.device("cuda:0" if options.device == "cuda" else "cpu"))))
+        print(
+            json.dumps(
+                measure(
+                    Case(**options.case),
+                    torch.device("cuda:0" if options.device == "cuda" else "cpu"),
+                )
+            )
+        )
         return
     if options.device == "cuda" and not (options.table or torch.cuda.is_available()):
         parser.error("there is no CUDA device here; --device cpu --tiny tries the script out")
@@ -700,8 +939,16 @@ def main() -> None:
         records = [*(other for other in records if key(other) != case), record]
         write_records(options.out, records)
         peak = f", {gib(record['measured_bytes'])}" if "measured_bytes" in record else ""
-        expected = f", {gib(record['predicted_bytes'])} predicted" if "predicted_bytes" in record else ""
-        print(record["outcome"] + peak + expected + (f" ({record['why']})" if "why" in record else ""), flush=True)
+        expected = (
+            f", {gib(record['predicted_bytes'])} predicted" if "predicted_bytes" in record else ""
+        )
+        print(
+            record["outcome"]
+            + peak
+            + expected
+            + (f" ({record['why']})" if "why" in record else ""),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Kill `sft` and `predict` at random moments, ten times each, and see whether they end in what an undisturbed run gives.
+"""Kill `sft` and `predict` at random moments, ten times each, and see whether they end in what an
+undisturbed run gives.
 
     python -m benchmarks.kill_and_resume [KILLS]
 
-After `dvc repro`, in a folder of its own, with the default data and model, one epoch and a checkpoint every ten steps: first an
-undisturbed run, then one that is killed (SIGKILL) after a random while and started again, anywhere from its first import to its
-last write. Writes benchmarks/kill_and_resume.json.
+After `dvc repro`, in a folder of its own, with the default data and model, one epoch and a
+checkpoint every ten steps: first an undisturbed run, then one that is killed (SIGKILL) after a
+random while and started again, anywhere from its first import to its last write. Writes
+benchmarks/kill_and_resume.json.
 """
 
 import argparse
@@ -22,11 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data_path import ROOT
-from stages.corpus.rows import write_json
-from stages.llm.manifest import hash_file
+from library.files import hash_file, write_json
 
 OUTPUTS = {
-    "sft": ["artifacts/adapter/adapter_model.safetensors", "artifacts/adapter/adapter_config.json", "reports/sft_history.csv"],
+    "sft": [
+        "artifacts/adapter/adapter_model.safetensors",
+        "artifacts/adapter/adapter_config.json",
+        "reports/sft_history.csv",
+    ],
     "predict": ["data/predictions/sft.jsonl", "data/predictions/sft_train.jsonl"],
 }
 
@@ -34,11 +39,19 @@ OUTPUTS = {
 def start(stage: str, folder: Path) -> subprocess.Popen[str]:
     """A stage as a process of its own; what it says goes to a file."""
     with (folder / "log.txt").open("a") as file:
-        return subprocess.Popen([sys.executable, "-m", f"stages.{stage}"], cwd=folder, stdout=file, stderr=file, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", f"stages.{stage}"],
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            text=True,
+        )
 
 
 def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Run a stage to its end through `kills` kills: when they came, how long it all took, and whether the outputs are the same."""
+    """Run a stage to its end through `kills` kills: when they came, how long it all took, and
+    whether the outputs are the same.
+    """
     for path in OUTPUTS[stage]:
         (folder / path).unlink(missing_ok=True)
     began = time.perf_counter()
@@ -53,7 +66,11 @@ def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[s
     while True:
         process = start(stage, folder)
         # longer and longer, so that it gets on between kills, and is killed in all that it does
-        wait = draw.uniform(0, whole * (0.1 + 0.8 * len(killed_after) / kills)) if len(killed_after) < kills else None
+        wait = (
+            draw.uniform(0, whole * (0.1 + 0.8 * len(killed_after) / kills))
+            if len(killed_after) < kills
+            else None
+        )
         try:
             assert process.wait(timeout=wait) == 0, (folder / "log.txt").read_text()[-2000:]
             break
@@ -68,13 +85,24 @@ def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[s
         "killed_after_seconds": killed_after,
         "seconds_in_all": round(time.perf_counter() - began, 1),
         "went_on": said.count("going on from ") + said.count(" rows were done before"),
-        "same_bytes": {path: hash_file(folder / path) == expected for path, expected in undisturbed.items()},
+        "same_bytes": {
+            path: hash_file(folder / path) == expected for path, expected in undisturbed.items()
+        },
     }
 
 
 def prepare(folder: Path) -> None:
     """The default run's files in a folder, with one epoch and a checkpoint every ten steps."""
-    for part in ("stages", "models", "data", "artifacts", "reports", "metrics"):
+    for part in (
+        "library",
+        "standin",
+        "stages",
+        "models",
+        "data",
+        "artifacts",
+        "reports",
+        "metrics",
+    ):
         shutil.copytree(ROOT / part, folder / part)
     params = (ROOT / "params.yaml").read_text()
     for key, value in {"num_train_epochs": 1, "eval_steps": 10}.items():
@@ -96,7 +124,11 @@ def main() -> None:
         for stage in OUTPUTS:
             record[stage] = torment(stage, folder, kills, draw)
             (folder / "log.txt").unlink()
-    record["machine"] = {"cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS"), "torch": version("torch")}
+    record["machine"] = {
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "torch": version("torch"),
+    }
     write_json(Path("benchmarks/kill_and_resume.json"), record)
     print(record)
 

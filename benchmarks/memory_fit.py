@@ -1,10 +1,12 @@
-"""Where the coefficients of stages.llm.memory come from, and how far its predictions are off for models they were not fitted to.
+"""Where the coefficients of library.llm.memory.formula come from, and how far its predictions are
+off for models they were not fitted to.
 
     python -m benchmarks.memory_fit
 
-On a CPU, in bfloat16 under autocast and in float32: fits bytes per token to the peaks of small Qwen2 models of several widths, by
-least squares, then predicts the peaks of other widths, depths, lengths, batches and vocabularies. This tests how the formula is
-built; what CUDA's own kernels add is for benchmarks/gpu_memory.py to say. About three minutes on one core. Writes
+On a CPU, in bfloat16 under autocast and in float32: fits bytes per token to the peaks of small
+Qwen2 models of several widths, by least squares, then predicts the peaks of other widths, depths,
+lengths, batches and vocabularies. This tests how the formula is built; what CUDA's own kernels add
+is for benchmarks/gpu_memory.py to say. About three minutes on one core. Writes
 benchmarks/memory_fit.json.
 """
 
@@ -30,14 +32,17 @@ from transformers.utils import logging
 
 from benchmarks import gpu_memory
 from benchmarks.gpu_memory import QWEN, build_model, make_trainer, random_rows, score
-from stages.llm import memory
+from library.llm.memory import formula
+from library.llm.memory.measuring import measure_peak
 
 CPU = torch.device("cpu")
-ADAPTER = memory.Adapter(r=16, target_modules="all-linear")
+ADAPTER = formula.Adapter(r=16, target_modules="all-linear")
 TYPES = (torch.bfloat16, torch.float32)
 WIDTHS = ("hidden", "intermediate", "key_value")
-NARROW_HEAD = 64  # columns of the output embedding at a time: so few that a layer takes more than the head
-SCORING_HEAD_BYTES = {NARROW_HEAD: 2**16, memory.HEAD_COLUMNS: 2**22}  # of logits at a time: less than there are
+# columns of the output embedding at a time: so few that a layer takes more than the head
+NARROW_HEAD = 64
+# of logits at a time: less than there are
+SCORING_HEAD_BYTES = {NARROW_HEAD: 2**16, formula.HEAD_COLUMNS: 2**22}
 STEPS = 2  # from the second on, Adam's moments are there
 
 What = Literal["checkpointed", "kept", "answering"]
@@ -65,9 +70,15 @@ class Shape:
     @property
     def config(self) -> PreTrainedConfig:
         """As a Qwen2 model."""
-        shape = {"hidden_size": self.hidden, "intermediate_size": self.intermediate, "num_hidden_layers": self.layers}
+        shape = {
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+        }
         heads = {"num_attention_heads": self.heads, "num_key_value_heads": self.key_value_heads}
-        return AutoConfig.for_model(**QWEN, **shape, **heads, vocab_size=self.vocabulary, tie_word_embeddings=True)
+        return AutoConfig.for_model(
+            **QWEN, **shape, **heads, vocab_size=self.vocabulary, tie_word_embeddings=True
+        )
 
 
 FITTED = [
@@ -82,40 +93,54 @@ CHECKED = [
     Shape(384, 2048, 3, 6, 2, tokens=1024),
     Shape(448, 2432, 3, 7, 1, tokens=1536),
     Shape(192, 1024, 4, 3, 3, tokens=640, rows=4),
-    Shape(320, 1280, 2, 5, 1, tokens=512, vocabulary=20_000, head_columns=memory.HEAD_COLUMNS),
-    Shape(192, 768, 4, 3, 1, tokens=256, rows=4, vocabulary=12_000, head_columns=memory.HEAD_COLUMNS),
+    Shape(320, 1280, 2, 5, 1, tokens=512, vocabulary=20_000, head_columns=formula.HEAD_COLUMNS),
+    Shape(
+        192, 768, 4, 3, 1, tokens=256, rows=4, vocabulary=12_000, head_columns=formula.HEAD_COLUMNS
+    ),
 ]
 
 
 def measure(shape: Shape, dtype: torch.dtype, what: What) -> int:
-    """Most bytes in tensors beyond the weights: in training with or without checkpoints, or in scoring two answers to each prompt.
+    """Most bytes in tensors beyond the weights: in training with or without checkpoints, or in
+    scoring two answers to each prompt.
 
-    Several rows are of different lengths, as in a real batch, so that there is padding and a mask. Answers are scored, not
-    generated: that reads the prompts in the same way and then takes more, except that PyTorch's bfloat16 on a CPU copies the whole
-    output embedding for each row of which it computes one position's logits; the pipeline computes in float32 there.
+    Several rows are of different lengths, as in a real batch, so that there is padding and a mask.
+    Answers are scored, not generated: that reads the prompts in the same way and then takes more,
+    except that PyTorch's bfloat16 on a CPU copies the whole output embedding for each row of which
+    it computes one position's logits; the pipeline computes in float32 there.
     """
     rows = random_rows(shape.rows * STEPS, shape.tokens, shape.answer, shape.vocabulary)
-    rows = [{name: ids[index % shape.rows :] for name, ids in row.items()} for index, row in enumerate(rows)]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the trainer prints its losses
+    rows = [
+        {name: ids[index % shape.rows :] for name, ids in row.items()}
+        for index, row in enumerate(rows)
+    ]
+    # the trainer prints its losses
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         model = build_model(shape.config, CPU, dtype)
         if what != "answering":
-            trainer = make_trainer(model, rows, folder, shape.rows, accumulated=1, checkpointing=what == "checkpointed")
-            return memory.measure_peak(CPU, trainer.train)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")).eval()
+            trainer = make_trainer(
+                model, rows, folder, shape.rows, accumulated=1, checkpointing=what == "checkpointed"
+            )
+            return measure_peak(CPU, trainer.train)
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    ).eval()
     padding = [shape.tokens - len(row["input_ids"]) for row in rows[: shape.rows]]
-    ids = torch.tensor([[0] * missing + row["input_ids"] for missing, row in zip(padding, rows, strict=False)])
+    ids = torch.tensor(
+        [[0] * missing + row["input_ids"] for missing, row in zip(padding, rows, strict=False)]
+    )
     mask = torch.tensor([[0] * missing + [1] * (shape.tokens - missing) for missing in padding])
     answers = ids[:, -shape.answer :].repeat_interleave(2, dim=0)
-    return memory.measure_peak(CPU, lambda: score(adapted, ids, mask, answers))
+    return measure_peak(CPU, lambda: score(adapted, ids, mask, answers))
 
 
-def predict(shape: Shape, dtype: torch.dtype, what: What) -> memory.Prediction:
-    """The same by stages.llm.memory, the weights included."""
-    sizes = memory.measure_sizes(shape.config, ADAPTER)
-    setting = memory.Setting("nf4", what == "checkpointed", ADAPTER, dtype, "cpu")
+def predict(shape: Shape, dtype: torch.dtype, what: What) -> formula.MemoryEstimate:
+    """The same by library.llm.memory.formula, the weights included."""
+    sizes = formula.measure_sizes(shape.config, ADAPTER)
+    setting = formula.ComputeSettings("nf4", what == "checkpointed", ADAPTER, dtype, "cpu")
     if what == "answering":
-        return memory.predict_answering(sizes, setting, shape.rows, shape.tokens, shape.answer)
-    return memory.predict_training(sizes, setting, shape.rows, shape.tokens, shape.answer)
+        return formula.predict_answering(sizes, setting, shape.rows, shape.tokens, shape.answer)
+    return formula.predict_training(sizes, setting, shape.rows, shape.tokens, shape.answer)
 
 
 @contextlib.contextmanager
@@ -124,34 +149,38 @@ def head_of(shape: Shape) -> Iterator[None]:
     scoring = SCORING_HEAD_BYTES[shape.head_columns]
     with (
         mock.patch.object(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", shape.head_columns),
-        mock.patch.multiple(memory, HEAD_COLUMNS=shape.head_columns, SCORING_HEAD_BYTES=scoring),
+        mock.patch.multiple(formula, HEAD_COLUMNS=shape.head_columns, SCORING_HEAD_BYTES=scoring),
         mock.patch.object(gpu_memory, "SCORING_HEAD_BYTES", scoring),
     ):
         yield
 
 
 def measure_for_fit(shape: Shape, dtype: torch.dtype, what: What) -> tuple[list[float], float]:
-    """Widths, and elements for each token beyond what is known without a fit: an equation of the least squares.
+    """Widths, and elements for each token beyond what is known without a fit: an equation of the
+    least squares.
 
-    Known are checkpoints or keys and values, Adam's moments and one layer's gradients, and one linear layer's weights put back
-    into the computing type.
+    Known are checkpoints or keys and values, Adam's moments and one layer's gradients, and one
+    linear layer's weights put back into the computing type.
     """
-    sizes = memory.measure_sizes(shape.config, ADAPTER)
+    sizes = formula.measure_sizes(shape.config, ADAPTER)
     widths = [float(getattr(sizes, width)) for width in WIDTHS]
     size, layers = dtype.itemsize, shape.layers
     per_token = {"checkpointed": sizes.hidden, "kept": 0, "answering": 2 * sizes.key_value}[what]
     known: float = shape.tokens * size * layers * per_token
     if what != "answering":
         known += sizes.lora * (8 + 4 / layers) + sizes.hidden * sizes.intermediate * size
-    # without checkpoints each layer counts, and what the last one's backward pass adds; else one layer, and what is there once
-    columns = [*(layers * width for width in widths), *widths[:2]] if what == "kept" else [*widths, 1.0]
+    # without checkpoints each layer counts, and what the last one's backward pass adds; else one
+    # layer, and what is there once
+    columns = (
+        [*(layers * width for width in widths), *widths[:2]] if what == "kept" else [*widths, 1.0]
+    )
     return columns, (measure(shape, dtype, what) - known) / (shape.tokens * size)
 
 
 def check(shape: Shape, dtype: torch.dtype, what: What) -> dict[str, Any]:
     """Predicted and measured bytes beyond the weights and the adapter, which are there before."""
     prediction = predict(shape, dtype, what)
-    held = prediction.weights + 4 * memory.measure_sizes(shape.config, ADAPTER).lora
+    held = prediction.weights + 4 * formula.measure_sizes(shape.config, ADAPTER).lora
     predicted, measured = prediction.peak - held, measure(shape, dtype, what)
     return {
         **dataclasses.asdict(shape),
@@ -164,12 +193,19 @@ def check(shape: Shape, dtype: torch.dtype, what: What) -> dict[str, Any]:
 
 def main() -> None:
     """Fit, check, print and record."""
-    argparse.ArgumentParser(prog="python -m benchmarks.memory_fit", description=__doc__.partition("\n")[0]).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.memory_fit", description=__doc__.partition("\n")[0]
+    ).parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    held = {"checkpointed": memory.BACKWARD, "kept": memory.KEPT, "answering": memory.FORWARD}
-    kinds: list[tuple[What, torch.dtype]] = [(what, dtype) for what in get_args(What) for dtype in TYPES]
-    record: dict[str, Any] = {"date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(), "kinds": []}
+    held = {"checkpointed": formula.BACKWARD, "kept": formula.KEPT, "answering": formula.FORWARD}
+    kinds: list[tuple[What, torch.dtype]] = [
+        (what, dtype) for what in get_args(What) for dtype in TYPES
+    ]
+    record: dict[str, Any] = {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "kinds": [],
+    }
     with tqdm(total=len(kinds) * (len(FITTED) + len(CHECKED)), unit="peak") as progress:
         for what, dtype in kinds:
             equations, checks = [], []
@@ -183,20 +219,39 @@ def main() -> None:
                 progress.update()
             columns, values = map(np.array, zip(*equations, strict=True))
             solution = np.linalg.lstsq(columns, values, rcond=None)[0]
-            found = {width: round(float(factor), 1) for width, factor in zip(WIDTHS, solution, strict=False)}
+            found = {
+                width: round(float(factor), 1)
+                for width, factor in zip(WIDTHS, solution, strict=False)
+            }
             name = str(dtype).removeprefix("torch.")
             record["kinds"].append(
-                {"what": what, "dtype": name, "fitted": found, "held": held[what][dtype.itemsize], "checks": checks}
+                {
+                    "what": what,
+                    "dtype": name,
+                    "fitted": found,
+                    "held": held[what][dtype.itemsize],
+                    "checks": checks,
+                }
             )
     for kind in record["kinds"]:
-        print(f"{kind['what']}, {kind['dtype']}: fitted {kind['fitted']}, stages.llm.memory has {kind['held']}")
+        print(
+            f"{kind['what']}, {kind['dtype']}: fitted {kind['fitted']}, library.llm.memory.formula "
+            f"has {kind['held']}"
+        )
         for found in kind["checks"]:
-            shape = f"{found['hidden']}/{found['intermediate']}, {found['layers']} layers, {found['key_value_heads']} kv heads"
-            print(
-                f"  {shape}, {found['rows']} x {found['tokens']} tokens, {found['vocabulary']} words ({found['larger']}): "
-                f"{found['predicted_bytes'] / 1e6:.1f} MB for {found['measured_bytes'] / 1e6:.1f}, {found['difference_percent']:+}%"
+            shape = (
+                f"{found['hidden']}/{found['intermediate']}, {found['layers']} layers, "
+                f"{found['key_value_heads']} kv heads"
             )
-    record["worst_percent"] = max((found["difference_percent"] for kind in record["kinds"] for found in kind["checks"]), key=abs)
+            print(
+                f"  {shape}, {found['rows']} x {found['tokens']} tokens, {found['vocabulary']} "
+                f"words ({found['larger']}): {found['predicted_bytes'] / 1e6:.1f} MB for "
+                f"{found['measured_bytes'] / 1e6:.1f}, {found['difference_percent']:+}%"
+            )
+    record["worst_percent"] = max(
+        (found["difference_percent"] for kind in record["kinds"] for found in kind["checks"]),
+        key=abs,
+    )
     print(f"worst difference: {record['worst_percent']:+}%")
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
 

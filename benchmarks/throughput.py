@@ -1,13 +1,16 @@
-"""Tokens a second of training, scoring and generation: this repository, a plain TRL script, and the original study's recipe.
+"""Tokens a second of training, scoring and generation: this repository, a plain TRL script, and the
+original study's recipe.
 
     python -m benchmarks.throughput [ROWS]
 
-After `dvc repro`: takes the base model in artifacts/base/ and the first ROWS train and test rows (64 where none are named), the
-same for all. Each way runs twice and its faster time counts; what is compared are ratios within one run. Writes
-benchmarks/throughput.json, a record for each `format.max_length`.
+After `dvc repro`: takes the base model in artifacts/base/ and the first ROWS train and test rows
+(64 where none are named), the same for all. Each way runs twice and its faster time counts; what is
+compared are ratios within one run. Writes benchmarks/throughput.json, a record for each
+`format.max_length`.
 
-- original: every row padded to `format.max_length`, the loss on every token from logits of the whole vocabulary, one row at a time
-  and four to a step, LoRA r=8 on queries and values; answers and likelihoods one by one.
+- original: every row padded to `format.max_length`, the loss on every token from logits of the
+  whole vocabulary, one row at a time and four to a step, LoRA r=8 on queries and values; answers
+  and likelihoods one by one.
 - trl: SFTTrainer with its defaults on the 4-bit model, and this repository's LoRA.
 - ours: the stages' own code.
 """
@@ -28,13 +31,18 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from stages.corpus.rows import read_jsonl, write_json
-from stages.llm.answering import WAYS, Batching, generate_answers, score_completions
-from stages.llm.loading import load_model, pick_device
-from stages.llm.preflight import device_name
-from stages.llm.prompts import BASE_DIR, load_tokenizer, prompt_completion_ids, prompt_ids
-from stages.llm.training import build_trainer, to_dataset
-from stages.params import load_model_file, load_params
+from library.files import read_jsonl, write_json
+from library.llm.answering import likelihood_requests
+from library.llm.batching import Batching
+from library.llm.chat_template import load_tokenizer, prompt_completion_ids, prompt_ids
+from library.llm.devices import device_name, pick_device
+from library.llm.generation import generate_answers
+from library.llm.likelihoods import score_completions
+from library.llm.loading import load_model
+from library.llm.training import TrainingTask, build_trainer
+from library.llm.training_rows import to_dataset
+from library.params import load_model_file, load_params
+from library.paths import BASE_DIR
 
 PARAMS = load_params()
 MODEL_FILE = load_model_file(PARAMS.model)
@@ -52,19 +60,36 @@ def load() -> Any:
 def train_original(rows: Sequence[Row]) -> float:
     """Seconds of one epoch by the original recipe."""
     model = get_peft_model(
-        load(), LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
+        load(),
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            r=8,
+            lora_alpha=32,
+            lora_dropout=0.05,
+            target_modules=["q_proj", "v_proj"],
+        ),
     )
-    optimizer = torch.optim.AdamW((value for value in model.parameters() if value.requires_grad), lr=2e-4)
+    optimizer = torch.optim.AdamW(
+        (value for value in model.parameters() if value.requires_grad), lr=2e-4
+    )
     length = PARAMS.format.max_length
-    batches = []
+    make_batches = []
     for row in rows:
         prompt, completion = prompt_completion_ids(TOKENIZER, row["messages"], row["positive"])
         ids = (prompt + completion)[:length]
-        ids = torch.tensor([ids + [TOKENIZER.pad_token_id] * (length - len(ids))], device=model.device)
-        batches.append({"input_ids": ids, "attention_mask": (ids != TOKENIZER.pad_token_id).long(), "labels": ids})
+        ids = torch.tensor(
+            [ids + [TOKENIZER.pad_token_id] * (length - len(ids))], device=model.device
+        )
+        make_batches.append(
+            {
+                "input_ids": ids,
+                "attention_mask": (ids != TOKENIZER.pad_token_id).long(),
+                "labels": ids,
+            }
+        )
     model.train()
     start = time.perf_counter()
-    for index, batch in enumerate(batches, 1):
+    for index, batch in enumerate(make_batches, 1):
         (model(**batch).loss / 4).backward()
         if index % 4 == 0:
             optimizer.step()
@@ -76,10 +101,20 @@ def train_trl(rows: Sequence[Row]) -> float:
     """Seconds of one epoch by a script that takes TRL's defaults."""
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
-            output_dir=folder, num_train_epochs=1, report_to="none", use_cpu=pick_device().type == "cpu", save_strategy="no"
+            output_dir=folder,
+            num_train_epochs=1,
+            report_to="none",
+            use_cpu=pick_device().type == "cpu",
+            save_strategy="no",
         )
         lora = LoraConfig(task_type="CAUSAL_LM", **PARAMS.sft.lora.model_dump())
-        trainer = SFTTrainer(model=load(), args=args, train_dataset=to_dataset(rows), processing_class=TOKENIZER, peft_config=lora)
+        trainer = SFTTrainer(
+            model=load(),
+            args=args,
+            train_dataset=to_dataset(rows),
+            processing_class=TOKENIZER,
+            peft_config=lora,
+        )
         start = time.perf_counter()
         trainer.train()
         return time.perf_counter() - start
@@ -89,18 +124,17 @@ def train_ours(rows: Sequence[Row]) -> float:
     """Seconds of one epoch by `sft`, with one validation row."""
     with tempfile.TemporaryDirectory() as folder:
         sft = PARAMS.sft.model_copy(update={"num_train_epochs": 1.0})
-        rows_at_once = sft.effective_batch_size if pick_device().type == "cpu" else 1
-        trainer = build_trainer(
-            load(),
-            TOKENIZER,
-            rows,
-            rows[:1],
-            sft,
-            PARAMS.format.max_length,
-            MODEL_FILE.gradient_checkpointing,
-            rows_at_once,
-            Path(folder),
+        per_device = sft.effective_batch_size if pick_device().type == "cpu" else 1
+        task = TrainingTask(
+            tokenizer=TOKENIZER,
+            train=rows,
+            validation=rows[:1],
+            params=sft,
+            max_length=PARAMS.format.max_length,
+            gradient_checkpointing=MODEL_FILE.gradient_checkpointing,
+            output_dir=Path(folder),
         )
+        trainer = build_trainer(load(), task, per_device)
         start = time.perf_counter()
         trainer.train()
         return time.perf_counter() - start
@@ -112,7 +146,11 @@ def answer_one_by_one(model: Any, prompts: Sequence[list[int]]) -> list[int]:
     lengths = []
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)
-        output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=PARAMS.format.max_new_tokens)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=PARAMS.format.max_new_tokens,
+        )
         lengths.append(output.shape[1] - len(prompt))
     return lengths
 
@@ -143,58 +181,93 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("rows", type=int, nargs="?", default=64)
     count = parser.parse_args().rows
-    train, test = (list(read_jsonl(Path(f"data/formatted/{name}.jsonl")))[:count] for name in ("train", "test"))
+    train, test = (
+        list(read_jsonl(Path(f"data/formatted/{name}.jsonl")))[:count] for name in ("train", "test")
+    )
     answer_tokens = sum(row["answer_tokens"] for row in train)
-    record: dict[str, Any] = {"rows": {"train": len(train), "test": len(test)}, "answer_tokens": answer_tokens}
+    record: dict[str, Any] = {
+        "rows": {"train": len(train), "test": len(test)},
+        "answer_tokens": answer_tokens,
+    }
 
     training = {}
     for name, way in (("original", train_original), ("trl", train_trl), ("ours", train_ours)):
         seconds = min(way(train), way(train))
-        training[name] = {"seconds": round(seconds, 2), "answer_tokens_per_second": round(answer_tokens / seconds, 1)}
+        training[name] = {
+            "seconds": round(seconds, 2),
+            "answer_tokens_per_second": round(answer_tokens / seconds, 1),
+        }
         print("training", name, training[name], flush=True)
     record["training"] = training
 
     model = load()
     prompts = [prompt_ids(TOKENIZER, row["messages"]) for row in test]
     seconds, lengths = fastest(lambda: answer_one_by_one(model, prompts))
-    batched, answers = fastest(lambda: generate_answers(model, TOKENIZER, prompts, PARAMS.format.max_new_tokens, Batching()))
+    batched, answers = fastest(
+        lambda: generate_answers(
+            model, TOKENIZER, prompts, PARAMS.format.max_new_tokens, Batching()
+        )
+    )
     record["generation"] = {
-        "one_by_one": {"seconds": round(seconds, 2), "tokens_per_second": round(sum(lengths) / seconds, 1)},
-        "ours": {"seconds": round(batched, 2), "tokens_per_second": round(sum(lengths) / batched, 1)},
-        "same_length": sum(length == answer["generated_tokens"] for length, answer in zip(lengths, answers, strict=True)),
+        "one_by_one": {
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(sum(lengths) / seconds, 1),
+        },
+        "ours": {
+            "seconds": round(batched, 2),
+            "tokens_per_second": round(sum(lengths) / batched, 1),
+        },
+        "same_length": sum(
+            length == answer["generated_tokens"]
+            for length, answer in zip(lengths, answers, strict=True)
+        ),
         "times_as_fast": round(seconds / batched, 2),
     }
     print("generation", record["generation"], flush=True)
 
-    requests = []
-    for row in test:
-        for ways in (("question", "no_question"), ("bare",)):  # as answer_rows puts them together
-            named = [(WAYS[way], name) for way in ways for name in ("positive", "negative") if row[name]]
-            requests.append([prompt_completion_ids(TOKENIZER, row[messages], row[name]) for messages, name in named])
-    seconds, alone = fastest(lambda: score_one_by_one(model, [pair for request in requests for pair in request]))
+    requests = [request for _, _, request in likelihood_requests(TOKENIZER, test)]
+    seconds, alone = fastest(
+        lambda: score_one_by_one(model, [pair for request in requests for pair in request])
+    )
     batched, together = fastest(lambda: score_completions(model, TOKENIZER, requests, Batching()))
     pairs = list(zip(alone, (score for sums in together for score in sums), strict=True))
     record["scoring"] = {
-        "one_by_one": {"seconds": round(seconds, 2), "answers_per_second": round(len(pairs) / seconds, 1)},
-        "ours": {"seconds": round(batched, 2), "answers_per_second": round(len(pairs) / batched, 1)},
+        "one_by_one": {
+            "seconds": round(seconds, 2),
+            "answers_per_second": round(len(pairs) / seconds, 1),
+        },
+        "ours": {
+            "seconds": round(batched, 2),
+            "answers_per_second": round(len(pairs) / batched, 1),
+        },
         "largest_difference_in_nats": round(max(abs(a - b) for a, b in pairs), 5),
         "times_as_fast": round(seconds / batched, 2),
     }
     print("scoring", record["scoring"], flush=True)
 
-    record["answer_tokens_against_trl"] = round(training["trl"]["seconds"] / training["ours"]["seconds"], 2)
-    record["answer_tokens_against_original"] = round(training["original"]["seconds"] / training["ours"]["seconds"], 2)
+    record["answer_tokens_against_trl"] = round(
+        training["trl"]["seconds"] / training["ours"]["seconds"], 2
+    )
+    record["answer_tokens_against_original"] = round(
+        training["original"]["seconds"] / training["ours"]["seconds"], 2
+    )
     record["machine"] = {
         "device": device_name(pick_device()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")},
+        **{
+            name: version(name) for name in ("torch", "transformers", "trl", "peft", "bitsandbytes")
+        },
     }
     path = Path("benchmarks/throughput.json")
     known = json.loads(path.read_text()) if path.exists() else {}
     write_json(path, known | {f"max_length {PARAMS.format.max_length}": record})
-    print(json.dumps({key: value for key, value in record.items() if key.startswith("answer_tokens_against")}))
+    print(
+        json.dumps(
+            {key: value for key, value in record.items() if key.startswith("answer_tokens_against")}
+        )
+    )
 
 
 if __name__ == "__main__":

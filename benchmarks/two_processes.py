@@ -2,8 +2,9 @@
 
     python -m benchmarks.two_processes
 
-After `dvc repro`, in a folder of its own, with the default data and model and one epoch: sft, predict and evaluate in one process,
-then in two (`LAUNCHER="torchrun --nproc-per-node 2"`). Writes benchmarks/two_processes.json.
+After `dvc repro`, in a folder of its own, with the default data and model and one epoch: sft,
+predict and evaluate in one process, then in two (`LAUNCHER="torchrun --nproc-per-node 2"`). Writes
+benchmarks/two_processes.json.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from benchmarks.kill_and_resume import prepare
-from stages.corpus.rows import read_jsonl, write_json
+from library.files import read_jsonl, write_json
 
 LAUNCHER = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
 
@@ -31,7 +32,9 @@ def run(folder: Path, launcher: str) -> tuple[dict[str, Any], Any, list[dict[str
     """Metrics, adapter and predictions of the three stages."""
     for stage in ("sft", "predict", "evaluate"):
         environment = {**os.environ, "LAUNCHER": launcher if stage != "evaluate" else ""}
-        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, check=True)
+        subprocess.run(
+            [sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, check=True
+        )
     metrics = json.loads((folder / "metrics/evaluation.json").read_text())
     return (
         metrics,
@@ -51,7 +54,9 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     """Run both and record how far they are apart."""
-    argparse.ArgumentParser(prog="python -m benchmarks.two_processes", description=__doc__.partition("\n")[0]).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.two_processes", description=__doc__.partition("\n")[0]
+    ).parse_args()
     with tempfile.TemporaryDirectory(prefix="two-") as name:
         folder = Path(name)
         prepare(folder)
@@ -65,10 +70,18 @@ def main() -> None:
     record = {
         "rows": len(predictions),
         "same_rows_in_order": [row["id"] for row in predictions] == [row["id"] for row in again],
-        "same_answers": sum(row["prediction"] == same["prediction"] for row, same in zip(predictions, again, strict=True)),
-        "largest_adapter_difference": max(float((value - other[key]).abs().max()) for key, value in adapter.items()),
+        "same_answers": sum(
+            row["prediction"] == same["prediction"]
+            for row, same in zip(predictions, again, strict=True)
+        ),
+        "largest_adapter_difference": max(
+            float((value - other[key]).abs().max()) for key, value in adapter.items()
+        ),
         "largest_adapter_weight": max(float(value.abs().max()) for value in adapter.values()),
-        "metrics_apart": {key: round(value, 7) for key, value in sorted(apart.items(), key=lambda item: -item[1])[:10]},
+        "metrics_apart": {
+            key: round(value, 7)
+            for key, value in sorted(apart.items(), key=lambda item: -item[1])[:10]
+        },
         "machine": {"cores": os.cpu_count(), "torch": version("torch")},
     }
     write_json(Path("benchmarks/two_processes.json"), record)

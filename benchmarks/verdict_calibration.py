@@ -1,10 +1,12 @@
-"""Does the verdict keep what it promises? Studies of the reference shape are drawn, with and without an effect, and judged.
+"""Does the verdict keep what it promises? Studies of the reference shape are drawn, with and
+without an effect, and judged.
 
     python -m benchmarks.verdict_calibration 4000 --rows 100 30
 
-A study of 100 rows has about 67 groups. A row's difference between the two systems is the true effect, plus what its group has in
-common, plus its own, with half of the variance each: `normal`, or `skewed` with many small losses and few large gains, or
-`binary`, right or wrong, where what a group has in common makes its rows hard or easy for both systems alike. Writes
+A study of 100 rows has about 67 groups. A row's difference between the two systems is the true
+effect, plus what its group has in common, plus its own, with half of the variance each: `normal`,
+or `skewed` with many small losses and few large gains, or `binary`, right or wrong, where what a
+group has in common makes its rows hard or easy for both systems alike. Writes
 benchmarks/verdict_calibration.json.
 """
 
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from stages.verdict.statistics import Comparison, compare, decide
+from library.verdict.statistics import Comparison, compare, decide
 
 ROWS_PER_GROUP = 1.5
 DRAWS, CONFIDENCE = 2000, 0.95
@@ -32,8 +34,12 @@ def draw_groups(rng: Generator, rows: int) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(sizes)), sizes)[:rows]
 
 
-def draw_study(rng: Generator, kind: str, effect: float, rows: int) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Scores of both systems and the rows' groups; the expected difference of the scores is `effect`."""
+def draw_study(
+    rng: Generator, kind: str, effect: float, rows: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+    """Scores of both systems and the rows' groups; the expected difference of the scores is
+    `effect`.
+    """
     groups = draw_groups(rng, rows)
     shared, own = rng.normal(size=(2, rows))
     latent = (shared[groups] + own) / math.sqrt(2)
@@ -43,9 +49,11 @@ def draw_study(rng: Generator, kind: str, effect: float, rows: int) -> tuple[NDA
     if kind == "skewed":
         # a log-normal of mean 1 has its mean taken off: many small losses, a few large gains
         return np.zeros(rows), effect + 0.1 * (np.exp(latent - 0.5) - 1), names
-    # right or wrong: each system is right where its own noise and the row's difficulty, shared by both, say so
+    # right or wrong: each system is right where its own noise and the row's difficulty, shared by
+    # both, say so
     before, after = ((latent + rng.normal(size=rows) > 0).astype(np.float64) for _ in range(2))
-    flips = rng.random(rows) < 2 * effect  # half of the rows are wrong: flipping 2·effect of these to right adds `effect`
+    # half of the rows are wrong: flipping 2·effect of these to right adds `effect`
+    flips = rng.random(rows) < 2 * effect
     return before, np.where(flips, 1.0, after), names
 
 
@@ -60,24 +68,40 @@ def judge(kind: str, effect: float, rows: int, studies: int, seed: int) -> list[
 
 
 def calibrate(kind: str, number: int, rows: int, studies: int) -> dict[str, float]:
-    """How often which verdict was reached on studies of so many rows, and how often the interval held the truth."""
+    """How often which verdict was reached on studies of so many rows, and how often the interval
+    held the truth.
+    """
     without = judge(kind, 0.0, rows, studies, number)
-    found = [comparison.detectable for comparison in without if math.isfinite(comparison.detectable)]
+    found = [
+        comparison.detectable for comparison in without if math.isfinite(comparison.detectable)
+    ]
     detectable = float(np.mean(found))
     present = judge(kind, detectable, rows, studies, 100 + number)
     return {
-        "better_or_worse_without_effect": float(np.mean([decide(one, False, CONFIDENCE) != 0 for one in without])),
-        "intervals_that_cover_without_effect": float(np.mean([one.low <= 0 <= one.high for one in without])),
-        "intervals_that_cover_with_effect": float(np.mean([one.low <= detectable <= one.high for one in present])),
+        "better_or_worse_without_effect": float(
+            np.mean([decide(one, False, CONFIDENCE) != 0 for one in without])
+        ),
+        "intervals_that_cover_without_effect": float(
+            np.mean([one.low <= 0 <= one.high for one in without])
+        ),
+        "intervals_that_cover_with_effect": float(
+            np.mean([one.low <= detectable <= one.high for one in present])
+        ),
         "detectable_effect": detectable,
-        "better_with_the_detectable_effect": float(np.mean([decide(one, False, CONFIDENCE) == 1 for one in present])),
-        "worse_with_the_detectable_effect": float(np.mean([decide(one, False, CONFIDENCE) == -1 for one in present])),
+        "better_with_the_detectable_effect": float(
+            np.mean([decide(one, False, CONFIDENCE) == 1 for one in present])
+        ),
+        "worse_with_the_detectable_effect": float(
+            np.mean([decide(one, False, CONFIDENCE) == -1 for one in present])
+        ),
     }
 
 
 def main() -> None:
     """Judge the studies and record how often each verdict was reached."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.verdict_calibration", description="Simulated studies, judged.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.verdict_calibration", description="Simulated studies, judged."
+    )
     parser.add_argument("studies", type=int, help="of each kind and size, such as 4000")
     parser.add_argument("--rows", type=int, nargs="+", default=[100])
     options = parser.parse_args()

@@ -1,19 +1,23 @@
 """Ask the base model with the trained adapter the same questions, by the same code as zeroshot.
 
-Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/ and artifacts/adapter/. Writes data/predictions/: sft.jsonl,
-sft_train.jsonl.
+Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/ and artifacts/adapter/. Writes
+data/predictions/: sft.jsonl, sft_train.jsonl.
 """
 
-from pathlib import Path
-
-from stages.run import run_stage
-from stages.zeroshot import ask
+from library.entry import run_main
+from library.llm.session import open_session
+from library.paths import ADAPTER_DIR
 
 
 def main() -> None:
     """Ask the fine-tuned model."""
-    ask("sft", Path("artifacts/adapter"))
+    session = open_session("predict", ADAPTER_DIR)
+    predictions = {
+        "sft": session.answer("test", "sft"),
+        "sft_train": session.answer("train_sample", "sft_train"),
+    }
+    session.close(predictions)
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_main(main)

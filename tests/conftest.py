@@ -12,9 +12,9 @@ import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from stages.corpus.rows import write_json, write_jsonl, write_text
-from stages.new import short_rows
-from stages.params import load_recipe
+from library.files import write_json, write_jsonl, write_text
+from standin.recipe import load_recipe
+from standin.sample_rows import short_rows
 
 # no deadline: the machine may be busy; derandomized: CI fails on a change, not on a draw
 settings.register_profile("here", deadline=None, derandomize=True)
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def edit_yaml(path: Path, /, **changes):
-    """Set dotted keys of a YAML file, as `dvc exp run -S` does; double underscores stand for dots."""
+    """Set dotted keys of a YAML file, as `dvc exp run -S` does; `__` stands for a dot."""
     yaml = YAML()
     path = Path(path)
     loaded = yaml.load(path)
@@ -40,7 +40,7 @@ def edit_yaml(path: Path, /, **changes):
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory):
     """A three-layer model by the embedded model's own recipe, trained for a few steps."""
-    from stages.llm.pretrain import train
+    from standin.pretrain import train
 
     folder = tmp_path_factory.mktemp("tiny")
     recipe = load_recipe(ROOT / "models/tiny/recipe.yaml").model_copy(
@@ -64,6 +64,14 @@ def tiny_dir(tmp_path_factory):
     return folder / "model"
 
 
+def copy_code(folder):
+    """Copy the packages that stages are made of, as dvc.yaml's deps name them."""
+    for package in ("library", "stages", "standin"):
+        shutil.copytree(
+            ROOT / package, Path(folder) / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+
+
 def make_rows(count, seed=1):
     """Short rows in the reference shape, as a new project begins with."""
     return short_rows(count, seed)
@@ -71,9 +79,13 @@ def make_rows(count, seed=1):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch, tiny_dir):
-    """A project folder with the shipped parameters, turned down, 24 short rows and the tiny model; the working directory."""
+    """A project folder with the shipped parameters, turned down, 24 short rows and the tiny model;
+    the working directory.
+    """
     for folder in ("prompts", "models"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("tiny", "local"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("tiny", "local")
+        )
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("rows.json").write_text(json.dumps(make_rows(24)))
@@ -100,12 +112,16 @@ def project(tmp_path, monkeypatch, tiny_dir):
 
 @pytest.fixture
 def judged(tmp_path, monkeypatch):
-    """Writes, in a project folder without a model, all that `review` and `evaluate` read: two systems' answers, by hand.
+    """Writes, in a project folder without a model, all that `review` and `evaluate` read: two
+    systems' answers, by hand.
 
-    Fine-tuning copies the reference, zero-shot says something else. `hostile` are texts by index that stand in every field.
+    Fine-tuning copies the reference, zero-shot says something else. `hostile` are texts by index
+    that stand in every field.
     """
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local"))
+    shutil.copytree(
+        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local")
+    )
     monkeypatch.chdir(tmp_path)
     edit_yaml("params.yaml", evaluate__draws=1000, format__passage_characters=50)
 
@@ -139,13 +155,25 @@ def judged(tmp_path, monkeypatch):
                 {
                     "id": row["id"],
                     "prompt_hash": "n" if system == "no_context" else "h",
-                    "prediction": row["positive"] if system == "sft" else f"something else {row['id']}",
+                    "prediction": row["positive"]
+                    if system == "sft"
+                    else f"something else {row['id']}",
                     "finish_reason": "stop",
-                    "likelihood": {"positive": {"question": {"sum": -8.0, "tokens": 3, "bytes": 12}}, "negative": None},
+                    "likelihood": {
+                        "positive": {"question": {"sum": -8.0, "tokens": 3, "bytes": 12}},
+                        "negative": None,
+                    },
                 }
                 for row in formatted
             ]
-        split = {"rows": rows, "groups": rows, "pairs": 0, "trimmed_share": 0.5, "prompt_tokens_mean": 9.5, "prompt_tokens_max": 12}
+        split = {
+            "rows": rows,
+            "groups": rows,
+            "pairs": 0,
+            "trimmed_share": 0.5,
+            "prompt_tokens_mean": 9.5,
+            "prompt_tokens_max": 12,
+        }
         split |= {"answer_tokens_mean": 4.0, "answer_tokens_max": 5}
         for path, records in {
             "data/clean/rows": clean,
@@ -153,7 +181,10 @@ def judged(tmp_path, monkeypatch):
             "data/formatted/train": formatted,
             "data/formatted/train_sample": formatted[:2],
             **{f"data/predictions/{system}": records for system, records in predictions.items()},
-            **{f"data/predictions/{system}_train": predictions[system][:2] for system in ("zeroshot", "sft")},
+            **{
+                f"data/predictions/{system}_train": predictions[system][:2]
+                for system in ("zeroshot", "sft")
+            },
         }.items():
             write_jsonl(Path(f"{path}.jsonl"), records)
         for path, value in {
@@ -172,7 +203,10 @@ def judged(tmp_path, monkeypatch):
         }.items():
             write_json(Path(path), value)
         Path("data/votes").mkdir()
-        write_text(Path("reports/sft_history.csv"), "step,loss,eval_loss\n1,2.5,\n2,,1.5\n2,2.0,\n4,1.0,1.25\n")
+        write_text(
+            Path("reports/sft_history.csv"),
+            "step,loss,eval_loss\n1,2.5,\n2,,1.5\n2,2.0,\n4,1.0,1.25\n",
+        )
         return predictions
 
     return write

@@ -5,13 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from library.errors import InputError
+from library.files import read_jsonl
+from library.llm import likelihoods
+from library.llm.answering import answer_rows
+from library.llm.batching import Batching, make_batches, run_batches
+from library.llm.chat_template import load_tokenizer, prompt_completion_ids
+from library.llm.generation import generate_answers
+from library.llm.likelihoods import common_prefix_length, score_completions
+from library.llm.loading import load_model
+from library.llm.prompts import build_messages, load_prompt
+from library.paths import BASE_DIR
 from stages import base, clean, format
-from stages.corpus.rows import read_jsonl
-from stages.llm import answering
-from stages.llm.answering import Batching, answer_rows, batches, common_beginning, generate_answers, run_batches, score_completions
-from stages.llm.loading import load_model
-from stages.llm.prompts import BASE_DIR, build_messages, load_prompt, load_tokenizer, prompt_completion_ids
-from stages.run import InputError
 
 TEMPLATE = load_prompt(ROOT / "prompts/answer.jinja")
 
@@ -22,8 +27,12 @@ def asked(tiny_dir):
     tokenizer = load_tokenizer(tiny_dir)
     prompts, completions = [], []
     for index in range(9):
-        messages = build_messages(TEMPLATE, ["The pump is made of steel. "] * (index * 3 % 10), "What is made of steel?")
-        prompt, completion = prompt_completion_ids(tokenizer, messages, "The pump, and nothing else. " * (1 + index % 4))
+        messages = build_messages(
+            TEMPLATE, ["The pump is made of steel. "] * (index * 3 % 10), "What is made of steel?"
+        )
+        prompt, completion = prompt_completion_ids(
+            tokenizer, messages, "The pump, and nothing else. " * (1 + index % 4)
+        )
         prompts.append(prompt)
         completions.append(completion)
     return tokenizer, prompts, completions
@@ -38,7 +47,7 @@ def model(tiny_dir):
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
 def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, limit):
-    made = list(batches(lengths, limit))
+    made = list(make_batches(lengths, limit))
     assert sorted(index for batch in made for index in batch) == list(range(len(lengths)))
     for batch in made:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= limit
@@ -49,7 +58,9 @@ def test_batches_hold_every_row_once_and_keep_to_the_limit(lengths, limit):
 def test_likelihoods_are_those_of_one_row_at_a_time(model, asked):
     tokenizer, prompts, completions = asked
     requests = [
-        [(prompt, completions[i]), (prompt, completions[i - 1]), (prompts[i - 1], completions[i])][: 1 + i % 3]
+        [(prompt, completions[i]), (prompt, completions[i - 1]), (prompts[i - 1], completions[i])][
+            : 1 + i % 3
+        ]
         for i, prompt in enumerate(prompts)
     ]
     together = score_completions(model, tokenizer, requests, Batching(1000))
@@ -59,23 +70,34 @@ def test_likelihoods_are_those_of_one_row_at_a_time(model, asked):
             ids = torch.tensor([prompt + completion])
             with torch.no_grad():
                 logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
-            alone = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(completion))
+            alone = sum(
+                logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(completion)
+            )
             assert score / len(completion) == pytest.approx(alone / len(completion), abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("prompts", "expected"),
-    [([[1, 2, 3]], 2), ([[1, 2, 3], [1, 2, 3]], 2), ([[1, 2, 3], [1, 2, 4, 5]], 2), ([[1, 2], [1, 2, 3]], 1), ([[1], [2, 3]], 0)],
+    [
+        ([[1, 2, 3]], 2),
+        ([[1, 2, 3], [1, 2, 3]], 2),
+        ([[1, 2, 3], [1, 2, 4, 5]], 2),
+        ([[1, 2], [1, 2, 3]], 1),
+        ([[1], [2, 3]], 0),
+    ],
 )
 def test_what_prompts_begin_with_alike_leaves_each_a_token(prompts, expected):
-    assert common_beginning(prompts) == expected
+    assert common_prefix_length(prompts) == expected
 
 
 def test_logits_in_small_portions_change_nothing(model, asked, monkeypatch):
     tokenizer, prompts, completions = asked
-    requests = [[(prompt, completion)] for prompt, completion in zip(prompts, completions, strict=True)]
+    requests = [
+        [(prompt, completion)] for prompt, completion in zip(prompts, completions, strict=True)
+    ]
     whole = score_completions(model, tokenizer, requests)
-    monkeypatch.setattr(answering, "SCORING_HEAD_BYTES", 4 * model.config.vocab_size * 3)  # three tokens at a time
+    # three tokens at a time
+    monkeypatch.setattr(likelihoods, "SCORING_HEAD_BYTES", 4 * model.config.vocab_size * 3)
     small = score_completions(model, tokenizer, requests)
     assert [sums for (sums,) in small] == pytest.approx([sums for (sums,) in whole], abs=1e-4)
 
@@ -83,11 +105,22 @@ def test_logits_in_small_portions_change_nothing(model, asked, monkeypatch):
 def test_an_architecture_that_changes_its_logits_is_refused(asked):
     tokenizer, prompts, completions = asked
     config = Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16,
-        num_key_value_heads=2, final_logit_softcapping=0.01, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=16,
+        num_key_value_heads=2,
+        final_logit_softcapping=0.01,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with pytest.raises(InputError, match="Gemma2ForCausalLM changes its logits"):
-        score_completions(AutoModelForCausalLM.from_config(config).eval(), tokenizer, [[(prompts[0], completions[0])]])
+        score_completions(
+            AutoModelForCausalLM.from_config(config).eval(),
+            tokenizer,
+            [[(prompts[0], completions[0])]],
+        )
 
 
 def test_batched_answers_are_those_of_one_row_at_a_time(model, asked):
@@ -102,18 +135,26 @@ def test_an_answer_that_ends_is_told_from_one_that_is_cut_off(model, asked):
     cut = generate_answers(model, tokenizer, prompts[:1], 5)[0]
     assert (cut["finish_reason"], cut["generated_tokens"]) == ("length", 5)
     # whatever token it says third is made its end-of-turn token: it stops there
-    ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=5, do_sample=False)[0, len(prompts[0]) :].tolist()
+    ids = model.generate(torch.tensor([prompts[0]]), max_new_tokens=5, do_sample=False)[
+        0, len(prompts[0]) :
+    ].tolist()
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = [ids[2]]
     stopped = generate_answers(model, tokenizer, prompts[:1], 5)[0]
     model.generation_config.eos_token_id = ends
-    assert (stopped["finish_reason"], stopped["generated_tokens"]) == ("stop", ids.index(ids[2]) + 1)
+    assert (stopped["finish_reason"], stopped["generated_tokens"]) == (
+        "stop",
+        ids.index(ids[2]) + 1,
+    )
 
 
 def test_completions_end_with_the_end_of_turn_and_follow_the_prompt(asked):
     tokenizer, _, completions = asked
     assert all(completion[-1] == tokenizer.eos_token_id for completion in completions)
-    tokenizer.chat_template, kept = tokenizer.chat_template.replace("<|im_end|>", ""), tokenizer.chat_template
+    tokenizer.chat_template, kept = (
+        tokenizer.chat_template.replace("<|im_end|>", ""),
+        tokenizer.chat_template,
+    )
     with pytest.raises(InputError, match="ends no answer with its eos_token"):
         prompt_completion_ids(tokenizer, build_messages(TEMPLATE, [], "Why?"), "So.")
     tokenizer.chat_template = kept
@@ -122,8 +163,14 @@ def test_completions_end_with_the_end_of_turn_and_follow_the_prompt(asked):
 def test_every_way_of_asking_holds_what_it_says():
     for name in ("answer", "original"):
         template = load_prompt(ROOT / f"prompts/{name}.jinja")
-        user = build_messages(template, ["First {{ passage }}.", "<b>Second</b>."], "Why & how?")[1]["content"]
-        assert user.index("First {{ passage }}.") < user.index("<b>Second</b>.") < user.index("Why & how?")
+        user = build_messages(template, ["First {{ passage }}.", "<b>Second</b>."], "Why & how?")[
+            1
+        ]["content"]
+        assert (
+            user.index("First {{ passage }}.")
+            < user.index("<b>Second</b>.")
+            < user.index("Why & how?")
+        )
         assert "Why" not in build_messages(template, ["First."], "")[1]["content"]
         assert "First" not in build_messages(template, [], "Why?")[1]["content"]
     question = build_messages(load_prompt(ROOT / "prompts/question.jinja"), ["First."], "Why?")
@@ -146,7 +193,9 @@ def test_rows_are_answered_with_the_prompt_that_format_wrote(project):
     assert positive["bare"]["bytes"] == len(rows[0]["positive"].encode())
     assert all(values["sum"] < 0 for values in positive.values())
     rows[1]["messages"][1]["content"] += " And why?"
-    with pytest.raises(InputError, match=f"row {rows[1]['id']}: the prompt is not the one that format wrote"):
+    with pytest.raises(
+        InputError, match=f"row {rows[1]['id']}: the prompt is not the one that format wrote"
+    ):
         answer_rows(model, tokenizer, rows, 8)
 
 
@@ -162,13 +211,20 @@ def test_what_was_done_before_a_kill_is_not_done_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_batches("some", lengths, work, Batching(10, tmp_path))
     kept = next(tmp_path.glob("some-*.jsonl"))
-    kept.write_bytes(kept.read_bytes() + b'\n[[0, 1], ["row 0", "row')  # and a line that the kill tore
+    # and a line that the kill tore
+    kept.write_bytes(kept.read_bytes() + b'\n[[0, 1], ["row 0", "row')
     assert worked == [[2]]
     worked.append("the kill")
-    assert run_batches("some", lengths, work, Batching(10, tmp_path)) == [f"row {index}" for index in range(5)]
+    assert run_batches("some", lengths, work, Batching(10, tmp_path)) == [
+        f"row {index}" for index in range(5)
+    ]
     assert [2] not in worked[2:]
-    assert run_batches("other", lengths, lambda batch: batch, Batching(10, tmp_path)) == list(range(5)), "another name's rows"
-    assert run_batches("some", lengths, lambda batch: 1 / 0, Batching(10, tmp_path)) == [f"row {index}" for index in range(5)]
+    assert run_batches("other", lengths, lambda batch: batch, Batching(10, tmp_path)) == list(
+        range(5)
+    ), "another name's rows"
+    assert run_batches("some", lengths, lambda batch: 1 / 0, Batching(10, tmp_path)) == [
+        f"row {index}" for index in range(5)
+    ]
 
 
 def test_a_batch_that_is_too_much_is_halved_and_a_row_that_is_too_much_is_an_error():
@@ -186,5 +242,7 @@ def test_a_batch_that_is_too_much_is_halved_and_a_row_that_is_too_much_is_an_err
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run_batches("some", [4] * 7, other, Batching(1000))
-    with pytest.raises(InputError, match=r"some: out of memory with one row of 4 tokens; lower format\.max_length"):
+    with pytest.raises(
+        InputError, match=r"some: out of memory with one row of 4 tokens; lower format\.max_length"
+    ):
         run_batches("some", [4] * 7, lambda batch: work([0, 0, 0]), Batching(1000))

@@ -6,31 +6,46 @@ from pathlib import Path
 import pytest
 from conftest import edit_yaml, make_rows
 
-from stages import ask, base, clean, format, sft
-from stages.corpus.rows import read_jsonl
-from stages.llm.answering import answer_rows
-from stages.llm.loading import load_model
-from stages.llm.merging import load_merged, merge_adapter
-from stages.llm.prompts import BASE_DIR, load_prompt, load_tokenizer
-from stages.params import load_params
-from stages.run import InputError
+from commands import ask
+from library.errors import InputError
+from library.files import read_jsonl
+from library.llm.answering import answer_rows
+from library.llm.chat_template import hash_ids, load_tokenizer
+from library.llm.loading import load_merged, load_model
+from library.llm.merging import merge_adapter
+from library.llm.prompts import load_prompt
+from library.params import load_params
+from library.paths import BASE_DIR
+from stages import base, clean, format, sft
 
 
 @pytest.fixture
 def asked(project):
-    """The formatted test rows by the index of their raw row, which has defects, and of whose context a part alone fits."""
+    """The formatted test rows by the index of their raw row, which has defects, and of whose
+    context a part alone fits.
+    """
     rows = make_rows(24)
     for row in rows:
         row["anchor"] = (
-            "\ufeff[0001] " + row["anchor"].replace(". ", "\u2062. \n\n(FIG. 2) ").replace("The", "&quot;The&quot;") + "\n"
+            "\ufeff[0001] "
+            + row["anchor"].replace(". ", "\u2062. \n\n(FIG. 2) ").replace("The", "&quot;The&quot;")
+            + "\n"
         )
         row["query"] += ",\n"
     Path("rows.json").write_text(json.dumps(rows))
-    edit_yaml("params.yaml", format__max_length=320, format__max_new_tokens=128, format__passage_characters=80)
+    edit_yaml(
+        "params.yaml",
+        format__max_length=320,
+        format__max_new_tokens=128,
+        format__passage_characters=80,
+    )
     base.main()
     clean.main()
     format.main()
-    places = {row["id"]: int(row["place"].removeprefix("index ")) for row in read_jsonl(Path("data/clean/rows.jsonl"))}
+    places = {
+        row["id"]: int(row["place"].removeprefix("index "))
+        for row in read_jsonl(Path("data/clean/rows.jsonl"))
+    }
     return rows, {places[row["id"]]: row for row in read_jsonl(Path("data/formatted/test.jsonl"))}
 
 
@@ -41,26 +56,39 @@ def run(monkeypatch, *arguments):
 
 def test_the_prompt_is_the_one_that_format_made_of_the_same_raw_texts(asked):
     rows, formatted = asked
-    params, tokenizer, template = load_params(), load_tokenizer(BASE_DIR), load_prompt(Path("prompts/answer.jinja"))
+    params, tokenizer, template = (
+        load_params(),
+        load_tokenizer(BASE_DIR),
+        load_prompt(Path("prompts/answer.jinja")),
+    )
     assert all(0 < len(row["passages"]) < row["passages_in_context"] for row in formatted.values())
     for index, row in formatted.items():
         Path("context.txt").write_bytes(rows[index]["anchor"].encode())
-        made = ask.format_question(rows[index]["query"], ask.read_context("context.txt"), tokenizer, template, params)
-        assert made["messages"] == row["messages"]
-        assert (made["prompt_hash"], made["passages"]) == (row["prompt_hash"], row["passages"])
-        alone = ask.format_question(rows[index]["query"], "", tokenizer, template, params)
-        assert alone["prompt_hash"] == row["prompt_hash_no_context"]
+        context = ask.read_context("context.txt")
+        cleaned = ask.clean_question(rows[index]["query"], context, params)
+        made = ask.prompt_for(*cleaned, tokenizer, template, params)
+        assert made.messages == row["messages"]
+        assert (hash_ids(made.ids), made.indices) == (row["prompt_hash"], row["passages"])
+        alone = ask.prompt_for(cleaned[0], "", tokenizer, template, params)
+        assert hash_ids(alone.ids) == row["prompt_hash_no_context"]
 
 
-def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(asked, monkeypatch, capfd, caplog):
+def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(
+    asked, monkeypatch, capfd, caplog
+):
     rows, formatted = asked
-    edit_yaml("params.yaml", sft__learning_rate=0.05, format__max_length=512)  # room for the answers that train
+    # room for the answers that train
+    edit_yaml("params.yaml", sft__learning_rate=0.05, format__max_length=512)
     format.main()
     sft.main()
     adapter_dir, merged_dir = Path("artifacts/adapter"), Path("merged")
     merge_adapter(BASE_DIR, adapter_dir, merged_dir)
     index = min(formatted)
-    row = next(row for row in read_jsonl(Path("data/formatted/test.jsonl")) if row["id"] == formatted[index]["id"])
+    row = next(
+        row
+        for row in read_jsonl(Path("data/formatted/test.jsonl"))
+        if row["id"] == formatted[index]["id"]
+    )
     expected = {
         (): load_model(BASE_DIR, "nf4", adapter_dir),
         ("--base",): load_model(BASE_DIR, "nf4"),
@@ -72,7 +100,15 @@ def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(asked, m
     answers = {}
     for options, model in expected.items():
         answers[options] = answer_rows(model, load_tokenizer(BASE_DIR), [row], 24)[0]["prediction"]
-        arguments = [rows[index]["query"], "--context", "context.txt", "--max-new-tokens", 24, "--show-passages", *options]
+        arguments = [
+            rows[index]["query"],
+            "--context",
+            "context.txt",
+            "--max-new-tokens",
+            24,
+            "--show-passages",
+            *options,
+        ]
         run(monkeypatch, *arguments)
         assert capfd.readouterr().out == answers[options] + "\n"
     assert answers[()] != answers["--base",]
@@ -86,12 +122,23 @@ def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(asked, m
 
 @pytest.mark.parametrize(
     ("context", "reason"),
-    [("\u200b", "nothing is left of it once it is cleaned"), ("x" * 4000, "the question leaves no room for a whole one")],
+    [
+        ("\u200b", "nothing is left of it once it is cleaned"),
+        ("x" * 4000, "the question leaves no room for a whole one"),
+    ],
 )
 def test_a_context_of_which_nothing_is_read_is_said(project, monkeypatch, caplog, context, reason):
     base.main()
     Path("context.txt").write_text(context)
-    run(monkeypatch, "What is it made of?", "--context", "context.txt", "--base", "--max-new-tokens", 4)
+    run(
+        monkeypatch,
+        "What is it made of?",
+        "--context",
+        "context.txt",
+        "--base",
+        "--max-new-tokens",
+        4,
+    )
     assert f"no passage of the context is in the prompt: {reason}" in caplog.text
 
 
@@ -100,23 +147,40 @@ def test_a_context_of_which_nothing_is_read_is_said(project, monkeypatch, caplog
     [
         (["Why?", "--context", "none.txt"], r"^none\.txt: no such file \(--context\)$"),
         (["Why?", "--context", "."], r"^\.: a folder \(--context\)$"),
-        (["Why?", "--context", "latin.txt"], r"^latin\.txt: not UTF-8 at byte 4; save it as UTF-8$"),
-        (["Why?", "--context", "blank.txt"], r"^blank\.txt: the context is empty; leave --context out"),
+        (
+            ["Why?", "--context", "latin.txt"],
+            r"^latin\.txt: not UTF-8 at byte 4; save it as UTF-8$",
+        ),
+        (
+            ["Why?", "--context", "blank.txt"],
+            r"^blank\.txt: the context is empty; leave --context out",
+        ),
         (
             ["Why?", "--context", "markup.txt"],
-            r"^question or context: a text holds the tokenizer's markup '<\|im_end\|>'; take it out$",
+            r"^question or context: a text holds the tokenizer's markup '<\|im_end\|>'; take it",
         ),
         (["\u200b "], "^the question is empty; ask one"),
         (["\udce9t\udce9"], "^the question is not UTF-8"),
-        (["Why? " * 400], r"^the question takes \d+ tokens, 384 are for question and passages .*; ask a shorter one$"),
-        (["Why?", "--max-new-tokens", "0"], "^--max-new-tokens: expected a positive whole number, got 0$"),
-        (["Why?", "--max-new-tokens", "4096"], r"^--max-new-tokens: 4096 after \d+ of the prompt are beyond the model's 4096$"),
+        (
+            ["Why? " * 400],
+            r"^the question takes \d+ tokens, 384 are for question and .*; ask a shorter one$",
+        ),
+        (
+            ["Why?", "--max-new-tokens", "0"],
+            "^--max-new-tokens: expected a positive whole number, got 0$",
+        ),
+        (
+            ["Why?", "--max-new-tokens", "4096"],
+            r"^--max-new-tokens: 4096 after \d+ of the prompt are beyond the model's 4096$",
+        ),
         (["Why?", "--model", "none"], "^none: no such folder"),
         (["Why?", "--model", "prompts"], "^prompts: no config.json$"),
         (["Why?"], r"^artifacts/adapter/base\.json: no such file; run `dvc repro sft`$"),
     ],
 )
-def test_what_can_not_be_asked_is_an_error_with_its_name_and_a_remedy(project, monkeypatch, arguments, message):
+def test_what_can_not_be_asked_is_an_error_with_its_name_and_a_remedy(
+    project, monkeypatch, arguments, message
+):
     base.main()
     Path("latin.txt").write_bytes(b"cafe\xe9")
     Path("blank.txt").write_text(" \n")

@@ -4,16 +4,19 @@ from pathlib import Path
 import pytest
 from conftest import edit_yaml, make_rows
 
+from library.corpus import table
+from library.errors import InputError
+from library.files import read_jsonl
 from stages import clean
-from stages.corpus import table
-from stages.corpus.rows import read_jsonl
-from stages.run import InputError
 
 
 def run_clean(rows):
     Path("rows.json").write_text(json.dumps(rows))
     clean.main()
-    return [list(read_jsonl(Path(f"data/clean/{name}.jsonl"))) for name in ("rows", "rejected", "changes")]
+    return [
+        list(read_jsonl(Path(f"data/clean/{name}.jsonl")))
+        for name in ("rows", "rejected", "changes")
+    ]
 
 
 def test_every_row_is_kept_or_rejected_with_its_reason(project):
@@ -26,14 +29,21 @@ def test_every_row_is_kept_or_rejected_with_its_reason(project):
     rows[5]["negative"] = rows[5]["positive"]
     rows[6]["query"] = "\u200b"
     kept, rejected, _ = run_clean(rows)
-    assert [row["place"] for row in kept] == ["index 0", *(f"index {index}" for index in range(7, 12))]
+    assert [row["place"] for row in kept] == [
+        "index 0",
+        *(f"index {index}" for index in range(7, 12)),
+    ]
     assert all(len(record.pop("id")) == 12 for record in rejected)
     assert rejected == [
         {"file": "rows.json", "place": "index 1", "reason": '"query" is null'},
         {"file": "rows.json", "place": "index 2", "reason": '"positive" is empty'},
         {"file": "rows.json", "place": "index 3", "reason": '"anchor" is missing'},
         {"file": "rows.json", "place": "index 4", "reason": "exact duplicate of index 0"},
-        {"file": "rows.json", "place": "index 5", "reason": '"negative" is the same text as "positive"'},
+        {
+            "file": "rows.json",
+            "place": "index 5",
+            "reason": '"negative" is the same text as "positive"',
+        },
         {"file": "rows.json", "place": "index 6", "reason": '"query" is empty once cleaned'},
     ]
     metrics = json.loads(Path("metrics/clean.json").read_text())
@@ -44,9 +54,13 @@ def test_too_many_rejected_rows_fail_with_examples_and_write_nothing(project):
     rows = make_rows(12)
     for row in rows[:3]:
         row["query"] = ""
-    with pytest.raises(InputError, match=r"(?s)3 of 12 rows .*\(0\.1\) allows.*rows\.json: index 0: \"query\" is empty"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)3 of 12 rows .*\(0\.1\) allows.*rows\.json: index 0: \"query\" is empty",
+    ):
         run_clean(rows)
-    assert [path.name for path in Path("data/clean").iterdir()] == ["rejected.jsonl"]  # the list that is needed now
+    # the list that is needed now
+    assert [path.name for path in Path("data/clean").iterdir()] == ["rejected.jsonl"]
     assert len(list(read_jsonl(Path("data/clean/rejected.jsonl")))) == 3
     assert not Path("metrics").exists()
 
@@ -63,7 +77,14 @@ def test_a_change_is_on_record_by_row_field_and_rule_with_an_example(project):
         ("outer_whitespace", "Is it so?\n", "Is it so?"),
     ]
     assert changes == [
-        {"id": kept[0]["id"], "field": "query", "rule": rule, "count": 1, "before": before, "after": after}
+        {
+            "id": kept[0]["id"],
+            "field": "query",
+            "rule": rule,
+            "count": 1,
+            "before": before,
+            "after": after,
+        }
         for rule, before, after in expected
     ]
 
@@ -71,7 +92,11 @@ def test_a_change_is_on_record_by_row_field_and_rule_with_an_example(project):
 def contradict(rows):
     """Two rows of one context that ask the same in other words and exchange their answers."""
     first = rows[0]
-    second = {"anchor": first["anchor"] + " ", "query": first["query"].replace("?", " ?"), "positive": first["negative"]}
+    second = {
+        "anchor": first["anchor"] + " ",
+        "query": first["query"].replace("?", " ?"),
+        "positive": first["negative"],
+    }
     return [*rows, {**second, "negative": first["positive"].upper()}]
 
 
@@ -90,7 +115,10 @@ def test_contradictory_rows_are_dropped_where_that_is_asked_for(project):
     assert [row["place"] for row in kept] == [f"index {index}" for index in range(1, 12)]
     reasons = [(record["place"], record["reason"]) for record in rejected]
     said = "the same context and question, the answers exchanged"
-    assert reasons == [("index 0", f"contradicts index 12: {said}"), ("index 12", f"contradicts index 0: {said}")]
+    assert reasons == [
+        ("index 0", f"contradicts index 12: {said}"),
+        ("index 12", f"contradicts index 0: {said}"),
+    ]
 
 
 def test_swapped_answers_to_different_questions_are_no_contradiction(project):

@@ -15,28 +15,54 @@ from conftest import ROOT, edit_yaml
 from ruamel.yaml import YAML
 from test_pages import HOSTILE, context, needs_browser, open_page  # noqa: F401  # context is a fixture
 
-from stages.corpus.rows import write_json, write_text
-from stages.experiments import compare
-from stages.experiments.compare import PAGE_PATH, align, compare_runs, group_runs, order_runs, render_comparison, table
-from stages.experiments.runs import Run, is_current, list_runs
-from stages.run import InputError
+from commands import compare
+from commands.compare import (
+    PAGE_PATH,
+    align,
+    compare_runs,
+    group_runs,
+    order_runs,
+    render_comparison,
+    table_rows,
+)
+from library.errors import InputError
+from library.files import write_json, write_text
+from library.params import EvaluateParams
+from library.records import ScoredRow
+from library.repository.experiments import Run, list_runs
+from library.repository.lock import is_consistent
 
+EVALUATE = EvaluateParams(
+    primary="rouge_l", seed=7, draws=1000, embedding_model=None, confidence=0.95
+)
 PARAMS = {"model": "tiny", "sft.seed": 7, "sft.learning_rate": 0.002, "evaluate.primary": "rouge_l"}
 
 
-def make_run(name, mean=0.5, test="rows", rows=60, noise=0.05, judged=True, loss=1.0, primary="rouge_l", **params):
-    """A run whose rows score about `mean`: what is hard for one run is hard for all, and `noise` is each run's own."""
+def make_run(
+    name,
+    mean=0.5,
+    test="rows",
+    rows=60,
+    noise=0.05,
+    judged=True,
+    loss=1.0,
+    primary="rouge_l",
+    **params,
+):
+    """A run whose rows score about `mean`: what is hard for one run is hard for all, and `noise` is
+    each run's own.
+    """
     hard, own = random.Random(0), random.Random(name)
     scores = [
-        {
-            "id": f"r{row}",
-            "group": f"g{row // 2}",
-            "sft": {primary: mean + 0.5 * hard.random() + noise * own.random()},
-            "zeroshot": {},
-        }
+        ScoredRow(
+            f"r{row}",
+            f"g{row // 2}",
+            None,
+            {"sft": {primary: mean + 0.5 * hard.random() + noise * own.random()}, "zeroshot": {}},
+        )
         for row in range(rows)
     ]
-    sft = sum(row["sft"][primary] for row in scores) / rows
+    sft = sum(row.systems["sft"][primary] for row in scores) / rows
     result = {
         "zeroshot": 0.4,
         "sft": sft,
@@ -58,7 +84,7 @@ def make_run(name, mean=0.5, test="rows", rows=60, noise=0.05, judged=True, loss
 
 
 def decided(runs):
-    return {(one.first, one.second): one.decided for one in compare_runs(runs, 1000, 0.95, 7)}
+    return {(one.first, one.second): one.decided for one in compare_runs(runs, EVALUATE)}
 
 
 def test_a_difference_counts_where_it_is_larger_than_its_noise_though_intervals_overlap():
@@ -66,11 +92,20 @@ def test_a_difference_counts_where_it_is_larger_than_its_noise_though_intervals_
     # rows differ by up to 0.5 among themselves: only paired by row is 0.05 to be seen
     assert [run.name for run in runs][-1] == "low"
     found = {frozenset(pair): value for pair, value in decided(runs).items()}
-    assert found == {frozenset(("same", "low")): -1, frozenset(("high", "low")): -1, frozenset(("same", "high")): 0}
+    assert found == {
+        frozenset(("same", "low")): -1,
+        frozenset(("high", "low")): -1,
+        frozenset(("same", "high")): 0,
+    }
 
 
 def test_lower_is_better_turns_the_order_and_the_decision():
-    runs = group_runs([make_run("high", 0.5, primary="bits_per_byte"), make_run("low", 0.4, primary="bits_per_byte")])[0]
+    runs = group_runs(
+        [
+            make_run("high", 0.5, primary="bits_per_byte"),
+            make_run("low", 0.4, primary="bits_per_byte"),
+        ]
+    )[0]
     assert [run.name for run in runs] == ["low", "high"]
     assert decided(runs) == {("low", "high"): -1}
 
@@ -78,7 +113,7 @@ def test_lower_is_better_turns_the_order_and_the_decision():
 def test_without_the_scores_of_both_nothing_is_decided_and_it_is_said():
     runs = [make_run("a", 0.9), replace(make_run("b", 0.1), scores=None)]
     assert decided(group_runs(runs)[0]) == {("a", "b"): 0}
-    said, page = render_comparison(runs, 1000, 0.95, 7)
+    said, page = render_comparison(runs, EVALUATE)
     assert "1 can't be paired" in said
     assert "undecided: not paired" in page
 
@@ -89,63 +124,95 @@ def test_many_pairs_are_corrected_for():
 
 
 def test_runs_with_other_test_rows_or_another_metric_are_not_compared_and_it_is_said():
-    runs = [make_run("a"), make_run("b", test="others"), make_run("c"), make_run("d", primary="bits_per_byte")]
-    assert [[run.name for run in group] for group in group_runs(runs)] == [["a", "c"], ["b"], ["d"]] or [
-        [run.name for run in group] for group in group_runs(runs)
-    ] == [["c", "a"], ["b"], ["d"]]
-    said, page = render_comparison(runs, 1000, 0.95, 7)
+    runs = [
+        make_run("a"),
+        make_run("b", test="others"),
+        make_run("c"),
+        make_run("d", primary="bits_per_byte"),
+    ]
+    assert [[run.name for run in group] for group in group_runs(runs)] == [
+        ["a", "c"],
+        ["b"],
+        ["d"],
+    ] or [[run.name for run in group] for group in group_runs(runs)] == [["c", "a"], ["b"], ["d"]]
+    said, page = render_comparison(runs, EVALUATE)
     assert "3 groups (2, 1, 1) with other test rows, or another primary metric" in said
     assert "3 groups (2, 1, 1)" in page
 
 
 def test_what_the_seed_moves_is_said_beside_the_intervals():
     first, second = make_run("a", 0.40, **{"sft.seed": 1}), make_run("b", 0.44, **{"sft.seed": 2})
-    assert "alone have a standard deviation of up to 0.02" in render_comparison([first, second], 1000, 0.95, 7)[0]
+    assert (
+        "alone have a standard deviation of up to 0.02"
+        in render_comparison([first, second], EVALUATE)[0]
+    )
     other = make_run("b", 0.44, **{"sft.learning_rate": 1e-4})
-    assert "A small difference can be the seed's" in render_comparison([first, other], 1000, 0.95, 7)[0]
+    assert "A small difference can be the seed's" in render_comparison([first, other], EVALUATE)[0]
 
 
-def test_the_table_has_only_parameters_that_differ_and_runs_that_were_not_judged_by_validation_loss():
+def test_the_table_has_only_parameters_that_differ_and_orders_unjudged_runs_by_loss():
     runs = [
         make_run("sft only", judged=False, loss=0.5, **{"sft.learning_rate": 1e-3}),
         make_run("better sft only", judged=False, loss=0.4, **{"sft.learning_rate": 5e-4}),
         make_run("judged", loss=None),
     ]
-    rows = table(order_runs(runs), ["sft.learning_rate"])
+    rows = table_rows(order_runs(runs), ["sft.learning_rate"])
     assert (rows[0][1], rows[0][-1]) == ("sft.learning_rate", "validation loss")
     assert [row[0] for row in rows[1:]] == ["judged", "better sft only", "sft only"]
     assert (rows[1][1], rows[1][-1]) == ("0.002", "–")
     assert (rows[2][1], *rows[2][-2:]) == ("0.0005", "not judged", "0.4000")
     assert len({len(line) for line in align(rows).splitlines()}) == 1
-    assert "Not judged, since they ended before evaluate, or changed after it: better sft only, sft only." in "".join(
-        render_comparison(runs, 1000, 0.95, 7)
+    assert (
+        "Not judged, since they ended before evaluate, or changed after it: better sft only, sft "
+        "only." in "".join(render_comparison(runs, EVALUATE))
     )
 
 
 LOCK = {
-    "format": {"params": {"params.yaml": {"format": {"prompt": "answer"}}}, "outs": [{"path": "data/formatted", "md5": "f.dir"}]},
+    "format": {
+        "params": {"params.yaml": {"format": {"prompt": "answer"}}},
+        "outs": [{"path": "data/formatted", "md5": "f.dir"}],
+    },
     "sft": {
         "params": {"params.yaml": {"sft": {"seed": 7}}},
         "deps": [{"path": "data/formatted/train.jsonl", "md5": "t"}],
         "outs": [{"path": "artifacts/adapter", "md5": "a.dir"}],
     },
-    "evaluate": {"deps": [{"path": "artifacts/adapter", "md5": "a.dir"}, {"path": "data/formatted/train.jsonl", "md5": "t"}]},
+    "evaluate": {
+        "deps": [
+            {"path": "artifacts/adapter", "md5": "a.dir"},
+            {"path": "data/formatted/train.jsonl", "md5": "t"},
+        ]
+    },
 }
 
 
 def test_metrics_are_a_runs_own_only_where_the_whole_lock_is_of_one_run():
     params = {"format.prompt": "answer", "sft.seed": 7}
-    assert is_current(LOCK, params)
-    assert not is_current(LOCK, {**params, "sft.seed": 8})  # the parameter was changed after the run
-    retrained = {**LOCK, "sft": {**LOCK["sft"], "outs": [{"path": "artifacts/adapter", "md5": "b.dir"}]}}
-    assert not is_current(retrained, params)  # sft ran again, evaluate did not
-    assert is_current(retrained, params, "sft")
-    reformatted = {**LOCK, "sft": {**LOCK["sft"], "deps": [{"path": "data/formatted/train.jsonl", "md5": "u"}]}}
-    assert not is_current(reformatted, params)  # they read different rows
-    assert not is_current({"sft": LOCK["sft"]}, params)
-    loaded = {**LOCK, "sft": {**LOCK["sft"], "params": {**LOCK["sft"]["params"], "models/tiny.yaml": {"quantization": "nf4"}}}}
-    assert is_current(loaded, params | {"models/tiny.yaml:quantization": "nf4"})
-    assert not is_current(loaded, params | {"models/tiny.yaml:quantization": "none"})
+    assert is_consistent(LOCK, params)
+    # the parameter was changed after the run
+    assert not is_consistent(LOCK, {**params, "sft.seed": 8})
+    retrained = {
+        **LOCK,
+        "sft": {**LOCK["sft"], "outs": [{"path": "artifacts/adapter", "md5": "b.dir"}]},
+    }
+    assert not is_consistent(retrained, params)  # sft ran again, evaluate did not
+    assert is_consistent(retrained, params, "sft")
+    reformatted = {
+        **LOCK,
+        "sft": {**LOCK["sft"], "deps": [{"path": "data/formatted/train.jsonl", "md5": "u"}]},
+    }
+    assert not is_consistent(reformatted, params)  # they read different rows
+    assert not is_consistent({"sft": LOCK["sft"]}, params)
+    loaded = {
+        **LOCK,
+        "sft": {
+            **LOCK["sft"],
+            "params": {**LOCK["sft"]["params"], "models/tiny.yaml": {"quantization": "nf4"}},
+        },
+    }
+    assert is_consistent(loaded, params | {"models/tiny.yaml:quantization": "nf4"})
+    assert not is_consistent(loaded, params | {"models/tiny.yaml:quantization": "none"})
 
 
 def run(*command):
@@ -170,7 +237,12 @@ def experiments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
-    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+    for name in (
+        "GIT_AUTHOR_NAME",
+        "GIT_AUTHOR_EMAIL",
+        "GIT_COMMITTER_NAME",
+        "GIT_COMMITTER_EMAIL",
+    ):
         monkeypatch.setenv(name, "a@example.com")
     run("git", "init", "--quiet")
     run("dvc", "init", "--quiet")
@@ -194,19 +266,37 @@ def experiments(tmp_path, monkeypatch):
                 },
             ],
         }
-        evaluate = YAML(typ="safe").load(Path("dvc.lock"))["stages"]["evaluate"] if Path("dvc.lock").exists() else {}
+        evaluate = (
+            YAML(typ="safe").load(Path("dvc.lock"))["stages"]["evaluate"]
+            if Path("dvc.lock").exists()
+            else {}
+        )
         if judged:
-            rows = [{"id": row["id"], **question} for row in made.scores]
+            rows = [{"id": row.id, **question} for row in made.scores]
             evaluate = {
                 "cmd": "true",
                 "deps": [
                     {"path": "artifacts/adapter", "hash": "md5", "md5": keep(name), "size": 1},
-                    {"path": "data/formatted/test.jsonl", "hash": "md5", "md5": keep(lines(rows)), "size": 1},
+                    {
+                        "path": "data/formatted/test.jsonl",
+                        "hash": "md5",
+                        "md5": keep(lines(rows)),
+                        "size": 1,
+                    },
                 ],
-                "outs": [{"path": "data/predictions/scores.jsonl", "hash": "md5", "md5": keep(lines(made.scores)), "size": 1}],
+                "outs": [
+                    {
+                        "path": "data/predictions/scores.jsonl",
+                        "hash": "md5",
+                        "md5": keep(lines(row.to_record() for row in made.scores)),
+                        "size": 1,
+                    }
+                ],
             }
             write_json(Path("metrics/evaluation.json"), made.metrics)
-        YAML().dump({"schema": "2.0", "stages": {"sft": sft, "evaluate": evaluate}}, Path("dvc.lock"))
+        YAML().dump(
+            {"schema": "2.0", "stages": {"sft": sft, "evaluate": evaluate}}, Path("dvc.lock")
+        )
         run("git", "add", "--all")
         run("git", "commit", "--quiet", "--message", name)
         if name == "main":
@@ -222,13 +312,15 @@ def experiments(tmp_path, monkeypatch):
 def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, capsys):
     experiments("main", make_run("main", 0.4), 0.002)
     experiments("other-prompt", make_run("other-prompt", 0.5), 0.002, prompt="question")
-    experiments("sft-only", make_run("main", 0.4), 0.004, judged=False)  # carries the metrics of the run before on
+    # carries the metrics of the run before on
+    experiments("sft-only", make_run("main", 0.4), 0.004, judged=False)
     experiments("more-rows", make_run("more-rows", 0.4, rows=80), 0.008)
     runs = {made.name: made for made in list_runs()}
     assert runs.keys() == {"main", "other-prompt", "sft-only", "more-rows"}
     assert runs["sft-only"].metrics is None
     assert runs["sft-only"].validation_loss == 0.004
-    assert runs["other-prompt"].test == runs["main"].test  # the prompt is another, the questions are not
+    # the prompt is another, the questions are not
+    assert runs["other-prompt"].test == runs["main"].test
     assert runs["more-rows"].test != runs["main"].test
     compare.main()
     said = capsys.readouterr().out
@@ -251,10 +343,17 @@ def test_without_results_it_says_what_to_do(experiments):
 @needs_browser
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_opens_without_requests_or_errors_and_fits_a_phone(tmp_path, context, width):  # noqa: F811
-    runs = [make_run(f"run-{number}", 0.3 + 0.03 * number, **{"sft.learning_rate": 10.0**-number}) for number in range(5)]
-    runs += [make_run(HOSTILE, 0.2), replace(make_run("no-scores", 0.35), scores=None), make_run("other-rows", test="others")]
+    runs = [
+        make_run(f"run-{number}", 0.3 + 0.03 * number, **{"sft.learning_rate": 10.0**-number})
+        for number in range(5)
+    ]
+    runs += [
+        make_run(HOSTILE, 0.2),
+        replace(make_run("no-scores", 0.35), scores=None),
+        make_run("other-rows", test="others"),
+    ]
     runs += [make_run("not-judged", judged=False)]
-    write_text(tmp_path / "compare.html", render_comparison(runs, 1000, 0.95, 7)[1])
+    write_text(tmp_path / "compare.html", render_comparison(runs, EVALUATE)[1])
     page, errors = open_page(context, tmp_path / "compare.html")
     page.set_viewport_size({"width": width, "height": 900})
     assert page.title() == "Experiments compared"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, edit_yaml, make_rows
 
-from stages.doctor import environment, machine, repository
-from stages.doctor.__main__ import examine
-from stages.doctor.finding import Finding
+from commands.doctor import environment, machine, repository
+from commands.doctor.__main__ import examine
+from commands.doctor.finding import Finding
 
 PIPELINE = """\
 stages:
@@ -32,7 +32,9 @@ def git(*arguments):
 
 
 def dvc(*arguments):
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,10 @@ def levels(check):
 
 def test_nothing_else_is_asked_before_anything_is_installed(tmp_path):
     """With the packages out of sight, as from a system's Python."""
-    command, variables = [sys.executable, "-S", "-m", "stages.doctor"], {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    command, variables = (
+        [sys.executable, "-S", "-m", "commands.doctor"],
+        {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("\n") == 1
@@ -80,7 +85,12 @@ def test_nothing_else_is_asked_before_anything_is_installed(tmp_path):
 
 
 def test_a_repository_in_order_has_no_problem(repo):
-    for check in (repository.check_git, repository.check_conflicts, repository.check_dvc, repository.check_tree):
+    for check in (
+        repository.check_git,
+        repository.check_conflicts,
+        repository.check_dvc,
+        repository.check_tree,
+    ):
         assert "problem" not in levels(check)
     assert texts(repository.check_pipeline) == ["ok      pipeline: dvc.lock is current"]
     assert texts(repository.check_outputs) == ["ok      outputs: all in place"]
@@ -95,9 +105,9 @@ def test_a_missing_output_is_told_from_one_that_nobody_has(repo):
     assert texts(repository.check_outputs) == ["ok      outputs: all in place"]
     shutil.rmtree(".dvc/cache")
     (line,) = texts(repository.check_outputs)
-    assert line.endswith("are in place, but not in the cache, such as second.txt  ->  dvc commit") or line.endswith(
-        "first.txt  ->  dvc commit"
-    )
+    assert line.endswith(
+        "are in place, but not in the cache, such as second.txt  ->  dvc commit"
+    ) or line.endswith("first.txt  ->  dvc commit")
     Path("second.txt").unlink()
     (line,) = texts(repository.check_outputs)
     assert "not in the cache" in line
@@ -125,7 +135,10 @@ def test_a_lock_with_merge_marks_is_a_problem_that_its_remedy_mends(repo):
     merged = subprocess.run(["git", "merge", "theirs"], capture_output=True, check=False)
     assert merged.returncode
     found = list(repository.check_conflicts())
-    assert [(finding.level, finding.subject) for finding in found] == [("problem", "dvc.lock"), ("problem", "params.yaml")]
+    assert [(finding.level, finding.subject) for finding in found] == [
+        ("problem", "dvc.lock"),
+        ("problem", "params.yaml"),
+    ]
     assert not levels(repository.check_pipeline)
     assert "a merge is under way" in texts(repository.check_tree)[0]
     Path("params.yaml").write_text("x: 3\n")
@@ -142,14 +155,21 @@ def test_what_a_killed_dvc_leaves_is_named(repo):
     assert not list(repository.check_running())
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for process, said in ((os.getpid(), "is at work: dvc repro"), (ended.pid, "was killed: dvc repro  ->  rm .dvc/tmp/rwlock")):
-        lock.write_text(json.dumps({"write": {"first.txt": {"pid": process, "cmd": "dvc repro"}}, "read": {}}))
+    for process, said in (
+        (os.getpid(), "is at work: dvc repro"),
+        (ended.pid, "was killed: dvc repro  ->  rm .dvc/tmp/rwlock"),
+    ):
+        lock.write_text(
+            json.dumps({"write": {"first.txt": {"pid": process, "cmd": "dvc repro"}}, "read": {}})
+        )
         assert said in texts(repository.check_running)[0]
     lock.write_text('{"write": ')
     (finding,) = repository.check_running()
     assert (finding.level, finding.remedy) == ("problem", "rm .dvc/tmp/rwlock")
     lock.unlink()
-    with subprocess.Popen([sys.executable, "-c", "input()", "-m", "stages.sft"], stdin=subprocess.PIPE) as stage:
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", "-m", "stages.sft"], stdin=subprocess.PIPE
+    ) as stage:
         (finding,) = repository.check_running()
         stage.stdin.close()
     assert (finding.subject, finding.remedy) == ("a stage", f"wait, or: kill {stage.pid}")
@@ -157,7 +177,10 @@ def test_what_a_killed_dvc_leaves_is_named(repo):
 
 def test_while_another_dvc_is_at_work_the_pipeline_is_let_alone(repo):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        held = {"write": {str(repo / "first.txt"): {"pid": other.pid, "cmd": "dvc repro"}}, "read": {}}
+        held = {
+            "write": {str(repo / "first.txt"): {"pid": other.pid, "cmd": "dvc repro"}},
+            "read": {},
+        }
         Path(".dvc/tmp/rwlock").write_text(json.dumps(held))
         assert levels(repository.check_pipeline) == ["note"]
         other.stdin.close()
@@ -165,7 +188,9 @@ def test_while_another_dvc_is_at_work_the_pipeline_is_let_alone(repo):
 
 def test_experiments_that_wait_in_the_queue_are_counted(repo):
     dvc("exp", "run", "--queue", "--set-param", "x=4,5")
-    assert texts(repository.check_queue) == ["note    queue: 2 queued  ->  dvc queue start, or dvc queue remove --queued"]
+    assert texts(repository.check_queue) == [
+        "note    queue: 2 queued  ->  dvc queue start, or dvc queue remove --queued"
+    ]
     dvc("queue", "remove", "--queued")
     assert texts(repository.check_queue) == ["ok      queue: empty"]
 
@@ -178,7 +203,10 @@ def test_a_remote_needs_its_package(repo):
     dvc("install")
     assert not list(repository.check_hooks())
     dvc("remote", "add", "bucket", "gs://bucket/folder")
-    assert "problem remote: bucket is on gs, which needs a package  ->  pip install dvc-gs" in texts(repository.check_remote)
+    assert (
+        "problem remote: bucket is on gs, which needs a package  ->  pip install dvc-gs"
+        in texts(repository.check_remote)
+    )
 
 
 def test_hooks_that_stop_every_push_are_a_problem(repo):
@@ -187,7 +215,9 @@ def test_hooks_that_stop_every_push_are_a_problem(repo):
     (finding,) = repository.check_hooks()
     assert finding.level == "problem"
     git("init", "--quiet", "--bare", str(repo.parent / "origin"))
-    pushed = subprocess.run(["git", "push", str(repo.parent / "origin"), "HEAD"], capture_output=True, check=False)
+    pushed = subprocess.run(
+        ["git", "push", str(repo.parent / "origin"), "HEAD"], capture_output=True, check=False
+    )
     assert pushed.returncode
     Path(finding.remedy.split(",")[0].removeprefix("rm ")).unlink()
     git("push", str(repo.parent / "origin"), "HEAD")
@@ -202,20 +232,30 @@ def test_no_git_repository_no_name_and_no_dvc_are_problems(tmp_path, monkeypatch
     git("init", "--quiet")
     no_commit, no_name = texts(repository.check_git)
     assert "no commit yet" in no_commit
-    assert "git config --global user.name YOU && git config --global user.email YOU@EXAMPLE.COM" in no_name
+    assert (
+        "git config --global user.name YOU && git config --global user.email YOU@EXAMPLE.COM"
+        in no_name
+    )
     assert texts(repository.check_dvc) == ["problem dvc: not set up here  ->  dvc init"]
 
 
 def test_a_wrong_version_and_a_missing_package_are_named(tmp_path):
     numpy = metadata.version("numpy")
-    lock = f"numpy==0.0.1\ntorch=={metadata.version('torch').split('+')[0]}\nno-such-package==1.0\nnor_this==2.0\n"
+    torch = metadata.version("torch").split("+")[0]
+    lock = f"numpy==0.0.1\ntorch=={torch}\nno-such-package==1.0\nnor_this==2.0\n"
     (tmp_path / "requirements.lock").write_text(lock)
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["numpy", "nor-this; sys_platform != \'x\'"]\n')
-    (finding,) = environment.check_packages(tmp_path / "requirements.lock", tmp_path / "pyproject.toml")
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\ndependencies = ["numpy", "nor-this; sys_platform != \'x\'"]\n'
+    )
+    (finding,) = environment.check_packages(
+        tmp_path / "requirements.lock", tmp_path / "pyproject.toml"
+    )
     assert finding.level == "problem"
     assert finding.text == f"numpy {numpy}, locked 0.0.1; nor_this is not installed"
     (tmp_path / "requirements.lock").write_text(f"numpy=={numpy}\nno-such-package==1.0\n")
-    (finding,) = environment.check_packages(tmp_path / "requirements.lock", tmp_path / "pyproject.toml")
+    (finding,) = environment.check_packages(
+        tmp_path / "requirements.lock", tmp_path / "pyproject.toml"
+    )
     assert finding.level == "ok"
 
 
@@ -269,30 +309,52 @@ def test_the_data_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
 def test_a_parameter_out_of_range_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local"))
+    shutil.copytree(
+        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local")
+    )
     assert levels(repository.check_params) == ["ok"]
     edit_yaml("params.yaml", sft__learning_rate=-1)
     (finding,) = repository.check_params()
     assert finding.level == "problem"
     assert "sft.learning_rate" in finding.text
     # what can't be looked at for that reason is no problem of its own
-    assert [finding.level for finding in examine([repository.check_params, machine.check_hub])] == ["problem", "note"]
+    assert [finding.level for finding in examine([repository.check_params, machine.check_hub])] == [
+        "problem",
+        "note",
+    ]
 
 
-OLD, NEW = ({"name": name, "capability": [major, minor], "bytes": 4 * 2**30} for name, major, minor in (("A", 7, 5), ("B", 8, 0)))
+OLD, NEW = (
+    {"name": name, "capability": [major, minor], "bytes": 4 * 2**30}
+    for name, major, minor in (("A", 7, 5), ("B", 8, 0))
+)
 
 
 @pytest.mark.parametrize(
     ("cuda", "cards", "driver", "level", "said"),
     [
         (None, [], None, "note", "none: computed on the CPU"),
-        (None, [], ["GTX 1650 Ti, 550.1"], "problem", "is here, but PyTorch 2 is built for no CUDA"),
+        (
+            None,
+            [],
+            ["GTX 1650 Ti, 550.1"],
+            "problem",
+            "is here, but PyTorch 2 is built for no CUDA",
+        ),
         ("13.0", [], ["GTX 1650 Ti, 450.1"], "problem", "can't use it: the driver is older"),
-        ("13.0", [OLD], ["A, 580.1"], "ok", "compute capability 7.5: an old card, computed in float16"),
+        (
+            "13.0",
+            [OLD],
+            ["A, 580.1"],
+            "ok",
+            "compute capability 7.5: an old card, computed in float16",
+        ),
         ("13.0", [NEW], ["B, 580.1"], "ok", "4.0 GiB, compute capability 8.0"),
     ],
 )
-def test_a_card_and_a_build_that_do_not_match_are_told_apart(monkeypatch, cuda, cards, driver, level, said):
+def test_a_card_and_a_build_that_do_not_match_are_told_apart(
+    monkeypatch, cuda, cards, driver, level, said
+):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (finding,) = machine.judge_cards({"version": "2", "cuda": cuda, "cards": cards}, driver)
     assert finding.level == level
@@ -309,22 +371,44 @@ def test_a_torch_that_ends_its_process_is_one_line(tmp_path, monkeypatch):
 
 def test_a_card_on_which_triton_does_not_run_is_a_note(monkeypatch):
     seen = {"version": "2", "cuda": "13.0", "cards": [NEW]}
-    monkeypatch.setattr(machine, "TORCH", f"import json; print(json.dumps({seen!r}))")
+    run_probe = machine.run_probe
+
+    def with_a_card(name):
+        return (json.dumps(seen), None) if name == "torch_and_cards" else run_probe(name)
+
+    monkeypatch.setattr(machine, "run_probe", with_a_card)
     found = {finding.subject: finding for finding in machine.check_gpu()}
-    assert (found["Triton"].level, found["Triton"].remedy) == ("note", "sudo apt-get install gcc python3-dev")
-    assert "its kernels do not run here; the loss is computed by plain PyTorch" in found["Triton"].text
+    assert (found["Triton"].level, found["Triton"].remedy) == (
+        "note",
+        "sudo apt-get install gcc python3-dev",
+    )
+    assert (
+        "its kernels do not run here; the loss is computed by plain PyTorch" in found["Triton"].text
+    )
 
 
 def test_the_doctor_itself_imports_nothing_that_could_be_broken():
-    imports = "import sys; import stages.doctor.__main__; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "transformers", "dvc", "pydantic", "pyarrow", "huggingface_hub", "stages.params"} & set(loaded)
+    imports = "import sys; import commands.doctor.__main__; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {
+        "torch",
+        "transformers",
+        "dvc",
+        "pydantic",
+        "pyarrow",
+        "huggingface_hub",
+        "library.params",
+    } & set(loaded)
 
 
 def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local"))
+    shutil.copytree(
+        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local")
+    )
     edit_yaml("params.yaml", model="qwen2.5-0.5b-instruct")
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.5")
     (finding,) = machine.check_memory()
@@ -337,7 +421,8 @@ def test_a_hub_model_that_is_nowhere_is_a_problem_only_where_the_hub_is(tmp_path
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("local"))
-    assert levels(machine.check_hub) == ["ok"]  # the embedded model; conftest has the hub switched off
+    # the embedded model; conftest has the hub switched off
+    assert levels(machine.check_hub) == ["ok"]
     edit_yaml("params.yaml", model="local")
     assert levels(machine.check_hub) == ["problem"]
     assert not machine.is_reachable("http://127.0.0.1:9")
@@ -348,7 +433,9 @@ def test_a_check_that_breaks_does_not_stop_the_others():
         yield Finding("ok", "before", "it broke")
         raise RuntimeError("no\nluck")
 
-    before, broken, after = examine([check_broken, lambda: [Finding("ok", "after", "all the same")]])
+    before, broken, after = examine(
+        [check_broken, lambda: [Finding("ok", "after", "all the same")]]
+    )
     assert (before.subject, after.subject) == ("before", "after")
     assert str(broken).startswith("problem broken: could not be checked: RuntimeError: no luck")
 
@@ -356,15 +443,25 @@ def test_a_check_that_breaks_does_not_stop_the_others():
 def test_all_checks_together_end_with_a_status_though_torch_is_broken(repo):
     broken = repo.parent / "broken"
     broken.mkdir()
-    (broken / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')\n")
+    (broken / "torch.py").write_text(
+        "raise OSError('libcudart.so.13: cannot open shared object file')\n"
+    )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(broken), str(ROOT)])}
-    command = [sys.executable, "-m", "stages.doctor"]
-    ended = subprocess.run(command, cwd=repo, env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "commands.doctor"]
+    ended = subprocess.run(
+        command, cwd=repo, env=environ, capture_output=True, text=True, check=False
+    )
     *lines, last = ended.stdout.splitlines()
     assert ended.returncode == 1
     assert "ok      outputs: all in place" in lines
     # there is no requirements.lock here
-    assert any(line.startswith("problem packages: could not be checked: FileNotFoundError") for line in lines)
-    assert any(line.startswith("problem PyTorch: OSError: libcudart.so.13: cannot open shared object file") for line in lines)
+    assert any(
+        line.startswith("problem packages: could not be checked: FileNotFoundError")
+        for line in lines
+    )
+    assert any(
+        line.startswith("problem PyTorch: OSError: libcudart.so.13: cannot open shared object file")
+        for line in lines
+    )
     assert any(line.startswith("ok      disk: ") for line in lines)
     assert sum(line.startswith("problem") for line in lines) == int(last.split(", ")[-1].split()[0])

@@ -13,19 +13,27 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stages import base, clean, evaluate, export, format, predict, review, sft, zeroshot
-from stages.corpus.rows import read_jsonl, write_json
-from stages.llm.answering import answer_rows
-from stages.llm.merging import load_merged
-from stages.llm.prompts import load_tokenizer, prompt_ids
-from stages.params import load_params
-from stages.run import InputError
-from stages.verdict.card import render_card, shipped_sentence
+from commands import export
+from library.errors import InputError
+from library.files import read_jsonl, write_json
+from library.llm.answering import answer_rows
+from library.llm.chat_template import load_tokenizer, prompt_ids
+from library.llm.loading import load_merged
+from library.pages.cards import ModelFacts, render_card, shipped_statement
+from library.params import load_params
+from library.paths import ADAPTER_DIR, MERGED_DIR
+from library.verdict.metrics import score_row
+from stages import base, clean, evaluate, format, predict, review, sft, zeroshot
 
 MERGED = {
-    "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
     "tokenizer_config.json",
-}  # fmt: skip
+}
 
 
 def read_card(text):
@@ -34,36 +42,50 @@ def read_card(text):
     return YAML(typ="safe").load(matter), MarkdownIt("commonmark").enable("table").parse(body)
 
 
-def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(project, tiny_dir, capsys, monkeypatch):
+def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
+    project, tiny_dir, capsys, monkeypatch
+):
     model_dir = project / "hidden" / "own"
     shutil.copytree(tiny_dir, model_dir)
     write_json(
-        model_dir / "generation_config.json", {"do_sample": True, "eos_token_id": 2, "temperature": 0.7, "repetition_penalty": 1.1}
+        model_dir / "generation_config.json",
+        {"do_sample": True, "eos_token_id": 2, "temperature": 0.7, "repetition_penalty": 1.1},
     )
     edit_yaml("models/local.yaml", path=str(model_dir))
-    edit_yaml("params.yaml", sft__learning_rate=0.05, format__max_new_tokens=16, data__path=str(project / "rows.json"))
+    edit_yaml(
+        "params.yaml",
+        sft__learning_rate=0.05,
+        format__max_new_tokens=16,
+        data__path=str(project / "rows.json"),
+    )
     for stage in (base, clean, format, zeroshot, sft, predict, review, evaluate):
         stage.main()
-    write_json(export.MERGED_DIR / "stale.json", {})
+    write_json(MERGED_DIR / "stale.json", {})
     capsys.readouterr()
     export.main()
     printed = capsys.readouterr().out
 
-    assert {path.name for path in export.MERGED_DIR.iterdir()} == MERGED
-    assert {path.name for path in export.MERGED_DIR.parent.iterdir()} == {"base", "adapter", "merged"}
-    for path in export.MERGED_DIR.iterdir():
+    assert {path.name for path in MERGED_DIR.iterdir()} == MERGED
+    assert {path.name for path in MERGED_DIR.parent.iterdir()} == {
+        "base",
+        "adapter",
+        "merged",
+    }
+    for path in MERGED_DIR.iterdir():
         for folder in (project, tiny_dir, Path.home(), ROOT):
             assert str(folder).encode() not in path.read_bytes(), path
-    settings = json.loads((export.MERGED_DIR / "generation_config.json").read_text())
+    settings = json.loads((MERGED_DIR / "generation_config.json").read_text())
     assert {name: value for name, value in settings.items() if name != "transformers_version"} == {
-        "do_sample": False, "eos_token_id": [2], "pad_token_id": 0,
-    }  # fmt: skip
-    assert json.loads((export.MERGED_DIR / "config.json").read_text())["dtype"] == "bfloat16"
+        "do_sample": False,
+        "eos_token_id": [2],
+        "pad_token_id": 0,
+    }
+    assert json.loads((MERGED_DIR / "config.json").read_text())["dtype"] == "bfloat16"
 
     before = load_file(model_dir / "model.safetensors")
-    adapter = load_file(export.ADAPTER_DIR / "adapter_model.safetensors")
-    scale = json.loads((export.ADAPTER_DIR / "adapter_config.json").read_text())
-    for name, merged in load_file(export.MERGED_DIR / "model.safetensors").items():
+    adapter = load_file(ADAPTER_DIR / "adapter_model.safetensors")
+    scale = json.loads((ADAPTER_DIR / "adapter_config.json").read_text())
+    for name, merged in load_file(MERGED_DIR / "model.safetensors").items():
         weight = before[name].float()
         module = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{module}.lora_A.weight" in adapter:
@@ -72,35 +94,47 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(pro
         assert torch.equal(merged, weight.bfloat16()), name
 
     rows = list(read_jsonl(Path("data/formatted/test.jsonl")))
-    tokenizer = load_tokenizer(export.MERGED_DIR)
+    tokenizer = load_tokenizer(MERGED_DIR)
     ids = torch.tensor([prompt_ids(tokenizer, rows[0]["messages"])])
     cold = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     with torch.inference_mode():
-        logits = [load_merged(export.MERGED_DIR)(input_ids=ids).logits, cold(input_ids=ids).logits.clone()]
-        logits.append(PeftModel.from_pretrained(cold, export.ADAPTER_DIR)(input_ids=ids).logits)
+        logits = [
+            load_merged(MERGED_DIR)(input_ids=ids).logits,
+            cold(input_ids=ids).logits.clone(),
+        ]
+        logits.append(PeftModel.from_pretrained(cold, ADAPTER_DIR)(input_ids=ids).logits)
     assert (logits[0] - logits[2]).abs().max() < 0.02 * (logits[1] - logits[2]).abs().max()
 
-    card = (export.MERGED_DIR / "README.md").read_text()
+    card = (MERGED_DIR / "README.md").read_text()
     matter, tokens = read_card(card)
     assert (matter["library_name"], matter["pipeline_tag"]) == ("transformers", "text-generation")
     assert "base_model" not in matter
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
-    answers = answer_rows(load_merged(export.MERGED_DIR), tokenizer, rows, 16)
+    answers = answer_rows(load_merged(MERGED_DIR), tokenizer, rows, 16)
     contexts = {row["id"]: row["anchor"] for row in read_jsonl(Path("data/clean/rows.jsonl"))}
-    scored = [evaluate.score_row(row, answer, contexts[row["id"]]) for row, answer in zip(rows, answers, strict=True)]
+    scored = [
+        score_row(row, answer, contexts[row["id"]])
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     mean = sum(scores["bits_per_byte"] for scores in scored) / len(scored)
-    line = next(line for line in card.splitlines() if line.startswith("| bits per byte of the reference |"))
+    line = next(
+        line for line in card.splitlines() if line.startswith("| bits per byte of the reference |")
+    )
     assert line in printed
     assert line.split(" | ")[1:4] == [
-        f"{value:.3f}" for value in (metrics["bits_per_byte"]["zeroshot"], metrics["bits_per_byte"]["sft"], mean)
+        f"{value:.3f}"
+        for value in (metrics["bits_per_byte"]["zeroshot"], metrics["bits_per_byte"]["sft"], mean)
     ]
     result = metrics["rouge_l"]
-    assert f"| ROUGE-L | {result['zeroshot']:.3f} | {result['sft']:.3f} | {result['delta']:+.3f} | {result['low']:+.3f} to" in card
+    assert (
+        f"| ROUGE-L | {result['zeroshot']:.3f} | {result['sft']:.3f} | {result['delta']:+.3f} | "
+        f"{result['low']:+.3f} to" in card
+    )
     code = {token.info: token.content for token in tokens if token.type == "fence"}
     assert YAML(typ="safe").load(code["yaml"]) == load_params().sft.model_dump()
     assert code["jinja"] == Path("prompts/answer.jinja").read_text()
 
-    monkeypatch.chdir(export.MERGED_DIR)
+    monkeypatch.chdir(MERGED_DIR)
     names = {}
     exec(code["python"], names)  # noqa: S102 - it is what a reader of the card runs
     made = names["inputs"]["input_ids"][0].tolist()
@@ -118,12 +152,19 @@ def stubs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "stage"), [("artifacts/base/manifest.json", "base"), ("artifacts/adapter/base.json", "sft"), *export.NEEDED.items()]
+    ("path", "stage"),
+    [
+        ("artifacts/base/manifest.json", "base"),
+        ("artifacts/adapter/base.json", "sft"),
+        *export.NEEDED.items(),
+    ],
 )
 def test_a_missing_file_is_named_with_the_command_that_makes_it(stubs, path, stage):
     export.check_needed()
     Path(path).unlink()
-    with pytest.raises(InputError, match=rf"^{re.escape(path)}: no such file; run `dvc repro {stage}`$"):
+    with pytest.raises(
+        InputError, match=rf"^{re.escape(str(path))}: no such file; run `dvc repro {stage}`$"
+    ):
         export.main()
 
 
@@ -136,27 +177,56 @@ def test_an_adapter_of_another_base_is_refused(stubs):
 @pytest.mark.parametrize(
     ("first", "second", "verdict", "said"),
     [
-        ("sft", "zeroshot", -1, "**What is shipped is worse than what was measured**, by ROUGE-L, token F1. 0 of 30 answers"),
-        ("zeroshot", "sft", 1, "no evidence that what is shipped is worse than what was measured**: ROUGE-L went from 0.0"),
-        ("sft", "sft", 0, "(+0.000, interval +0.000 to +0.000). 30 of 30 answers are the same word for word."),
+        (
+            "sft",
+            "zeroshot",
+            -1,
+            "**What is shipped is worse than what was measured**, by ROUGE-L, token F1. 0 of 30 "
+            "answers",
+        ),
+        (
+            "zeroshot",
+            "sft",
+            1,
+            "no evidence that what is shipped is worse than what was measured**: ROUGE-L went from "
+            "0.0",
+        ),
+        (
+            "sft",
+            "sft",
+            0,
+            "(+0.000, interval +0.000 to +0.000). 30 of 30 answers are the same word for word.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_worse_is_called_worse(judged, first, second, verdict, said):
-    predictions = {system: {row["id"]: row for row in records} for system, records in judged(rows=30).items()}
+    predictions = {
+        system: {row["id"]: row for row in records} for system, records in judged(rows=30).items()
+    }
     rows = list(read_jsonl(Path("data/formatted/test.jsonl")))
     contexts = {row["id"]: row["anchor"] for row in read_jsonl(Path("data/clean/rows.jsonl"))}
-    shipped = export.compare_shipped(rows, contexts, predictions[first], predictions[second], load_params().evaluate)
+    shipped = export.compare_shipped(
+        rows, contexts, predictions[first], predictions[second], load_params().evaluate
+    )
     assert shipped["metrics"].keys() == {"rouge_l", "token_f1", "bits_per_byte"}
-    assert (shipped["metrics"]["rouge_l"]["verdict"], shipped["metrics"]["bits_per_byte"]["verdict"]) == (verdict, 0)
-    assert said in shipped_sentence(shipped)
+    assert (
+        shipped["metrics"]["rouge_l"]["verdict"],
+        shipped["metrics"]["bits_per_byte"]["verdict"],
+    ) == (verdict, 0)
+    assert said in str(shipped_statement(shipped))
 
 
 HOSTILE = "# own\ned\n---\nbase_model: x/y | <script>`*_[a](b){{ 1 }}"
 
 
-@pytest.mark.parametrize("source", [{"path": f"/home/me/{HOSTILE.replace('/', '')}"}, {"id": "a_b/C-0.5", "revision": "0" * 40}])
+@pytest.mark.parametrize(
+    "source",
+    [{"path": f"/home/me/{HOSTILE.replace('/', '')}"}, {"id": "a_b/C-0.5", "revision": "0" * 40}],
+)
 def test_what_stands_in_names_and_prompts_does_not_break_the_card(judged, source):
-    predictions = {system: {row["id"]: row for row in records} for system, records in judged(rows=30).items()}
+    predictions = {
+        system: {row["id"]: row for row in records} for system, records in judged(rows=30).items()
+    }
     review.main()
     evaluate.main()
     edit_yaml("params.yaml", data__path=f"/home/me/{HOSTILE.replace('/', '')}.json")
@@ -165,27 +235,38 @@ def test_what_stands_in_names_and_prompts_does_not_break_the_card(judged, source
     params = load_params()
     prompt = f"````\n```\n{HOSTILE}\n"
     messages = [{"role": "user", "content": f'```\n"""{HOSTILE}'}]
+    facts = ModelFacts(
+        params=params,
+        quantization="none",
+        metrics=json.loads(Path("metrics/evaluation.json").read_text()),
+        manifest={"source": source, "files": {"model.safetensors": {"sha256": "f" * 64}}},
+        splits={**json.loads(Path("metrics/format.json").read_text()), "groups": 3},
+        prompt=prompt,
+        versions={"torch": "2"},
+    )
     card = render_card(
-        json.loads(Path("metrics/evaluation.json").read_text()),
-        {"source": source, "files": {"model.safetensors": {"sha256": "f" * 64}}},
-        {**json.loads(Path("metrics/format.json").read_text()), "groups": 3},
-        params,
-        "none",
+        facts,
         {name: {"dtype": "float32", "device": HOSTILE} for name in ("measured", "shipped")},
-        prompt,
-        {"torch": "2"},
-        export.compare_shipped(rows, contexts, predictions["zeroshot"], predictions["sft"], params.evaluate),
+        export.compare_shipped(
+            rows, contexts, predictions["zeroshot"], predictions["sft"], params.evaluate
+        ),
         messages,
     )
     matter, tokens = read_card(card)
     assert matter.get("base_model") == source.get("id")
     headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     assert headings == [
-        "A model fine-tuned to answer questions from passages", "What it is made of", "How to ask it", "What was measured",
-        "Does what is shipped do the same?", "Limits",
-    ]  # fmt: skip
+        "A model fine-tuned to answer questions from passages",
+        "What it is made of",
+        "How to ask it",
+        "What was measured",
+        "Does what is shipped do the same?",
+        "Limits",
+    ]
     children = [child for token in tokens for child in [token, *(token.children or [])]]
-    assert not [child for child in children if child.type in ("html_inline", "html_block", "hr", "em_open")]
+    assert not [
+        child for child in children if child.type in ("html_inline", "html_block", "hr", "em_open")
+    ]
     links = [child.attrs["href"] for child in children if child.type == "link_open"]
     assert links == ([f"https://huggingface.co/{source['id']}"] if "id" in source else [])
     fences = [token for token in tokens if token.type == "fence"]
@@ -199,8 +280,13 @@ def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(project, monke
     for path in ("artifacts/base/manifest.json", "artifacts/adapter/base.json", *export.NEEDED):
         write_json(Path(path), {})
     write_json(Path("dvc.lock"), {})
-    monkeypatch.setattr(export, "find_stale", lambda: {"predict": ["artifacts/adapter"], "cards": ["reports"]})
-    with pytest.raises(InputError, match="predict is older than what it is made of, artifacts/adapter; run `dvc repro`"):
+    monkeypatch.setattr(
+        export, "find_stale", lambda: {"predict": ["artifacts/adapter"], "cards": ["reports"]}
+    )
+    with pytest.raises(
+        InputError,
+        match="predict is older than what it is made of, artifacts/adapter; run `dvc repro`",
+    ):
         export.check_needed()
     Path("dvc.lock").unlink()
     export.check_needed()
@@ -209,5 +295,7 @@ def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(project, monke
 
 def test_what_can_not_run_in_one_process_is_said_before_the_merge(project, monkeypatch):
     monkeypatch.setenv("FSDP", "full_shard")
-    with pytest.raises(InputError, match="FSDP=full_shard in the environment: there is one process"):
+    with pytest.raises(
+        InputError, match="FSDP=full_shard in the environment: there is one process"
+    ):
         export.main()

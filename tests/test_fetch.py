@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from stages.corpus.fetch import fetch, main
-from stages.corpus.rows import read_raw
-from stages.params import Columns
-from stages.run import InputError
+from commands.fetch import fetch, main
+from library.corpus.reading import read_raw
+from library.errors import InputError
+from library.params import Columns
 
-ROWS = [{"anchor": f"Text {index}.", "query": "Why?", "positive": "So.", "negative": "Not so."} for index in range(5)]
+ROWS = [
+    {"anchor": f"Text {index}.", "query": "Why?", "positive": "So.", "negative": "Not so."}
+    for index in range(5)
+]
 COLUMNS = Columns(anchor="anchor", query="query", positive="positive", negative="negative")
 
 
@@ -25,7 +28,9 @@ def folder(tmp_path, monkeypatch):
     return made
 
 
-def test_a_split_of_a_local_data_set_becomes_a_file_that_the_stages_read(folder, tmp_path, monkeypatch, capsys):
+def test_a_split_of_a_local_data_set_becomes_a_file_that_the_stages_read(
+    folder, tmp_path, monkeypatch, capsys
+):
     out_path = tmp_path / "raw/mine.parquet"
     monkeypatch.setattr(sys, "argv", ["fetch", str(folder), str(out_path), "--split", "test"])
     main()

@@ -1,4 +1,6 @@
-"""The GPU benchmark, as far as it runs without a GPU: its tables, its order, and one case in a process of its own."""
+"""The GPU benchmark, as far as it runs without a GPU: its tables, its order, and one case in a
+process of its own.
+"""
 
 import json
 import subprocess
@@ -9,8 +11,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-from benchmarks.gpu_memory import FITS, OUT_OF_MEMORY, Case, key, next_case, run_case, search_bounds, table
-from stages.llm.memory import ran_out_of_memory
+from benchmarks.gpu_memory import (
+    FITS,
+    OUT_OF_MEMORY,
+    Case,
+    key,
+    next_case,
+    run_case,
+    search_bounds,
+    table,
+)
+from library.llm.memory.measuring import ran_out_of_memory
 
 SMALL, LARGE = "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct"
 CASE = Case("training", SMALL, 2048, "none")
@@ -22,14 +33,20 @@ def record(case, outcome=FITS, **values):
 
 def cells(text, *beginning):
     """The cells of the one table row that begins so."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     (row,) = [row for row in rows if row[: len(beginning)] == list(beginning)]
     return row[len(beginning) :]
 
 
 def test_without_records_only_predictions_stand_in_the_tables():
     text = table([], [SMALL], [2048])
-    for line in (line for line in text.splitlines() if SMALL in line and not line.startswith("| recipe")):
+    for line in (
+        line for line in text.splitlines() if SMALL in line and not line.startswith("| recipe")
+    ):
         assert "not measured" in line
     training = next(line for line in text.splitlines() if line.startswith(f"| {SMALL} | 2,048 |"))
     predicted, *measured = [cell.strip() for cell in training.strip("|").split("|")][2:]
@@ -39,7 +56,9 @@ def test_without_records_only_predictions_stand_in_the_tables():
 
 def test_a_table_shows_what_was_measured_and_says_what_was_not():
     records = [
-        record(CASE, measured_bytes=2**30, tokens_per_second=1234.5, answer_tokens_per_second=211.0),
+        record(
+            CASE, measured_bytes=2**30, tokens_per_second=1234.5, answer_tokens_per_second=211.0
+        ),
         record(replace(CASE, limit="card"), OUT_OF_MEMORY),
         record(replace(CASE, limit="tensors"), measured_bytes=2**30),
         record(replace(CASE, what="original"), measured_bytes=3 * 2**30, tokens_per_second=600.0),
@@ -70,14 +89,21 @@ def test_every_model_is_trained_and_answers_before_limits_and_offloading_are_tri
     models, lengths, records = [SMALL, LARGE], [1024, 2048], []
     while len(records) < 12:
         records.append(record(next_case(models, lengths, True, records, set())))
-    grid = {Case(what, model, tokens, "none") for what in ("training", "answering") for model in models for tokens in lengths}
+    grid = {
+        Case(what, model, tokens, "none")
+        for what in ("training", "answering")
+        for model in models
+        for tokens in lengths
+    }
     assert grid <= {key(entry) for entry in records}
 
 
 def test_no_context_is_tried_only_where_the_context_made_it_fail():
     lengths = [2048]
     done = ("training", "original", "answering")
-    records = [record(replace(CASE, what=what, limit=limit)) for what in done for limit in ("none", "card")]
+    records = [
+        record(replace(CASE, what=what, limit=limit)) for what in done for limit in ("none", "card")
+    ]
     assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, what="offloaded")
     records[1] = record(replace(CASE, limit="card"), OUT_OF_MEMORY)
     assert next_case([SMALL], lengths, True, records, set()) == replace(CASE, limit="tensors")
@@ -120,6 +146,17 @@ def test_a_case_that_ends_badly_leaves_a_record_that_says_so():
 def test_the_table_needs_no_gpu(tmp_path):
     out = tmp_path / "records.json"
     out.write_text(json.dumps([]))
-    command = [sys.executable, "-m", "benchmarks.gpu_memory", "--table", "--models", SMALL, "--lengths", "2048", "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_memory",
+        "--table",
+        "--models",
+        SMALL,
+        "--lengths",
+        "2048",
+        "--out",
+        out,
+    ]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"| {SMALL} | 2,048 |" in printed

@@ -2,12 +2,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.corpus.groups import SPLITS, check_overlap, group_rows, normalize, pair_rows, split_groups
-from stages.params import Shares
-from stages.run import InputError
+from library.corpus.groups import (
+    SPLITS,
+    check_overlap,
+    group_rows,
+    normalize,
+    pair_rows,
+    split_groups,
+)
+from library.errors import InputError
+from library.params import Shares
 
 SHARES = Shares(train=0.7, validation=0.1, test=0.2)
-TEXTS = st.lists(st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=1, max_size=3), min_size=1, max_size=40)
+TEXTS = st.lists(
+    st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=1, max_size=3),
+    min_size=1,
+    max_size=40,
+)
 
 
 def test_rows_are_one_group_where_any_text_is_shared_even_over_others():
@@ -29,11 +40,18 @@ def test_no_text_crosses_over_and_no_row_is_lost_whatever_the_order(rows, seed):
     assert splits == split_groups(dict(reversed(groups.items())), SHARES, seed)
     assert splits.keys() == texts.keys()
     assert set(splits.values()) == set(SPLITS)
-    check_overlap({split: [text for row in texts if splits[row] == split for text in texts[row]] for split in SPLITS})
+    check_overlap(
+        {
+            split: [text for row in texts if splits[row] == split for text in texts[row]]
+            for split in SPLITS
+        }
+    )
 
 
 def test_shares_are_met_by_row_count_and_group_size():
-    texts = {f"{index:03}": [f"anchor {index // 2 if index < 200 else index}"] for index in range(400)}
+    texts = {
+        f"{index:03}": [f"anchor {index // 2 if index < 200 else index}"] for index in range(400)
+    }
     splits = split_groups(group_rows(texts), SHARES, 7)
     counts = {split: list(splits.values()).count(split) for split in SPLITS}
     assert counts == {"train": 280, "validation": 40, "test": 80}

@@ -3,9 +3,9 @@ import shutil
 import pytest
 from huggingface_hub import constants
 
-from stages.llm.manifest import check_manifest, find_folder, make_manifest
-from stages.params import HubModel, LocalModel
-from stages.run import InputError
+from library.errors import InputError
+from library.llm.manifest import check_manifest, find_model_folder, make_manifest
+from library.params import HubModel, LocalModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SETTINGS = {"quantization": "nf4", "gradient_checkpointing": False}
@@ -30,20 +30,25 @@ def test_a_hub_model_is_found_in_the_cache_by_its_commit_alone(hub_cache):
     manifest = make_manifest(HUB)
     assert manifest["source"] == {"id": "someone/tiny", "revision": COMMIT}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= manifest["files"].keys()
-    assert find_folder(manifest["source"]).resolve() == hub_cache.resolve()
+    assert find_model_folder(manifest["source"]).resolve() == hub_cache.resolve()
     assert str(hub_cache.parent) not in str(manifest)
 
 
 def test_a_hub_model_that_is_nowhere_is_an_error(hub_cache):
-    with pytest.raises(InputError, match=r"someone/tiny at 1{40} is neither in the hub cache nor can it be downloaded"):
+    with pytest.raises(
+        InputError,
+        match=r"someone/tiny at 1{40} is neither in the hub cache nor can it be downloaded",
+    ):
         make_manifest(HUB.model_copy(update={"revision": "1" * 40}))
 
 
 def test_a_half_downloaded_hub_model_is_an_error_after_base_too(hub_cache):
     manifest = make_manifest(HUB)
     (hub_cache / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="not complete in the hub cache: run `dvc repro base --force`"):
-        find_folder(manifest["source"])
+    with pytest.raises(
+        InputError, match="not complete in the hub cache: run `dvc repro base --force`"
+    ):
+        find_model_folder(manifest["source"])
 
 
 def test_a_local_folder_is_checked_for_its_files_and_hash(tmp_path, tiny_dir):
@@ -51,7 +56,9 @@ def test_a_local_folder_is_checked_for_its_files_and_hash(tmp_path, tiny_dir):
     model = LocalModel(path=str(folder), sha256=None, **SETTINGS)
     digest = make_manifest(model)["files"]["model.safetensors"]["sha256"]
     make_manifest(model.model_copy(update={"sha256": digest}))
-    with pytest.raises(InputError, match=rf"model\.safetensors: SHA-256 is {digest}, expected {'0' * 64}"):
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors: SHA-256 is {digest}, expected {'0' * 64}"
+    ):
         make_manifest(model.model_copy(update={"sha256": "0" * 64}))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"no model\.safetensors"):
@@ -67,5 +74,7 @@ def test_a_file_that_changed_since_is_refused(tmp_path, tiny_dir):
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    with pytest.raises(InputError, match=r"model\.safetensors: changed since the base stage saw it"):
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: changed since the base stage saw it"
+    ):
         check_manifest(manifest, folder)

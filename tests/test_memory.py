@@ -7,31 +7,38 @@ import torch
 from conftest import ROOT, edit_yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages import base, clean, format
-from stages.base import check_config
-from stages.corpus.rows import read_jsonl
-from stages.llm import preflight
-from stages.llm.memory import (
-    CONTEXT_BYTES,
-    GIB,
+from commands.memory import main
+from library.errors import InputError
+from library.files import read_jsonl
+from library.llm.memory import planning
+from library.llm.memory.formula import (
     HEAD_COLUMNS,
     PLAIN_HEAD_ROWS,
-    SPARE,
     Adapter,
-    Setting,
-    free_bytes,
-    measure_peak,
+    ComputeSettings,
     measure_sizes,
     predict_answering,
     predict_training,
 )
-from stages.llm.preflight import Longest, lengths_below, load_sizes, main, plan_answering, plan_training, rows_at_once, shorten
-from stages.llm.prompts import BASE_DIR
-from stages.params import load_model_file, load_params
-from stages.run import InputError
+from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, free_bytes, measure_peak
+from library.llm.memory.misfit import ShorterLength
+from library.llm.memory.planning import (
+    LongestRow,
+    batch_size_choices,
+    lengths_below,
+    load_sizes,
+    plan_answering,
+    plan_training,
+    shorter_lengths,
+)
+from library.params import load_model_file, load_params
+from library.paths import BASE_DIR
+from library.units import GIB
+from stages import base, clean, format
+from stages.base import check_config
 
 ALL = Adapter(16, "all-linear")
-CUDA = Setting("nf4", True, ALL, torch.bfloat16, "cuda")
+CUDA = ComputeSettings("nf4", True, ALL, torch.bfloat16, "cuda")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,8 @@ def half_billion():
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("0.5b", 0.494033), ("1.5b", 1.543714), ("3b", 3.085939), ("7b", 7.615617)]
+    ("name", "billions"),
+    [("0.5b", 0.494033), ("1.5b", 1.543714), ("3b", 3.085939), ("7b", 7.615617)],
 )  # what the model cards say, and the hub counts
 def test_parameters_are_counted_from_the_model_file_alone(name, billions):
     sizes = load_sizes(load_model_file(f"qwen2.5-{name}-instruct", ROOT / "models"), ALL)
@@ -53,13 +61,16 @@ def test_sizes_are_those_of_the_model(tiny_dir):
     model = AutoModelForCausalLM.from_pretrained(tiny_dir)
     assert sizes.linear + sizes.other == sum(value.numel() for value in model.parameters())
     layer = model.model.layers[0]
-    assert sizes.linear == 3 * sum(module.weight.numel() for module in layer.modules() if isinstance(module, torch.nn.Linear))
+    assert sizes.linear == 3 * sum(
+        module.weight.numel() for module in layer.modules() if isinstance(module, torch.nn.Linear)
+    )
     # r x (in + out) of each adapted layer: q is 64 x 64, down 64 x 64
     assert sizes.lora == 3 * 4 * (128 + 128)
 
 
 def test_the_prediction_is_the_formula_worked_by_hand(half_billion):
-    # 0.5B: 357,826,560 weights in linear layers, 136,206,208 others; LoRA r=16 has 8,798,208; 24 layers, 896 and 4,864 wide
+    # 0.5B: 357,826,560 weights in linear layers, 136,206,208 others; LoRA r=16 has 8,798,208; 24
+    # layers, 896 and 4,864 wide
     one = predict_training(half_billion, CUDA, 1, 2048, 350)
     assert one.weights == int(357_826_560 * (0.5 + 1 / 64 + 4 / 16384) + 136_206_208 * 2)
     assert one.adapter == 8_798_208 * 16
@@ -82,14 +93,22 @@ def test_a_step_takes_what_was_predicted(project, tiny_dir):
     from trl.trainer.utils import add_fused_lm_head
 
     config = AutoConfig.for_model(
-        "qwen2", hidden_size=256, intermediate_size=1024, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=4000, tie_word_embeddings=True,
-    )  # fmt: skip
+        "qwen2",
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=4000,
+        tie_word_embeddings=True,
+    )
     sizes = measure_sizes(config, ALL)
     for checkpointing in (False, True):
         model = AutoModelForCausalLM.from_config(config)
         add_fused_lm_head(model)
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
+        model = get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
+        )
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -97,11 +116,17 @@ def test_a_step_takes_what_was_predicted(project, tiny_dir):
         trainable = [value for value in model.parameters() if value.requires_grad]
 
         def step(model=model, ids=ids, trainable=trainable):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True).loss.backward()
+            model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True
+            ).loss.backward()
             torch.optim.AdamW(trainable).step()
 
-        measured = sum(value.nbytes for value in model.parameters()) + measure_peak(torch.device("cpu"), step)
-        predicted = predict_training(sizes, Setting("none", checkpointing, ALL, torch.float32, "cpu"), 2, 512, 512)
+        measured = sum(value.nbytes for value in model.parameters()) + measure_peak(
+            torch.device("cpu"), step
+        )
+        predicted = predict_training(
+            sizes, ComputeSettings("none", checkpointing, ALL, torch.float32, "cpu"), 2, 512, 512
+        )
         assert predicted.peak == pytest.approx(measured, rel=0.1)
 
 
@@ -130,7 +155,9 @@ def test_the_limit_is_a_smaller_card_than_is_there(monkeypatch):
 def test_on_cuda_the_context_comes_off_the_limit_and_pytorch_is_held_to_the_rest(monkeypatch):
     held = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (70 * GIB, 80 * GIB))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: held.append(fraction))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, _: held.append(fraction)
+    )
     assert free_bytes(torch.device("cuda", 0)) == 70 * GIB
     assert not held
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "4")
@@ -152,7 +179,10 @@ def limit_to(monkeypatch, size):
 
 
 def test_the_most_rows_that_fit_are_taken_and_the_effective_batch_stays(ready, monkeypatch):
-    setting, longest = Setting("nf4", False, ALL, torch.float32, "cpu"), Longest(500, 100)
+    setting, longest = (
+        ComputeSettings("nf4", False, ALL, torch.float32, "cpu"),
+        LongestRow(500, 100),
+    )
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
     needs = {rows: predict_training(sizes, setting, rows, 500, 100).peak for rows in (1, 2, 4)}
     for size, expected in ((needs[4] + 10, 4), (needs[4] - 10**6, 2), (needs[1] + 10, 1)):
@@ -162,55 +192,76 @@ def test_the_most_rows_that_fit_are_taken_and_the_effective_batch_stays(ready, m
         assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps == 4
         assert plan.predicted.peak == needs[expected]
     limit_to(monkeypatch, needs[4] + 10)
-    assert plan_training(BASE_DIR, setting, ready.sft, longest, most_rows=3).per_device_train_batch_size == 2
+    assert (
+        plan_training(
+            BASE_DIR, setting, ready.sft, longest, most_rows=3
+        ).per_device_train_batch_size
+        == 2
+    )
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "1")
     assert plan_training(BASE_DIR, setting, ready.sft, longest).per_device_train_batch_size == 1
 
 
 def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
-    setting = Setting("nf4", True, ALL, torch.bfloat16, "cuda")
+    setting = ComputeSettings("nf4", True, ALL, torch.bfloat16, "cuda")
     sizes = load_sizes(load_model_file("qwen2.5-1.5b-instruct"), ALL)
     (BASE_DIR / "config.json").write_text(
-        AutoConfig.for_model(**load_model_file("qwen2.5-1.5b-instruct").config.model_dump()).to_json_string()
+        AutoConfig.for_model(
+            **load_model_file("qwen2.5-1.5b-instruct").config.model_dump()
+        ).to_json_string()
     )
     limit_to(monkeypatch, predict_training(sizes, setting, 1, 4096, 350).peak - 10**7)
-    shorter = [(f"format.max_length={length}", length) for length in lengths_below(4096, 350)]
+    shorter = [ShorterLength(length, length) for length in lengths_below(4096, 350)]
     with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350, shorter))
+        plan_training(BASE_DIR, setting, ready.sft, LongestRow(4096, 350, shorter))
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("sft: rows of 4096 tokens, 1 at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB")
+    assert lines[0].startswith(
+        "sft: rows of 4096 tokens, 1 at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB"
+    )
     assert lines[1] == "what would fit:"
     ways = [line.split(":")[0].strip() for line in lines[2:]]
-    assert ways == ["FSDP=offload in the environment", "format.max_length=3968", "sft.lora.r=8", "model=qwen2.5-0.5b-instruct"]
+    assert ways == [
+        "FSDP=offload in the environment",
+        "format.max_length=3968",
+        "sft.lora.r=8",
+        "model=qwen2.5-0.5b-instruct",
+    ]
     assert all("GiB (weights" in line for line in lines[2:])
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="nothing that changes one thing would fit"):
-        plan_training(BASE_DIR, setting, ready.sft, Longest(4096, 350))
+        plan_training(BASE_DIR, setting, ready.sft, LongestRow(4096, 350))
 
 
 def test_a_shorter_length_makes_the_rows_that_format_then_makes(ready):
     """Neither longer, nor one less than a question and its answer take."""
-    rows = [row for split in ("train", "validation") for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))]
-    offered = shorten(rows, ready.format)
+    rows = [
+        row
+        for split in ("train", "validation")
+        for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))
+    ]
+    offered = shorter_lengths(rows, ready.format)
     assert len(offered) > 5
-    for way, length in offered[:: len(offered) - 1]:
-        max_length = int(way.split(",")[0].removeprefix("format.max_length="))
-        edit_yaml("params.yaml", format__max_length=max_length)
+    for shorter in offered[:: len(offered) - 1]:
+        edit_yaml("params.yaml", format__max_length=shorter.max_length)
         format.main()
-        again = [row for split in ("train", "validation") for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))]
+        again = [
+            row
+            for split in ("train", "validation")
+            for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))
+        ]
         assert len(again) == len(rows)
         longest = max(row["prompt_tokens"] + row["answer_tokens"] for row in again)
-        assert longest <= length <= max_length
-    assert max(row["prompt_tokens"] + row["answer_tokens"] for row in rows) > length
+        assert longest <= shorter.longest <= shorter.max_length
+    assert max(row["prompt_tokens"] + row["answer_tokens"] for row in rows) > shorter.longest
 
 
 def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkeypatch):
-    setting = Setting("nf4", False, ALL, torch.float32, "cpu")
+    setting = ComputeSettings("nf4", False, ALL, torch.float32, "cpu")
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "4")
     limit_to(monkeypatch, predict_training(sizes, setting, 4, 500, 100).peak - 10**6)
     with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, Longest(500, 100, [("format.max_length=512", 448)]))
+        plan_training(BASE_DIR, setting, ready.sft, LongestRow(500, 100, [ShorterLength(512, 448)]))
     said, _, *ways = str(error.value).splitlines()
     assert said.startswith("sft: rows of 500 tokens, 4 at a time, need ")
     predicted = dict(way.strip().split(": ", 1) for way in ways)
@@ -221,34 +272,54 @@ def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkey
         assert predicted[way] == str(predict_training(sizes, setting, rows, length, 100))
 
 
-def test_so_many_rows_as_were_asked_for_are_not_tried_again_once_they_were_too_much(ready, monkeypatch):
+def test_so_many_rows_as_were_asked_for_are_not_tried_again_once_they_were_too_much(
+    ready, monkeypatch
+):
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "4")
-    with pytest.raises(InputError, match="PER_DEVICE_TRAIN_BATCH_SIZE in the environment: so many rows are too much"):
-        plan_training(BASE_DIR, Setting("nf4", False, ALL, torch.float32, "cpu"), ready.sft, Longest(500, 100), most_rows=3)
+    with pytest.raises(
+        InputError,
+        match="PER_DEVICE_TRAIN_BATCH_SIZE in the environment: so many rows are too much",
+    ):
+        plan_training(
+            BASE_DIR,
+            ComputeSettings("nf4", False, ALL, torch.float32, "cpu"),
+            ready.sft,
+            LongestRow(500, 100),
+            most_rows=3,
+        )
 
 
 def test_a_linear_layer_that_the_model_does_not_have_is_named(ready):
     config = AutoConfig.from_pretrained(BASE_DIR)
-    with pytest.raises(InputError, match=r"sft\.lora\.target_modules: the model has no linear layer 'v_porj', but down_proj, "):
+    with pytest.raises(
+        InputError,
+        match=r"sft\.lora\.target_modules: the model has no linear layer 'v_porj', but down_proj, ",
+    ):
         measure_sizes(config, Adapter(16, ["q_proj", "v_porj"]))
     longer = measure_sizes(config, Adapter(16, ["self_attn.q_proj"]))
     assert longer.lora == measure_sizes(config, Adapter(16, ["q_proj"])).lora > 0
 
 
 def test_a_model_without_quantization_is_told_of_it(ready, monkeypatch):
-    setting = Setting("none", True, ALL, torch.bfloat16, "cuda")
+    setting = ComputeSettings("none", True, ALL, torch.bfloat16, "cuda")
     config = AutoConfig.for_model(**load_model_file("qwen2.5-0.5b-instruct").config.model_dump())
     (BASE_DIR / "config.json").write_text(config.to_json_string())
     needed = predict_training(measure_sizes(config, ALL), setting, 1, 500, 100).peak
     limit_to(monkeypatch, needed - 10**7)
     with pytest.raises(InputError, match="quantization: nf4 in the model's file"):
-        plan_training(BASE_DIR, setting, ready.sft, Longest(500, 100))
+        plan_training(BASE_DIR, setting, ready.sft, LongestRow(500, 100))
 
 
 def test_layers_that_are_elsewhere_take_no_memory_until_they_are_gathered(ready):
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
     whole, shared, elsewhere = (
-        predict_training(sizes, Setting("nf4", True, ALL, torch.bfloat16, "cuda", held, gathered), 1, 500, 100).weights
+        predict_training(
+            sizes,
+            ComputeSettings("nf4", True, ALL, torch.bfloat16, "cuda", held, gathered),
+            1,
+            500,
+            100,
+        ).weights
         for held, gathered in ((1.0, 0.0), (0.25, 3.0), (0.0, 1.25))
     )
     layer = sizes.linear / sizes.layers / 2  # bytes: 4 bits a weight
@@ -258,7 +329,8 @@ def test_layers_that_are_elsewhere_take_no_memory_until_they_are_gathered(ready)
 
 def test_a_head_without_tritons_kernels_and_copies_of_gradients_are_counted(half_billion):
     kernels, plain, averaged = (
-        predict_training(half_billion, replace(CUDA, **change), 1, 4096, 350) for change in ({}, {"triton": False}, {"ddp": True})
+        predict_training(half_billion, replace(CUDA, **change), 1, 4096, 350)
+        for change in ({}, {"triton": False}, {"ddp": True})
     )
     tile = PLAIN_HEAD_ROWS * HEAD_COLUMNS
     assert plain.head == tile * (2 + 29) + 4096 * half_billion.hidden * 6
@@ -270,67 +342,82 @@ def test_a_head_without_tritons_kernels_and_copies_of_gradients_are_counted(half
 def test_rows_at_a_time_divide_the_effective_batch_size(monkeypatch, value, expected):
     if value is not None:
         monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", value)
-    assert rows_at_once(8) == expected
+    assert batch_size_choices(8) == expected
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
-    with pytest.raises(InputError, match=r"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: 3 does not divide"):
-        rows_at_once(8)
+    with pytest.raises(
+        InputError, match=r"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: 3 does not divide"
+    ):
+        batch_size_choices(8)
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "")
-    assert rows_at_once(8) == [8, 4, 2, 1]
+    assert batch_size_choices(8) == [8, 4, 2, 1]
 
 
 def test_processes_that_do_not_divide_the_effective_batch_size_are_named(monkeypatch):
-    monkeypatch.setattr(preflight, "processes", lambda: SimpleNamespace(num_processes=2))
-    assert rows_at_once(8) == [4, 2, 1]
+    monkeypatch.setattr(planning, "processes", lambda: SimpleNamespace(num_processes=2))
+    assert batch_size_choices(8) == [4, 2, 1]
     with pytest.raises(InputError, match=r"2 processes do not divide sft\.effective_batch_size, 3"):
-        rows_at_once(3)
+        batch_size_choices(3)
 
 
 def test_batches_that_are_answered_fit_too(ready, monkeypatch, caplog):
-    setting = Setting("nf4", False, ALL, torch.float32, "cpu")
-    assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 8192
+    setting = ComputeSettings("nf4", False, ALL, torch.float32, "cpu")
+    assert plan_answering(BASE_DIR, setting, LongestRow(500, 100)) == 8192
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
     limit_to(monkeypatch, predict_answering(sizes, setting, 2048 // 500, 400, 100).peak + 10)
-    assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 2048
+    assert plan_answering(BASE_DIR, setting, LongestRow(500, 100)) == 2048
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="answering a prompt of 400 tokens needs"):
-        plan_answering(BASE_DIR, setting, Longest(500, 100))
+        plan_answering(BASE_DIR, setting, LongestRow(500, 100))
     assert not caplog.records
     monkeypatch.setenv("TOKENS_PER_BATCH", "100")
-    assert plan_answering(BASE_DIR, setting, Longest(500, 100)) == 100
-    assert caplog.messages == ["that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"]
+    assert plan_answering(BASE_DIR, setting, LongestRow(500, 100)) == 100
+    assert caplog.messages == [
+        "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
+    ]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "²"])
 def test_a_bad_number_of_tokens_is_named(ready, monkeypatch, value):
     monkeypatch.setenv("TOKENS_PER_BATCH", value)
     with pytest.raises(InputError, match=f"TOKENS_PER_BATCH .*'{value}'"):
-        plan_answering(BASE_DIR, Setting("nf4", False, ALL, torch.float32, "cpu"), Longest(500, 100))
+        plan_answering(
+            BASE_DIR, ComputeSettings("nf4", False, ALL, torch.float32, "cpu"), LongestRow(500, 100)
+        )
 
 
 def test_the_table_marks_what_a_card_can_not_hold(project, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["preflight", "--lengths", "1024", "4096", "--rows", "1"])
+    monkeypatch.setattr("sys.argv", ["memory", "--lengths", "1024", "4096", "--rows", "1"])
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "3.45")
     edit_yaml("models/local.yaml", path="models/none")
     main()
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
     assert "✗" not in cells["qwen2.5-0.5b-instruct"]
-    assert [cells[f"qwen2.5-{name}-instruct"].count("✗") for name in ("1.5b", "3b", "7b")] == [0, 1, 3]
+    assert [cells[f"qwen2.5-{name}-instruct"].count("✗") for name in ("1.5b", "3b", "7b")] == [
+        0,
+        1,
+        3,
+    ]
     assert "not known until its config.json is here" in cells["local"]
     assert lines[-1] == "Predicted. ✗: more than 95% of the 3.03 GiB that are free for tensors."
     # a card that is not there may be larger than the computer's memory, and one of several
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "4096")
     monkeypatch.setenv("FSDP", "full_shard")
-    monkeypatch.setattr("sys.argv", ["preflight", "--lengths", "1024", "--rows", "1", "--processes", "4"])
+    monkeypatch.setattr(
+        "sys.argv", ["memory", "--lengths", "1024", "--rows", "1", "--processes", "4"]
+    )
     main()
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == (
-        "Predicted with FSDP=full_shard for each of 4 processes. ✗: more than 95% of the 4095.58 GiB that are free for tensors."
+        "Predicted with FSDP=full_shard for each of 4 processes. ✗: more than 95% of the 4095.58 "
+        "GiB that are free for tensors."
     )
     (shared,) = [line for line in lines if line.startswith("| qwen2.5-7b")]
     assert float(shared.split("|")[3].split()[0]) < 6.44 - 1.5
-    monkeypatch.setattr("sys.argv", ["preflight"])
-    with pytest.raises(InputError, match="FSDP=full_shard in the environment: there is one process"):
+    monkeypatch.setattr("sys.argv", ["memory"])
+    with pytest.raises(
+        InputError, match="FSDP=full_shard in the environment: there is one process"
+    ):
         main()
 
 
@@ -340,5 +427,8 @@ def test_a_model_file_that_says_another_config_is_refused(tmp_path):
     path.write_text(config.model_dump_json())
     check_config(config, path, "models/x.yaml")
     path.write_text(config.model_copy(update={"hidden_size": 1024}).model_dump_json())
-    with pytest.raises(InputError, match=r"models/x\.yaml: config\.hidden_size: 896, but the model's config\.json has 1024"):
+    with pytest.raises(
+        InputError,
+        match=r"models/x\.yaml: config\.hidden_size: 896, but the model's config\.json has 1024",
+    ):
         check_config(config, path, "models/x.yaml")

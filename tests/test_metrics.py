@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 
-from stages.verdict.metrics import (
+from library.corpus.words import locate_tokens, tokenize
+from library.verdict.metrics import (
     METRICS,
     answer_only,
     bits_per_byte,
@@ -15,7 +16,6 @@ from stages.verdict.metrics import (
     chrf_signature,
     contrastive,
     copied_span,
-    find_tokens,
     length_ratio,
     longest_shared_runs,
     naive_preference,
@@ -26,10 +26,12 @@ from stages.verdict.metrics import (
     rouge_l,
     score_row,
     token_f1,
-    tokenize,
 )
 
-WORDS = st.lists(st.sampled_from(["the", "pump", "Valve-seat", "is", "made", "of", "steel.", "12", ""]), max_size=20)
+WORDS = st.lists(
+    st.sampled_from(["the", "pump", "Valve-seat", "is", "made", "of", "steel.", "12", ""]),
+    max_size=20,
+)
 
 
 def likelihood(question, no_question=0.0, bare=0.0, size=10):
@@ -46,19 +48,24 @@ def test_rouge_l_by_hand():
 @given(WORDS, WORDS)
 def test_rouge_l_of_ascii_text_is_that_of_rouge_score(prediction, reference):
     texts = " ".join(prediction), " ".join(reference)
-    expected = RougeScorer(["rougeL"], use_stemmer=False).score(texts[1], texts[0])["rougeL"].fmeasure
+    expected = (
+        RougeScorer(["rougeL"], use_stemmer=False).score(texts[1], texts[0])["rougeL"].fmeasure
+    )
     assert rouge_l(*texts) == pytest.approx(expected, abs=1e-12)
 
 
 @given(WORDS, WORDS)
 def test_chrf_is_sacrebleus_with_words(prediction, reference):
     texts = " ".join(prediction), " ".join(reference)
-    assert chrf(*texts) == pytest.approx(sentence_chrf(texts[0], [texts[1]], word_order=2).score / 100)
+    assert chrf(*texts) == pytest.approx(
+        sentence_chrf(texts[0], [texts[1]], word_order=2).score / 100
+    )
 
 
 def test_chrf_by_hand_and_its_signature():
-    # "ab" against "abc" without words: character 1-grams 2 of 2 and 2 of 3, 2-grams 1 of 1 and 1 of 2, 3-grams 0 of 0 and 0 of 1;
-    # a word 1-gram 0 of 1 and 0 of 1. Orders that the prediction or the reference lacks don't count: 1, 2 and the word.
+    # "ab" against "abc" without words: character 1-grams 2 of 2 and 2 of 3, 2-grams 1 of 1 and 1 of
+    # 2, 3-grams 0 of 0 and 0 of 1; a word 1-gram 0 of 1 and 0 of 1. Orders that the prediction or
+    # the reference lacks don't count: 1, 2 and the word.
     precision, recall = (1 + 1 + 0) / 3, (2 / 3 + 1 / 2 + 0) / 3
     assert chrf("ab", "abc") == pytest.approx(5 * precision * recall / (4 * precision + recall))
     assert chrf("the pump", "the pump") == 1
@@ -82,7 +89,7 @@ def test_words_of_any_script_count(prediction, reference, expected):
 
 def test_tokens_are_found_where_they_stand():
     text = "The Valve-seat, 答案"
-    assert [text[start:end].lower() for start, end, _ in find_tokens(text)] == tokenize(text)
+    assert [text[start:end].lower() for start, end, _ in locate_tokens(text)] == tokenize(text)
 
 
 def test_token_f1_by_hand():
@@ -106,7 +113,8 @@ CONTEXT = "The pump is made of steel. It weighs 12 kg, at 3.5 bar; the valve of 
 
 
 def test_support_by_hand():
-    # "the valve is", "valve is made", "is made of", "made of steel": the last two stand in the context
+    # "the valve is", "valve is made", "is made of", "made of steel": the last two stand in the
+    # context
     assert ngram_support("The valve is made of steel", CONTEXT) == pytest.approx(2 / 4)
     assert ngram_support("the pump", CONTEXT) is None
     assert number_support("12 or 3.5 or 3", CONTEXT) == pytest.approx(2 / 3)
@@ -121,14 +129,18 @@ LETTERS = st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), m
 @given(LETTERS, LETTERS)
 def test_the_longest_shared_run_is_what_difflib_finds_text_by_text(answers, texts):
     def longest(answer):
-        matchers = [SequenceMatcher(None, tokenize(answer), tokenize(text), autojunk=False) for text in texts]
+        matchers = [
+            SequenceMatcher(None, tokenize(answer), tokenize(text), autojunk=False)
+            for text in texts
+        ]
         return max((matcher.find_longest_match().size for matcher in matchers), default=0)
 
     assert longest_shared_runs(answers, texts) == [longest(answer) for answer in answers]
 
 
 def test_a_pair_is_matched_by_both_questions_together_and_a_texts_own_likelihood_cancels():
-    # row 1: log p(A|q1) = −10, log p(B|q1) = −14; row 2: log p(B|q2) = −20, log p(A|q2) = −15. −30 against −29: wrong
+    # row 1: log p(A|q1) = −10, log p(B|q1) = −14; row 2: log p(B|q2) = −20, log p(A|q2) = −15. −30
+    # against −29: wrong
     first = {"positive": likelihood(-10), "negative": likelihood(-14)}
     second = {"positive": likelihood(-20), "negative": likelihood(-15)}
     assert pair_matching(first, second) == 0
@@ -141,16 +153,20 @@ def test_a_pair_is_matched_by_both_questions_together_and_a_texts_own_likelihood
 
 
 def test_the_naive_comparison_is_one_half_for_a_swapped_pair_whatever_the_model_knows():
-    # answers of ten bytes; B is likelier everywhere, so of two rows that swap A and B one is right and one wrong
+    # answers of ten bytes; B is likelier everywhere, so of two rows that swap A and B one is right
+    # and one wrong
     first = {"positive": likelihood(-10), "negative": likelihood(-5)}
     second = {"positive": likelihood(-4), "negative": likelihood(-11)}
     assert (naive_preference(first) + naive_preference(second)) / 2 == 0.5
     # 20 nats over 10 bytes, 30 nats over 20 bytes: the longer is likelier per byte
-    assert naive_preference({"positive": likelihood(-20), "negative": likelihood(-30, size=20)}) == 0
+    assert (
+        naive_preference({"positive": likelihood(-20), "negative": likelihood(-30, size=20)}) == 0
+    )
 
 
 def test_contrastive_compares_what_the_prompt_adds():
-    # the negative is likelier throughout, but the prompt adds 6 to the positive and 5 to the negative
+    # the negative is likelier throughout, but the prompt adds 6 to the positive and 5 to the
+    # negative
     row = {"positive": likelihood(-14, -21, bare=-20), "negative": likelihood(-5, -4, bare=-10)}
     assert contrastive(row) == 1
     assert contrastive(row, "no_question") == 0
@@ -158,14 +174,23 @@ def test_contrastive_compares_what_the_prompt_adds():
 
 def test_answer_only_compares_per_byte():
     # 20 nats over 10 bytes, 30 nats over 20 bytes: the longer is likelier per byte
-    assert answer_only({"positive": likelihood(0, bare=-20), "negative": likelihood(0, bare=-30, size=20)}) == 0
+    assert (
+        answer_only(
+            {"positive": likelihood(0, bare=-20), "negative": likelihood(0, bare=-30, size=20)}
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("negative", "pair", "names"),
     [
         (None, None, set()),
-        (likelihood(-2), None, {"answer_only", "naive_preference", "contrastive", "contrastive_no_question"}),
+        (
+            likelihood(-2),
+            None,
+            {"answer_only", "naive_preference", "contrastive", "contrastive_no_question"},
+        ),
         (likelihood(-2), "other", {"answer_only", "naive_preference"}),
     ],
 )
@@ -189,4 +214,9 @@ def test_metrics_that_can_not_be_said_are_left_out(negative, pair, names):
     }
     assert scores.keys() == without_numbers | names
     assert scores.keys() <= set(METRICS)
-    assert (scores["rouge_l"], scores["truncated"], scores["length_ratio"], scores["copied_span"]) == (1, 1, 1, 1)
+    assert (
+        scores["rouge_l"],
+        scores["truncated"],
+        scores["length_ratio"],
+        scores["copied_span"],
+    ) == (1, 1, 1, 1)

@@ -7,23 +7,31 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from stages import evaluate, review
-from stages.corpus.rows import read_jsonl, write_jsonl
+from library.files import read_jsonl, write_jsonl
+from stages import evaluate, report, review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
-HOSTILE = '</script><script>document.title = "owned"</script><img src="http://example.com/x"> "\' & \u202e ' + "a" + "\u0301" * 1000
+HOSTILE = (
+    '</script><script>document.title = "owned"</script><img src="http://example.com/x"> "\' & '
+    "\u202e " + "a" + "\u0301" * 1000
+)
 RIGHT_TO_LEFT = "مضخة من الفولاذ، وزنها ١٢ كيلوغرام."
 
 
 @pytest.fixture
 def context(tmp_path):
-    """A browser with an empty profile that keeps what a page stores; every request beyond files fails the test."""
+    """A browser with an empty profile that keeps what a page stores; every request beyond files
+    fails the test.
+    """
     requests = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch_persistent_context(
-            tmp_path / "browser", executable_path=CHROMIUM, args=["--no-sandbox"], accept_downloads=True
+            tmp_path / "browser",
+            executable_path=CHROMIUM,
+            args=["--no-sandbox"],
+            accept_downloads=True,
         )
         browser.on("request", lambda request: requests.append(request.url))
         yield browser
@@ -47,13 +55,20 @@ def decide(page, *keys):
 
 
 @needs_browser
-def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judged, context, tmp_path):
+def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(
+    judged, context, tmp_path
+):
     judged(
-        rows=30, hostile={3: HOSTILE, 4: RIGHT_TO_LEFT, 5: "long " * 3000}, review={"pairs": 20, "repeats": 3, "catch_trials": 2}
+        rows=30,
+        hostile={3: HOSTILE, 4: RIGHT_TO_LEFT, 5: "long " * 3000},
+        review={"pairs": 20, "repeats": 3, "catch_trials": 2},
     )
     review.main()
     text = Path("reports/review.html").read_text()
-    assert not any(name in text.lower() for name in ("zeroshot", "zero-shot", "sft", "fine-tuned", "adapter", "models/x"))
+    assert not any(
+        name in text.lower()
+        for name in ("zeroshot", "zero-shot", "sft", "fine-tuned", "adapter", "models/x")
+    )
     key = json.loads(Path("reports/review_key.json").read_text())
     again = {int(item["of"]) for item in key["items"].values() if "of" in item}
     assert 2 in again
@@ -91,7 +106,9 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judg
         decide(page, "Enter")
         later = key["items"][str(number + 1)]["kind"] == "pair" and number + 1 in again
         assert (page.inner_text("#reference") == "This one is shown later.") == later
-        if number in (1, 10):  # undo, and vote the same again; the second of the repeated pairs has not shown its reference
+        # undo, and vote the same again; the second of the repeated pairs has not shown its
+        # reference
+        if number in (1, 10):
             decide(page, "u")
             assert page.inner_text("#count") == f"{number + 1} of 25"
             decide(page, "Enter")
@@ -107,24 +124,47 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(judg
     assert page.title() == "Which answer is better?"
 
     saved = json.loads(Path("data/votes/votes-ann.json").read_text())
-    assert (saved["review"], saved["rater"], len(saved["votes"]), len(saved["revised"])) == (key["review"], "ann", 25, 1)
+    assert (saved["review"], saved["rater"], len(saved["votes"]), len(saved["revised"])) == (
+        key["review"],
+        "ann",
+        25,
+        1,
+    )
     assert saved["votes"][0]["comment"] == "u is a letter here"
     first, again = (
-        {key["items"][vote["item"]]["row"]: vote["left"] for vote in saved["votes"][part]} for part in (slice(22), slice(22, 25))
+        {key["items"][vote["item"]]["row"]: vote["left"] for vote in saved["votes"][part]}
+        for part in (slice(22), slice(22, 25))
     )
     assert all(again[row] != first[row] for row in again)  # sides swapped
     assert 0 < sum(vote["left"] == "x" for vote in saved["votes"]) < 25
 
     evaluate.main()
+    report.main()
     votes = json.loads(Path("metrics/evaluation.json").read_text())["votes"]
-    assert (votes["raters"], votes["rows"], votes["wins"], votes["ties"], votes["losses"], votes["revised"]) == (1, 19, 19, 0, 0, 1)
-    assert (votes["win_rate"], votes["self_agreement"], votes["identical_called_equal"]) == (1, 1, 1)
+    assert (
+        votes["raters"],
+        votes["rows"],
+        votes["wins"],
+        votes["ties"],
+        votes["losses"],
+        votes["revised"],
+    ) == (1, 19, 19, 0, 0, 1)
+    assert (votes["win_rate"], votes["self_agreement"], votes["identical_called_equal"]) == (
+        1,
+        1,
+        1,
+    )
     assert (votes["correct_sft"]["yes"], votes["correct_zeroshot"]["no"]) == (1, 1)
-    assert "People chose the fine-tuned answer in 19 of 19 pairs" in Path("reports/report.md").read_text()
+    assert (
+        "People chose the fine-tuned answer in 19 of 19 pairs"
+        in Path("reports/report.md").read_text()
+    )
 
 
 @needs_browser
-def test_two_raters_see_other_sides_and_a_file_of_another_review_is_not_taken(judged, context, tmp_path):
+def test_two_raters_see_other_sides_and_a_file_of_another_review_is_not_taken(
+    judged, context, tmp_path
+):
     judged(rows=30, review={"pairs": 12, "repeats": 0, "catch_trials": 0})
     review.main()
     sides = {}
@@ -136,7 +176,9 @@ def test_two_raters_see_other_sides_and_a_file_of_another_review_is_not_taken(ju
         page.close()
     assert sides["ann"] != sides["bob"]
     page, _ = open_page(context, "reports/review.html")
-    (tmp_path / "other.json").write_text(json.dumps({"review": "other", "rater": "ann", "votes": [], "revised": []}))
+    (tmp_path / "other.json").write_text(
+        json.dumps({"review": "other", "rater": "ann", "votes": [], "revised": []})
+    )
     said = []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.accept()))
     page.set_input_files("#earlier", tmp_path / "other.json")
@@ -162,19 +204,25 @@ def test_votes_are_not_lost_by_keys_buttons_files_or_another_tab(judged, context
     page.keyboard.press("Enter")  # a focused button does what it says
     assert page.inner_text("#count") == "4 of 12"
     decide(page, "Enter", "Enter")
-    page.evaluate("for (let i = 0; i < 9; i++) document.dispatchEvent(new KeyboardEvent('keydown', { key: 'u', repeat: true }))")
+    page.evaluate(
+        "for (let i = 0; i < 9; i++) document.dispatchEvent(new KeyboardEvent('keydown', { key: "
+        "'u', repeat: true }))"
+    )
     assert page.inner_text("#count") == "5 of 12"  # a held key undoes nothing
     other, _ = open_page(context, "reports/review.html")
     other.fill("#rater", "ann")
     other.keyboard.press("Enter")
     decide(other, "2", "q", "a", "Enter", "Enter")
-    page.wait_for_function("document.getElementById('count').textContent === '6 of 12'")  # the first tab goes on with it
+    # the first tab goes on with it
+    page.wait_for_function("document.getElementById('count').textContent === '6 of 12'")
     said = []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.reload()
     page.set_input_files("#earlier", tmp_path / "three.json")
     page.wait_for_function("document.getElementById('earlier').value === ''")
-    assert said == ["This browser has 5 votes of ann, the file 3. Go on with the file, and forget the others?"]
+    assert said == [
+        "This browser has 5 votes of ann, the file 3. Go on with the file, and forget the others?"
+    ]
     page.fill("#rater", "ann")
     page.keyboard.press("Enter")
     assert page.inner_text("#count") == "6 of 12"
@@ -186,7 +234,11 @@ def test_broken_storage_and_half_votes_are_not_taken(judged, context, tmp_path):
     judged(rows=12, review={"pairs": 6, "repeats": 0, "catch_trials": 0})
     review.main()
     page, errors = open_page(context, "reports/review.html")
-    for broken in ('{"votes": "abc"}', "{", '{"review": "x", "votes": [{"item": "1"}], "revised": 5}'):
+    for broken in (
+        '{"votes": "abc"}',
+        "{",
+        '{"review": "x", "votes": [{"item": "1"}], "revised": 5}',
+    ):
         page.evaluate("(text) => localStorage.setItem(`review:${review.id}:ann`, text)", broken)
         page.fill("#rater", "ann")
         page.keyboard.press("Enter")
@@ -205,6 +257,7 @@ def test_the_report_opens_without_requests_or_errors_and_fits_a_phone(judged, co
     judged(rows=12, hostile={3: HOSTILE, 4: RIGHT_TO_LEFT, 5: "long " * 3000 + "x" * 3000})
     review.main()
     evaluate.main()
+    report.main()
     page, errors = open_page(context, "reports/report.html")
     page.set_viewport_size({"width": width, "height": 900})
     assert page.title() == "Does fine-tuning help?"
@@ -232,6 +285,7 @@ def test_without_votes_the_report_says_so(judged):
     judged(rows=6)
     review.main()
     evaluate.main()
+    report.main()
     assert json.loads(Path("metrics/evaluation.json").read_text())["votes"] == {
         "raters": 0, "rows": 0, "revised": 0, "files_of_other_reviews": 0,
     }  # fmt: skip
@@ -241,13 +295,20 @@ def test_without_votes_the_report_says_so(judged):
 def test_votes_on_other_answers_are_named_and_not_counted(judged, caplog):
     judged(rows=6)
     review.main()
-    Path("data/votes/votes-ann.json").write_text(json.dumps({"review": "0" * 16, "rater": "ann", "votes": [], "revised": []}))
+    Path("data/votes/votes-ann.json").write_text(
+        json.dumps({"review": "0" * 16, "rater": "ann", "votes": [], "revised": []})
+    )
     evaluate.main()
+    report.main()
     assert "votes-ann.json: of another review" in caplog.text
     assert "1 file is of another review" in Path("reports/report.md").read_text()
     write_jsonl(
-        Path("data/predictions/sft.jsonl"), [{**row, "prediction": "x"} for row in read_jsonl(Path("data/predictions/sft.jsonl"))]
+        Path("data/predictions/sft.jsonl"),
+        [{**row, "prediction": "x"} for row in read_jsonl(Path("data/predictions/sft.jsonl"))],
     )
     before = Path("reports/review_key.json").read_text()
     review.main()
-    assert json.loads(before)["review"] != json.loads(Path("reports/review_key.json").read_text())["review"]
+    assert (
+        json.loads(before)["review"]
+        != json.loads(Path("reports/review_key.json").read_text())["review"]
+    )

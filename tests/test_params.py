@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, edit_yaml
 
-from stages.llm.prompts import load_prompt
-from stages.params import HubModel, load_model_file, load_params, load_recipe
-from stages.run import InputError
+from library.errors import InputError
+from library.llm.prompts import load_prompt
+from library.params import HubModel, load_model_file, load_params
+from standin.recipe import load_recipe
 
 
 @pytest.fixture
@@ -17,7 +18,11 @@ def params_path(tmp_path):
 def test_every_shipped_file_is_valid():
     params = load_params(ROOT / "params.yaml")
     names = {path.stem for path in (ROOT / "models").glob("*.yaml")}
-    assert names == {"tiny", "local", *(f"qwen2.5-{size}-instruct" for size in ("0.5b", "1.5b", "3b", "7b"))}
+    assert names == {
+        "tiny",
+        "local",
+        *(f"qwen2.5-{size}-instruct" for size in ("0.5b", "1.5b", "3b", "7b")),
+    }
     models = [load_model_file(name, ROOT / "models") for name in sorted(names)]
     assert sum(isinstance(model, HubModel) for model in models) == 4
     for path in (ROOT / "prompts").glob("*.jinja"):
@@ -32,11 +37,17 @@ def test_every_shipped_file_is_valid():
         ({"sft__learning_rat": 1e-3}, r"params\.yaml: sft\.learning_rat: unknown parameter"),
         ({"sft__learning_rate": "fast"}, r"sft\.learning_rate: .*valid number.*'fast'"),
         ({"sft__learning_rate": float("inf")}, r"sft\.learning_rate: .*finite number"),
-        ({"data__columns__negative": "positive"}, r"data\.columns: .*a column of its own, not anchor, query, positive, positive"),
+        (
+            {"data__columns__negative": "positive"},
+            r"data\.columns: .*a column of its own, not anchor, query, positive, positive",
+        ),
         ({"sft__learning_rate": 0}, r"sft\.learning_rate: .*greater than 0, got 0"),
         ({"sft__lora__target_modules": []}, r"sft\.lora\.target_modules.*at least 1 item"),
         ({"sft__lora__r": 1.5}, r"sft\.lora\.r: .*integer.*got 1\.5"),
-        ({"format__max_new_tokens": 400}, r"max_new_tokens \(400\) must be below max_length \(384\)"),
+        (
+            {"format__max_new_tokens": 400},
+            r"max_new_tokens \(400\) must be below max_length \(384\)",
+        ),
         ({"split__shares__test": 0.5}, r"must add up to 1, not 1\.3"),
         ({"evaluate__primary": "vibes"}, r"evaluate\.primary: .*'rouge_l'.*got 'vibes'"),
         ({"format__prompt": "../secret"}, r"format\.prompt"),
@@ -56,7 +67,9 @@ def test_every_problem_is_named_at_once(params_path):
 
 
 def test_scientific_notation_is_a_number_as_dvc_writes_it(params_path):
-    params_path.write_text(params_path.read_text().replace("learning_rate: 2.0e-3", "learning_rate: 5e-05"))
+    params_path.write_text(
+        params_path.read_text().replace("learning_rate: 2.0e-3", "learning_rate: 5e-05")
+    )
     assert load_params(params_path).sft.learning_rate == 0.00005
 
 
@@ -85,7 +98,9 @@ def test_a_branch_tag_or_short_commit_is_refused(tmp_path, revision):
 
 
 def test_a_prompt_that_does_not_exist_or_lacks_a_block_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"no such prompt template; there are: answer, original, question"):
+    with pytest.raises(
+        InputError, match=r"no such prompt template; there are: answer, original, question"
+    ):
         load_prompt(ROOT / "prompts/poem.jinja")
     (tmp_path / "half.jinja").write_text("{% block user %}{% endblock %}")
     with pytest.raises(InputError, match="needs the block system"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.corpus.passages import rank_passages, split_passages
+from library.corpus.passages import rank_passages, split_passages
 
 
 @given(st.text(alphabet="ab. A\n", max_size=300), st.integers(1, 40))
@@ -16,7 +16,11 @@ def test_nothing_but_white_space_is_lost_and_no_passage_is_too_long(text, charac
 
 def test_passages_are_whole_sentences_and_stay_in_their_paragraph():
     text = "One is here. Two is there.\n\nThree. Four is a longer one. Five."
-    assert split_passages(text, 27) == ["One is here. Two is there.", "Three.", "Four is a longer one. Five."]
+    assert split_passages(text, 27) == [
+        "One is here. Two is there.",
+        "Three.",
+        "Four is a longer one. Five.",
+    ]
 
 
 def test_a_sentence_that_is_too_long_is_cut_at_white_space():
@@ -29,7 +33,8 @@ def test_five_megabytes_without_a_sentence_end_are_cut_in_seconds():
 
 def test_bm25_gives_lucenes_numbers():
     # N = 2; "cat" is in one passage: idf = ln(1 + 1.5/1.5) = ln 2. Lengths 2 and 4, mean 3.
-    # score("cat dog") = ln 2 · 1/(1 + 1.2·(0.25 + 0.75·2/3)) = ln 2 / 1.9; "sat" decides for the other: ln 2 / 2.5, twice 1/…
+    # score("cat dog") = ln 2 · 1/(1 + 1.2·(0.25 + 0.75·2/3)) = ln 2 / 1.9; "sat" decides for the
+    # other: ln 2 / 2.5, twice 1/…
     passages = ["cat dog", "sat on the mat"]
     assert rank_passages(passages, "cat") == [0, 1]
     assert rank_passages(passages, "sat") == [1, 0]

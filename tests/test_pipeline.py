@@ -1,4 +1,3 @@
-import ast
 import hashlib
 import json
 import shutil
@@ -10,68 +9,120 @@ import pytest
 from conftest import ROOT, edit_yaml, make_rows
 from ruamel.yaml import YAML
 
-from stages import base, cards, clean, evaluate, format, predict, profile, review, sample, sft, zeroshot
-from stages.corpus import inventions
-from stages.corpus.rows import read_jsonl, write_jsonl
-from stages.params import load_params
-from stages.run import InputError, run_stage
-from stages.verdict.metrics import METRICS
-from stages.verdict.report import escape, knowledge_sentence
+from library.entry import run_main
+from library.errors import InputError
+from library.files import read_jsonl, write_jsonl
+from library.imports import computing_modules
+from library.pages.statements import escape, knowledge_statement
+from library.params import load_params
+from library.verdict.metrics import METRICS
+from stages import (
+    base,
+    cards,
+    clean,
+    evaluate,
+    format,
+    predict,
+    profile,
+    report,
+    review,
+    sft,
+    zeroshot,
+)
+from standin import inventions, sample_rows
 
-STAGES = [base, profile, clean, format, zeroshot, sft, predict, review, evaluate, cards]
+STAGES = [
+    base,
+    profile,
+    clean,
+    format,
+    zeroshot,
+    sft,
+    predict,
+    review,
+    evaluate,
+    report,
+    cards,
+]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
-
-
-def imported(path, seen):
-    """The project's own modules that a module imports, itself included."""
-    seen.add(path)
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            file = name.replace(".", "/") + ".py"
-            if name.startswith("stages") and (ROOT / file).is_file() and file not in seen:
-                imported(file, seen)
-    return seen
 
 
 @pytest.mark.parametrize("stage", DVC["stages"])
 def test_every_stages_code_is_in_its_deps(stage):
-    declared = {dep for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")}
-    assert declared == imported(f"stages/{stage}.py", set())
+    declared = {Path(dep) for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")}
+    assert declared == set(computing_modules(stage))
     assert DVC["stages"][stage]["cmd"] == f"python -m stages.{stage}"
 
 
 def test_the_pipeline_declares_what_the_repository_relies_on():
     for stage in DVC["stages"].values():
         for dep in stage["deps"]:
-            made = [out for other in DVC["stages"].values() for out in [*other["outs"], *other.get("metrics", [])]]
+            made = [
+                out
+                for other in DVC["stages"].values()
+                for out in [*other["outs"], *other.get("metrics", [])]
+            ]
             produced = [out if isinstance(out, str) else next(iter(out)) for out in made]
-            known = "${" in dep or any(dep == out or dep.startswith(out + "/") for out in produced) or (ROOT / dep).exists()
+            known = (
+                "${" in dep
+                or any(dep == out or dep.startswith(out + "/") for out in produced)
+                or (ROOT / dep).exists()
+            )
             assert known, f"{dep} is made by nobody"
-        assert all(settings == {"cache": False} for metric in stage.get("metrics", []) for settings in metric.values())
+        assert all(
+            settings == {"cache": False}
+            for metric in stage.get("metrics", [])
+            for settings in metric.values()
+        )
     for stage in ("zeroshot", "sft", "predict"):
-        assert "metrics" not in DVC["stages"][stage], "a metric that git keeps switches the run cache off"
-    listed = {metric for stage in DVC["stages"].values() for entry in stage.get("metrics", []) for metric in entry}
+        assert "metrics" not in DVC["stages"][stage], (
+            "a metric that git keeps switches the run cache off"
+        )
+    listed = {
+        metric
+        for stage in DVC["stages"].values()
+        for entry in stage.get("metrics", [])
+        for metric in entry
+    }
     assert set(DVC["metrics"]) == listed
 
 
 def test_changing_how_it_is_judged_runs_no_model():
     for section, stages in (("evaluate", ["evaluate", "cards"]), ("review", ["review"])):
-        touched = [name for name, declared in DVC["stages"].items() if section in map(str, declared.get("params", []))]
+        touched = [
+            name
+            for name, declared in DVC["stages"].items()
+            if section in map(str, declared.get("params", []))
+        ]
         assert touched == stages
-    imports = "import sys; import stages.evaluate, stages.review, stages.cards; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "transformers", "peft", "trl", "bitsandbytes", "sentence_transformers"} & set(loaded)
+    imports = "import sys; import stages.evaluate, stages.review, stages.report, stages.cards; "
+    imports += "print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {
+        "torch",
+        "transformers",
+        "peft",
+        "trl",
+        "bitsandbytes",
+        "sentence_transformers",
+    } & set(loaded)
 
 
 def test_every_parameter_is_one_that_some_stage_depends_on():
-    tracked = {param for stage in DVC["stages"].values() for param in stage.get("params", []) if isinstance(param, str)}
+    tracked = {
+        param
+        for stage in DVC["stages"].values()
+        for param in stage.get("params", [])
+        if isinstance(param, str)
+    }
     params = load_params(ROOT / "params.yaml").model_dump()
-    leaves = {name if not isinstance(value, dict) else f"{name}.{key}" for name, value in params.items() for key in value or [name]}
+    leaves = {
+        name if not isinstance(value, dict) else f"{name}.{key}"
+        for name, value in params.items()
+        for key in value or [name]
+    }
     leaves = {name for name in leaves if "." in name} | {"model"}
     for leaf in leaves:
         assert any(leaf == param or leaf.startswith(param + ".") for param in tracked), leaf
@@ -94,7 +145,12 @@ def digests(*folders):
 def test_the_whole_pipeline_twice_gives_the_same_bytes(project):
     run_all()
     first = digests("metrics", "artifacts/adapter", "data", "reports")
-    assert {Path(name).name for name in first} >= {"evaluation.json", "adapter_model.safetensors", "report.md", "scores.jsonl"}
+    assert {Path(name).name for name in first} >= {
+        "evaluation.json",
+        "adapter_model.safetensors",
+        "report.md",
+        "scores.jsonl",
+    }
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
     test = list(read_jsonl(Path("data/formatted/test.jsonl")))
     assert metrics["n"] == len(test) == len(list(read_jsonl(Path("data/predictions/scores.jsonl"))))
@@ -116,14 +172,30 @@ def test_without_negatives_their_metrics_are_left_out_and_it_is_said(project):
     edit_yaml(Path("params.yaml"), data__columns__negative=None)
     run_all()
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
-    assert set(METRICS) & metrics.keys() >= {"rouge_l", "chrf", "token_f1", "bits_per_byte", "length_ratio", "truncated", "empty"}
-    assert not metrics.keys() & {"pair_matching", "contrastive", "contrastive_no_question", "answer_only", "naive_preference"}
+    assert set(METRICS) & metrics.keys() >= {
+        "rouge_l",
+        "chrf",
+        "token_f1",
+        "bits_per_byte",
+        "length_ratio",
+        "truncated",
+        "empty",
+    }
+    assert not metrics.keys() & {
+        "pair_matching",
+        "contrastive",
+        "contrastive_no_question",
+        "answer_only",
+        "naive_preference",
+    }
     assert not metrics["baselines"]["longer"]
-    report = Path("reports/report.md").read_text()
-    assert "no test row has a negative with which" in report
-    assert "Left out" in report
+    said = Path("reports/report.md").read_text()
+    assert "no test row has a negative with which" in said
+    assert "Left out" in said
     edit_yaml(Path("params.yaml"), evaluate__primary="contrastive")
-    with pytest.raises(InputError, match=r"evaluate\.primary: no test row has what contrastive needs"):
+    with pytest.raises(
+        InputError, match=r"evaluate\.primary: no test row has what contrastive needs"
+    ):
         evaluate.main()
 
 
@@ -131,16 +203,25 @@ def test_numbers_come_from_the_files_alone(judged):
     judged()
     review.main()
     evaluate.main()
+    report.main()
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
-    assert (metrics["rouge_l"]["zeroshot"], metrics["rouge_l"]["sft"], metrics["n"], metrics["groups"]) == (0, 1, 4, 4)
+    assert (
+        metrics["rouge_l"]["zeroshot"],
+        metrics["rouge_l"]["sft"],
+        metrics["n"],
+        metrics["groups"],
+    ) == (0, 1, 4, 4)
     # four groups: both signs alike in 2 of 16 swaps, so there can be no evidence
     assert metrics["primary"]["p"] == pytest.approx(2 / 16, abs=0.06)
     assert metrics["verdict"] == 0
-    report = Path("reports/report.md").read_text()
-    assert "There is no evidence that fine-tuning changed how like the references the answers are" in report
-    assert "These are too few groups to show any difference" in report
-    assert "<img" not in report
-    assert "&lt;img src=x&gt; \\| \\*why\\* \\`r\\`?" in report
+    said = Path("reports/report.md").read_text()
+    assert (
+        "There is no evidence that fine-tuning changed how like the references the answers are"
+        in said
+    )
+    assert "These are too few groups to show any difference" in said
+    assert "<img" not in said
+    assert "&lt;img src=x&gt; \\| \\*why\\* \\`r\\`?" in said
 
 
 def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
@@ -153,12 +234,13 @@ def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
     write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"])
     review.main()
     evaluate.main()
+    report.main()
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
     assert (metrics["n"], metrics["rouge_l"]["sft"], metrics["contradictory"]) == (4, 0.5, 2)
     assert (metrics["unflagged"]["n"], metrics["unflagged"]["rouge_l"]["sft"]) == (2, 1)
-    report = Path("reports/report.md").read_text()
-    assert "2 test rows contradict another row" in report
-    assert "Without them ROUGE-L goes from 0.000 to 1.000" in report
+    said = Path("reports/report.md").read_text()
+    assert "2 test rows contradict another row" in said
+    assert "Without them ROUGE-L goes from 0.000 to 1.000" in said
 
 
 @pytest.mark.parametrize(
@@ -166,17 +248,39 @@ def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
     [
         ((0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong better**: the answers that"),
         ((-0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong worse**: the answers that"),
-        ((-0.2, 0.01), (0.2, 0.01), 0.5, "**It tells right from wrong better in some ways and worse in others**"),
-        ((0.2, 0.08), (0.2, 0.08), 0.5, "**There is no evidence that it tells right from wrong better**"),
+        (
+            (-0.2, 0.01),
+            (0.2, 0.01),
+            0.5,
+            "**It tells right from wrong better in some ways and worse in others**",
+        ),
+        (
+            (0.2, 0.08),
+            (0.2, 0.08),
+            0.5,
+            "**There is no evidence that it tells right from wrong better**",
+        ),
         ((0.2, 0.01), (0.1, 0.3), 0.7, "some of it may be style"),
     ],
 )
 def test_the_second_sentence_says_what_the_intervals_and_the_control_do(pairs, rows, bare, said):
     def result(delta, p):
-        return {"zeroshot": 0.5, "sft": 0.5 + delta, "n": 40, "low": delta - 0.1, "high": delta + 0.1, "p": p, "p_holm": p}
+        return {
+            "zeroshot": 0.5,
+            "sft": 0.5 + delta,
+            "n": 40,
+            "low": delta - 0.1,
+            "high": delta + 0.1,
+            "p": p,
+            "p_holm": p,
+        }
 
-    metrics = {"pair_matching": result(*pairs), "contrastive": result(*rows), "answer_only": {"zeroshot": 0.5, "sft": bare}}
-    sentence = knowledge_sentence(metrics, 0.95)
+    metrics = {
+        "pair_matching": result(*pairs),
+        "contrastive": result(*rows),
+        "answer_only": {"zeroshot": 0.5, "sft": bare},
+    }
+    sentence = str(knowledge_statement(metrics, 0.95))
     assert said in sentence
     assert ("style" in sentence) == (bare == 0.7)
 
@@ -187,18 +291,26 @@ def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
     write_jsonl(Path("data/formatted/test.jsonl"), rows)
     review.main()
     evaluate.main()
+    report.main()
     assert json.loads(Path("metrics/evaluation.json").read_text())["with_passages"] == 0
     assert ".jinja, which leaves the passages out, " in Path("reports/report.md").read_text()
     page = Path("reports/report.html").read_text()
     assert "No passage was in the prompt." in page
     assert "Both systems saw the passages" not in page
     result = {"zeroshot": 0.5, "sft": 0.6, "n": 9, "low": -0.1, "high": 0.3, "p": 0.5}
-    control = {"contrastive": result, "contrastive_no_question": result, "answer_only": {"zeroshot": 0.5, "sft": 0.5}}
-    assert "the question alone speaks for the right answer more than for the wrong one in 60% of 9 rows" in knowledge_sentence(
-        control | {"with_passages": 0}, 0.95
+    control = {
+        "contrastive": result,
+        "contrastive_no_question": result,
+        "answer_only": {"zeroshot": 0.5, "sft": 0.5},
+    }
+    assert (
+        "the question alone speaks for the right answer more than for the wrong one in 60% of 9 "
+        "rows" in str(knowledge_statement(control | {"with_passages": 0}, 0.95))
     )
-    assert "The passages alone" not in knowledge_sentence(control | {"with_passages": 0}, 0.95)
-    assert "The passages alone" in knowledge_sentence(control | {"with_passages": 9}, 0.95)
+    assert "The passages alone" not in str(
+        knowledge_statement(control | {"with_passages": 0}, 0.95)
+    )
+    assert "The passages alone" in str(knowledge_statement(control | {"with_passages": 9}, 0.95))
 
 
 def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):
@@ -207,6 +319,7 @@ def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):
     write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"])
     review.main()
     evaluate.main()
+    report.main()
     metrics = json.loads(Path("metrics/evaluation.json").read_text())
     assert metrics["rouge_l"]["high"] == 1
     assert metrics["length_ratio"]["low"] < metrics["length_ratio"]["delta"]
@@ -214,7 +327,10 @@ def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):
 
 def test_predictions_of_another_run_are_refused(judged):
     predictions = judged()
-    write_jsonl(Path("data/predictions/sft.jsonl"), [{**record, "prompt_hash": "other"} for record in predictions["sft"]])
+    write_jsonl(
+        Path("data/predictions/sft.jsonl"),
+        [{**record, "prompt_hash": "other"} for record in predictions["sft"]],
+    )
     with pytest.raises(InputError, match=r"sft\.jsonl: row r0 was asked with another prompt"):
         evaluate.main()
     write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"][1:])
@@ -232,15 +348,15 @@ def test_an_input_error_is_one_line_and_a_failed_exit(capsys):
         raise InputError("rows.json:3: not JSON")
 
     with pytest.raises(SystemExit) as error:
-        run_stage(fail)
+        run_main(fail)
     assert error.value.code == "error: rows.json:3: not JSON"
 
 
 def test_the_sample_has_the_reference_shape_and_is_the_same_each_time():
-    rows, planted = sample.make_rows(7)
+    rows, planted = sample_rows.make_rows(7)
     assert len(rows) == 499
-    assert (rows, planted) == sample.make_rows(7)
-    assert rows != sample.make_rows(8)[0]
+    assert (rows, planted) == sample_rows.make_rows(7)
+    assert rows != sample_rows.make_rows(8)[0]
     anchors = [row["anchor"] for row in rows if "anchor" in row]
     assert 325 <= len(set(anchors)) <= 335
     assert all(15_000 <= len(anchor) <= 27_000 for anchor in anchors)
@@ -250,7 +366,13 @@ def test_the_sample_has_the_reference_shape_and_is_the_same_each_time():
 def test_the_embedded_model_has_never_seen_a_sample_invention():
     folds = [set(inventions.titles(fold)) for fold in ("sample", "base")]
     assert not folds[0] & folds[1]
-    assert len(folds[0] | folds[1]) == len(inventions.KINDS) * len(inventions.DEVICES) * len(inventions.PURPOSES)
-    answers = {term.answer for pools in inventions.TERMS.values() for pool in pools for term in pool}
-    descriptions = {term.description for pools in inventions.TERMS.values() for pool in pools for term in pool}
+    assert len(folds[0] | folds[1]) == len(inventions.KINDS) * len(inventions.DEVICES) * len(
+        inventions.PURPOSES
+    )
+    answers = {
+        term.answer for pools in inventions.TERMS.values() for pool in pools for term in pool
+    }
+    descriptions = {
+        term.description for pools in inventions.TERMS.values() for pool in pools for term in pool
+    }
     assert not answers & descriptions

@@ -7,19 +7,32 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM
 
-from stages.corpus import inventions
-from stages.llm import pretrain
-from stages.llm.prompts import load_prompt, load_tokenizer
-from stages.params import load_recipe
+from library.llm.chat_template import load_tokenizer
+from library.llm.prompts import load_prompt
+from standin import inventions, pretrain
+from standin.recipe import load_recipe
 
 
 @pytest.fixture
 def recipe():
     shipped = load_recipe(ROOT / "models/tiny/recipe.yaml")
-    small = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 512}
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 512,
+    }
     return shipped.model_copy(
         update=small
-        | {"row_tokens": 512, "rows_per_step": 2, "steps": 4, "hold_steps": 2, "warmup_steps": 1, "torch_compile": False}
+        | {
+            "row_tokens": 512,
+            "rows_per_step": 2,
+            "steps": 4,
+            "hold_steps": 2,
+            "warmup_steps": 1,
+            "torch_compile": False,
+        }
     )
 
 
@@ -40,7 +53,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(recipe, tmp_path, monke
         pretrain.train(recipe, tmp_path / "again", tmp_path / "stopped")
     monkeypatch.setattr(pretrain, "batch", step)
     assert pretrain.train(recipe, tmp_path / "again", tmp_path / "stopped") == whole
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()
 
 
 def test_it_starts_with_heads_that_look_up_what_a_sentence_is_about(recipe):
@@ -52,13 +67,21 @@ def test_it_starts_with_heads_that_look_up_what_a_sentence_is_about(recipe):
         "The valve seat, made of oak, is held by glue to the drive shaft.",
         "The guide rail is held by straps, made of copper and attached to the valve seat.",
     ]
-    text = " ".join(sentences) + " What are they made of, and by what are they held in place? The valve seat is made of"
+    text = (
+        " ".join(sentences)
+        + " What are they made of, and by what are they held in place? The valve seat is made of"
+    )
     encoded = tokenizer(text, return_offsets_mapping=True)
     starts = [start for start, _ in encoded.offset_mapping]
-    last, subject = len(starts) - 1, max(i for i, start in enumerate(starts) if start <= text.rindex("valve"))
+    last, subject = (
+        len(starts) - 1,
+        max(i for i, start in enumerate(starts) if start <= text.rindex("valve")),
+    )
     about = [text.index(sentences[1]) <= start < text.index(sentences[2]) for start in starts]
     with torch.no_grad():
-        first, second, third = model(input_ids=torch.tensor([encoded.input_ids]), output_attentions=True).attentions[:3]
+        first, second, third = model(
+            input_ids=torch.tensor([encoded.input_ids]), output_attentions=True
+        ).attentions[:3]
     assert first[0, 0].diagonal(-1).mean() > 0.9
     assert first[0, 1].diagonal(-1).mean() < 0.2
     assert second[0, 2, last, subject] > 0.9
@@ -67,7 +90,10 @@ def test_it_starts_with_heads_that_look_up_what_a_sentence_is_about(recipe):
 
 def test_the_embedded_model_can_be_loaded_and_its_tokenizer_loses_nothing():
     tokenizer = load_tokenizer(ROOT / "models/tiny")
-    for text in ("Its drive shaft consists of black composite.", "  µ 12½ \u2062 naïve\n\n日本 <b>&amp;"):
+    for text in (
+        "Its drive shaft consists of black composite.",
+        "  µ 12½ \u2062 naïve\n\n日本 <b>&amp;",
+    ):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models/tiny", dtype=torch.bfloat16)
     assert (ROOT / "models/tiny/model.safetensors").stat().st_size < 10_000_000
@@ -86,15 +112,34 @@ def test_every_answer_of_a_chat_weighs_one_and_is_true_to_its_passages(recipe):
     tokenizer = pretrain.train_tokenizer(recipe)
     prompt = load_prompt(ROOT / "prompts/answer.jinja")
     messages = pretrain.chat(random.Random(3), prompt)
-    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * (len(messages) // 2)]
-    made = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    marked = "".join(tokenizer.decode(i) for i, mask in zip(made["input_ids"], made["assistant_masks"], strict=True) if mask)
+    assert [message["role"] for message in messages] == [
+        "system",
+        *["user", "assistant"] * (len(messages) // 2),
+    ]
+    made = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    marked = "".join(
+        tokenizer.decode(i)
+        for i, mask in zip(made["input_ids"], made["assistant_masks"], strict=True)
+        if mask
+    )
     assert marked == "".join(message["content"] + tokenizer.eos_token for message in messages[2::2])
-    terms = [term.description for pools in inventions.TERMS.values() for pool in pools for term in pool]
-    answers = [sentence for message in messages[2::2] for sentence in re.findall(r"The [^.]*", message["content"])]
+    terms = [
+        term.description for pools in inventions.TERMS.values() for pool in pools for term in pool
+    ]
+    answers = [
+        sentence
+        for message in messages[2::2]
+        for sentence in re.findall(r"The [^.]*", message["content"])
+    ]
     assert answers
     for sentence in answers:
         named = {term for term in terms if re.search(rf"\b{term}\b", sentence)}
         part = next(part for part in inventions.PARTS if sentence.startswith(f"The {part}"))
-        statements = [statement for statement in messages[1]["content"].split(". ") if f"The {part}" in statement]
+        statements = [
+            statement
+            for statement in messages[1]["content"].split(". ")
+            if f"The {part}" in statement
+        ]
         assert any(all(term in statement for term in named) for statement in statements)

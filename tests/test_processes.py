@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT, edit_yaml
 from safetensors.torch import load_file
 
+from library.errors import InputError
+from library.files import read_jsonl
+from library.llm.processes import start_processes
+from library.llm.sharding import find_sharding
 from stages import base, clean, format, predict, sft
-from stages.corpus.rows import read_jsonl
-from stages.llm.processes import start_processes
-from stages.llm.sharding import find_sharding
-from stages.run import InputError
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 TWO = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
@@ -32,19 +32,26 @@ def formatted(project, monkeypatch):
 
 
 def outputs():
-    predictions = {name: list(read_jsonl(Path(f"data/predictions/{name}.jsonl"))) for name in ("sft", "sft_train")}
+    predictions = {
+        name: list(read_jsonl(Path(f"data/predictions/{name}.jsonl")))
+        for name in ("sft", "sft_train")
+    }
     return load_file("artifacts/adapter/adapter_model.safetensors"), predictions
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(formatted):
-    assert len(list(read_jsonl(Path("data/formatted/test.jsonl")))) % 2, "the rows should not divide"
+    assert len(list(read_jsonl(Path("data/formatted/test.jsonl")))) % 2, (
+        "the rows should not divide"
+    )
     sft.main()
     predict.main()
     adapter, predictions = outputs()
     for stage in ("sft", "predict"):
         command = [sys.executable, "-m", f"stages.{stage}"]
-        subprocess.run(command, env=ENVIRONMENT | {"LAUNCHER": TWO, "TOKENS_PER_BATCH": "500"}, check=True)
+        subprocess.run(
+            command, env=ENVIRONMENT | {"LAUNCHER": TWO, "TOKENS_PER_BATCH": "500"}, check=True
+        )
     other, again = outputs()
     for name, value in adapter.items():
         assert (value - other[name]).norm() < 1e-3 * value.norm(), name
@@ -52,24 +59,40 @@ def test_two_processes_give_what_one_gives(formatted):
         assert [record["id"] for record in again[name]] == [record["id"] for record in records]
         for record, same in zip(records, again[name], strict=True):
             for way, scored in record["likelihood"]["positive"].items():
-                assert same["likelihood"]["positive"][way]["sum"] == pytest.approx(scored["sum"], rel=1e-3)
+                assert same["likelihood"]["positive"][way]["sum"] == pytest.approx(
+                    scored["sum"], rel=1e-3
+                )
 
 
 @pytest.mark.slow
 def test_sharded_layers_give_what_whole_ones_give(formatted):
-    """A process holds a share of the layers of a model too large for a card, or alone keeps them in the computer's memory."""
+    """A process holds a share of the layers of a model too large for a card, or alone keeps them in
+    the computer's memory.
+    """
     made = {}
-    for name, variables in {"whole": {"LAUNCHER": TWO}, "shared": {"LAUNCHER": TWO, "FSDP": "full_shard"}, "alone": {},
-                            "elsewhere": {"FSDP": "offload"}}.items():  # fmt: skip
+    for name, variables in {
+        "whole": {"LAUNCHER": TWO},
+        "shared": {"LAUNCHER": TWO, "FSDP": "full_shard"},
+        "alone": {},
+        "elsewhere": {"FSDP": "offload"},
+    }.items():
         for stage in ("sft", "predict"):
             done = subprocess.run(
-                [sys.executable, "-m", f"stages.{stage}"], env=ENVIRONMENT | {"TOKENS_PER_BATCH": "500"} | variables,
-                capture_output=True, text=True,
-            )  # fmt: skip
+                [sys.executable, "-m", f"stages.{stage}"],
+                env=ENVIRONMENT | {"TOKENS_PER_BATCH": "500"} | variables,
+                capture_output=True,
+                text=True,
+            )
             assert done.returncode == 0, done.stderr
-            sharded = re.search(r"3 layers are sharded: .* of (\d), keeps (\d+) MiB (in|on)", done.stderr)
+            sharded = re.search(
+                r"3 layers are sharded: .* of (\d), keeps (\d+) MiB (in|on)", done.stderr
+            )
             assert (sharded is not None) == ("FSDP" in variables), done.stderr
-        paths = ["artifacts/adapter/adapter_model.safetensors", "data/predictions/sft.jsonl", "data/predictions/sft_train.jsonl"]
+        paths = [
+            "artifacts/adapter/adapter_model.safetensors",
+            "data/predictions/sft.jsonl",
+            "data/predictions/sft_train.jsonl",
+        ]
         made[name] = [Path(path).read_bytes() for path in paths]
     assert made["elsewhere"] == made["alone"]
     assert made["shared"][0] == made["whole"][0]
@@ -105,9 +128,11 @@ def test_a_launcher_that_is_not_there_is_named(monkeypatch):
 def kill_when(stage, pattern):
     """Start a stage and kill it, with no chance to clean up, as soon as a file is there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}"], env=ENVIRONMENT | {"TOKENS_PER_BATCH": "500"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", f"stages.{stage}"],
+        env=ENVIRONMENT | {"TOKENS_PER_BATCH": "500"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not list(Path("checkpoints").glob(pattern)):
         assert process.poll() is None, "the stage ended before it could be killed"

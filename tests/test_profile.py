@@ -11,10 +11,12 @@ from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages import base, profile, sample
-from stages.corpus.neighbours import find_near_duplicates, sketch
-from stages.corpus.rules import RULES, find_defects
-from stages.verdict.profile_page import count, histogram, show_marks
+from library.corpus.cleaning_rules import RULES, find_defects
+from library.corpus.near_duplicates import find_near_duplicates, sketch
+from library.corpus.profiling import describe_lengths, forecast_window
+from library.pages.profile import count, histogram, show_marks
+from stages import base, profile
+from standin import sample_rows
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -23,7 +25,9 @@ def run_profile(rows):
     Path("rows.json").write_text(json.dumps(rows))
     base.main()
     profile.main()
-    return json.loads(Path("metrics/profile.json").read_text()), Path("reports/profile.html").read_text()
+    return json.loads(Path("metrics/profile.json").read_text()), Path(
+        "reports/profile.html"
+    ).read_text()
 
 
 def things(page):
@@ -32,26 +36,40 @@ def things(page):
 
 
 def test_every_defect_that_the_sample_plants_is_found_and_none_that_it_does_not():
-    rows, planted = sample.make_rows(7)
+    rows, planted = sample_rows.make_rows(7)
     for field in ("anchor", "query", "positive", "negative"):
         found = Counter()
         for row in rows:
             if isinstance(row.get(field), str):
-                found.update({rule: finding.count for rule, finding in find_defects(row[field]).items()})
+                found.update(
+                    {rule: finding.count for rule, finding in find_defects(row[field]).items()}
+                )
         assert found == planted.get(field, Counter()), field
     assert set(planted["anchor"]) | set(planted["query"]) == set(RULES)
 
 
 def test_what_rows_share_and_contradict_is_counted_with_their_places(project):
     rows = make_rows(12)
-    rows[1] |= {"query": rows[0]["query"], "positive": rows[0]["negative"], "negative": rows[0]["positive"]}  # were a swapped pair
-    rows += [rows[2], {**rows[3], "query": 3}, {**rows[4], "anchor": rows[4]["anchor"] + " One more sentence."}]
+    # were a swapped pair
+    rows[1] |= {
+        "query": rows[0]["query"],
+        "positive": rows[0]["negative"],
+        "negative": rows[0]["positive"],
+    }
+    rows += [
+        rows[2],
+        {**rows[3], "query": 3},
+        {**rows[4], "anchor": rows[4]["anchor"] + " One more sentence."},
+    ]
     metrics, page = run_profile(rows)
     assert (metrics["rows"], metrics["unusable"], metrics["duplicates"]) == (15, 1, 1)
     assert (metrics["contradictory"], metrics["near_duplicate_contexts"]) == (2, 1)
     anchors = Counter(row["anchor"] for row in rows[:12] + rows[14:])
     shared = [number for number in anchors.values() if number > 1]
-    assert (metrics["shared_contexts"], metrics["rows_of_shared_contexts"]) == (len(shared), sum(shared))
+    assert (metrics["shared_contexts"], metrics["rows_of_shared_contexts"]) == (
+        len(shared),
+        sum(shared),
+    )
     assert metrics["swapped_pairs"] == len(shared) - 1
     assert sum(int(size) * groups for size, groups in metrics["group_sizes"].items()) == 13
     assert metrics["columns"]["query"]["missing"] == 1
@@ -68,24 +86,47 @@ def test_the_same_rows_give_the_same_page(project):
 
 def test_lengths_and_forecast_are_those_worked_by_hand():
     lengths = pd.Series([1.0, 2.0, 3.0, 10.0])
-    expected = {"mean": 4.0, "min": 1.0, "max": 10.0, "q05": 1.1, "q25": 1.8, "median": 2.5, "q75": 4.8, "q95": 8.9}
-    assert profile.describe_lengths(lengths) == pytest.approx(expected, abs=0.06)
-    tokens = pd.DataFrame({"anchor": [100.0, 1000.0], "query": [10.0, 10.0], "positive": [20.0, 20.0]})
+    expected = {
+        "mean": 4.0,
+        "min": 1.0,
+        "max": 10.0,
+        "q05": 1.1,
+        "q25": 1.8,
+        "median": 2.5,
+        "q75": 4.8,
+        "q95": 8.9,
+    }
+    assert describe_lengths(lengths) == pytest.approx(expected, abs=0.06)
+    tokens = pd.DataFrame(
+        {"anchor": [100.0, 1000.0], "query": [10.0, 10.0], "positive": [20.0, 20.0]}
+    )
     # 200 - 40 of the template - 10 of the question - 50 of the reserve leave 100 for a context
-    assert profile.forecast(tokens, 40, 50, 200) == {"whole": 0.5, "context_kept": pytest.approx((1 + 0.1) / 2)}
-    assert profile.forecast(tokens, 40, 50, 60) == {"whole": 0.0, "context_kept": 0.0}
-    assert profile.forecast(tokens[:0], 40, 50, 60) == {"whole": 0.0, "context_kept": 0.0}
+    assert forecast_window(tokens, 40, 50, 200) == {
+        "whole": 0.5,
+        "context_kept": pytest.approx((1 + 0.1) / 2),
+    }
+    assert forecast_window(tokens, 40, 50, 60) == {"whole": 0.0, "context_kept": 0.0}
+    assert forecast_window(tokens[:0], 40, 50, 60) == {"whole": 0.0, "context_kept": 0.0}
 
 
 def test_nearly_the_same_texts_are_found_and_others_are_not():
     words = [f"word{index}" for index in range(400)]
-    texts = {"a": " ".join(words), "b": " ".join([*words[:390], "other"]).upper(), "c": " ".join(reversed(words)), "d": "short"}
-    assert find_near_duplicates({name: sketch(text) for name, text in texts.items()}) == [("a", "b")]
+    texts = {
+        "a": " ".join(words),
+        "b": " ".join([*words[:390], "other"]).upper(),
+        "c": " ".join(reversed(words)),
+        "d": "short",
+    }
+    assert find_near_duplicates({name: sketch(text) for name, text in texts.items()}) == [
+        ("a", "b")
+    ]
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=50))
 def test_a_histogram_counts_every_length_once(lengths):
-    assert sum(number for _, _, number in histogram(pd.Series(lengths, dtype="float64"))) == len(lengths)
+    assert sum(number for _, _, number in histogram(pd.Series(lengths, dtype="float64"))) == len(
+        lengths
+    )
 
 
 def test_what_can_not_be_seen_is_shown():
@@ -94,7 +135,8 @@ def test_what_can_not_be_seen_is_shown():
 
 
 HOSTILE = {
-    "anchor": "<script>document.title = 'harmed'</script> \"'`&lt;img src=https://example.com/x.png onerror=alert(1)> {{ 7 * 7 }} ",
+    "anchor": "<script>document.title = 'harmed'</script> \"'`&lt;img "
+    "src=https://example.com/x.png onerror=alert(1)> {{ 7 * 7 }} ",
     "query": "\u202eright to left? <img src=x onerror=alert(1)> " + "e" + "\u0301\u0323" * 50_000,
     "positive": "</template></details><script>document.title = 'harmed'</script>",
     "negative": "<style>* { display: none }</style>",
@@ -113,8 +155,19 @@ def test_the_page_opens_in_a_browser_without_requests_or_errors(project, tmp_pat
     run_profile([HOSTILE, *make_rows(12)])
     log = tmp_path / "net.json"
     quiet = "gpu quic background-networking component-update sync".split()
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)]
-    command += [f"--user-data-dir={tmp_path / 'browser'}", f"--log-net-log={log}", "--enable-logging=stderr", "--dump-dom"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--no-first-run",
+        *(f"--disable-{what}" for what in quiet),
+    ]
+    command += [
+        f"--user-data-dir={tmp_path / 'browser'}",
+        f"--log-net-log={log}",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
     command.append((project / "reports/profile.html").as_uri())
     opened = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "CONSOLE" not in opened.stderr, opened.stderr

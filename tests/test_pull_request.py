@@ -1,4 +1,6 @@
-"""Real commits of a small project with the real dvc.yaml: answers by hand, judged by the real stage, recorded by the real DVC."""
+"""Real commits of a small project with the real dvc.yaml: answers by hand, judged by the real
+stage, recorded by the real DVC.
+"""
 
 import json
 import shutil
@@ -7,26 +9,34 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, copy_code, edit_yaml
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
-from stages import evaluate, pull_request, review
-from stages.commits import find_commits
-from stages.corpus.rows import read_jsonl, write_json, write_jsonl, write_text
-from stages.run import InputError
-from stages.verdict.comment import COMMENT_CHARACTERS, MARKER, code, draw_curve, render_comment
+from commands import pull_request
+from library.errors import InputError
+from library.files import read_jsonl, write_json, write_jsonl, write_text
+from library.pages.comment import COMMENT_CHARACTERS, MARKER, code, draw_curve, render_comment
+from library.repository.revisions import find_commits
+from stages import evaluate, review
 
 HOSTILE = (
-    "@everyone see [this](https://evil.example) <img src=x onerror=alert(1)> ``` `x` <!-- --> www.evil.example #1 | a |\n\n"
+    "@everyone see [this](https://evil.example) <img src=x onerror=alert(1)> ``` `x` <!-- --> "
+    "www.evil.example #1 | a |\n\n"
     "# heading \u202e </summary>"
 )
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
-TEST, ZEROSHOT, SFT = "data/formatted/test.jsonl", "data/predictions/zeroshot.jsonl", "data/predictions/sft.jsonl"
+TEST, ZEROSHOT, SFT = (
+    "data/formatted/test.jsonl",
+    "data/predictions/zeroshot.jsonl",
+    "data/predictions/sft.jsonl",
+)
 
 
 def git(*arguments):
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def commit(subject, judge=True):
@@ -37,27 +47,35 @@ def commit(subject, judge=True):
         for path in (Path(out) for stage in DVC["stages"].values() for out in stage["outs"]):
             if not path.exists():  # what nothing here reads need only be there
                 write_text(path if path.suffix else path / "config.json", "{}\n")
-        subprocess.run([sys.executable, "-m", "dvc", "commit", "--force"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "commit", "--force"], check=True, capture_output=True
+        )
     git("add", "--all")
     git("commit", "--quiet", "--message", subject)
 
 
 @pytest.fixture
 def repository(judged, tmp_path, tmp_path_factory, monkeypatch):
-    """A branch main with a result: eight test rows, one of them hostile in every field; made once, then copied."""
+    """A branch main with a result: eight test rows, one of them hostile in every field; made once,
+    then copied.
+    """
     monkeypatch.setattr("sys.argv", ["pull_request", "--base", "main"])
     made = tmp_path_factory.getbasetemp() / "with-a-result"
     if made.is_dir():
         shutil.copytree(made, tmp_path, dirs_exist_ok=True)
         return
     judged(rows=8, hostile={2: HOSTILE})
-    edit_yaml("params.yaml", data__path="data/sample/patents.json")  # an output of a stage, whatever rows this project is about
-    shutil.copytree(ROOT / "stages", "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    # an output of a stage, whatever rows this project is about
+    edit_yaml("params.yaml", data__path="data/sample/patents.json")
+    copy_code(".")
     shutil.copytree(ROOT / "prompts", "prompts")
     shutil.copy(ROOT / "dvc.yaml", ".")
     write_text(Path(".gitignore"), "__pycache__/\n/reports/pull_request.md\n/site/\n")
     write_text(Path("data/votes/README.md"), "None yet.\n")
-    write_jsonl(Path("data/clean/rejected.jsonl"), [{"file": "x.json", "place": "index 9", "reason": '"answer" is empty'}])
+    write_jsonl(
+        Path("data/clean/rejected.jsonl"),
+        [{"file": "x.json", "place": "index 9", "reason": '"answer" is empty'}],
+    )
     for path in ("data/clean/changes", "data/formatted/validation", "data/formatted/rejected"):
         write_jsonl(Path(f"{path}.jsonl"), [])
     write_json(Path("metrics/clean.json"), {"rows": 9, "kept": 8, "rejected": 1})
@@ -103,7 +121,13 @@ def assert_inert(comment):
 def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repository, capsys):
     edit_yaml("params.yaml", format__prompt="question")
     for path in (TEST, "data/formatted/train.jsonl", "data/formatted/train_sample.jsonl"):
-        change(path, lambda row: {"prompt_hash": "other", "messages": [{"role": "user", "content": row["question"]}]})
+        change(
+            path,
+            lambda row: {
+                "prompt_hash": "other",
+                "messages": [{"role": "user", "content": row["question"]}],
+            },
+        )
     for name in ("zeroshot", "zeroshot_train"):
         change(
             f"data/predictions/{name}.jsonl",
@@ -111,13 +135,24 @@ def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repos
         )
     wrong = {"r5": {"prediction": "nothing alike"}}
     for name in ("sft", "sft_train"):
-        change(f"data/predictions/{name}.jsonl", lambda record: {"prompt_hash": "other"} | wrong.get(record["id"], {}))
-    write_text(Path("reports/sft_history.csv"), "step,loss,eval_loss\n1,2.5,\n2,,1.75\n2,2.0,\n4,1.0,1.5\n")
+        change(
+            f"data/predictions/{name}.jsonl",
+            lambda record: {"prompt_hash": "other"} | wrong.get(record["id"], {}),
+        )
+    write_text(
+        Path("reports/sft_history.csv"), "step,loss,eval_loss\n1,2.5,\n2,,1.75\n2,2.0,\n4,1.0,1.5\n"
+    )
     commit("Ask without passages")
     comment = report(capsys)
-    assert "- `format.prompt`: `answer` → `question`\n- `prompts/answer.jinja`: read on the base only\n" in comment
+    assert (
+        "- `format.prompt`: `answer` → `question`\n- `prompts/answer.jinja`: read on the base "
+        "only\n" in comment
+    )
     assert "- `prompts/question.jinja`: read here only\n" in comment
-    assert "[!WARNING]\n> **Not the same test as on the base.** The 8 test rows and their references are the same" in comment
+    assert (
+        "[!WARNING]\n> **Not the same test as on the base.** The 8 test rows and their "
+        "references are the same" in comment
+    )
     assert "compare fine-tuned with fine-tuned, not gain with gain" in comment
     assert "[!CAUTION]" not in comment
     assert "There is no evidence that fine-tuning changed" in comment
@@ -126,7 +161,10 @@ def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repos
     assert len(table) == 1
     assert "| 0.000 → 0.778 | 1.000 → 0.875 | +1.000 → +0.097 |" in table[0]
     # one row of eight fell from 1 to 0
-    assert "here against the base: no evidence of a difference.** ROUGE-L went from 1.000 to 0.875 (-0.125, interval" in comment
+    assert (
+        "here against the base: no evidence of a difference.** ROUGE-L went from 1.000 to 0.875 "
+        "(-0.125, interval" in comment
+    )
     assert "compared on the 8 rows that both test" in comment
     assert "  - base, 1.000: `the tuned answer 5`\n  - here, 0.000: `nothing alike`" in comment
     assert "eval_loss   1.750 █▁ 1.500, least 1.500 at step 4" in comment
@@ -138,7 +176,10 @@ def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repos
 
 def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository, capsys):
     edit_yaml("params.yaml", sample__seed=8)
-    write_jsonl(Path("data/clean/rejected.jsonl"), [{"file": "x.json", "place": "index 3", "reason": HOSTILE}])
+    write_jsonl(
+        Path("data/clean/rejected.jsonl"),
+        [{"file": "x.json", "place": "index 3", "reason": HOSTILE}],
+    )
     for path in (TEST, ZEROSHOT, SFT, "data/predictions/no_context.jsonl"):
         records = list(read_jsonl(Path(path)))
         write_jsonl(Path(path), [*records[1:], records[0] | {"id": "r9"}])
@@ -176,7 +217,9 @@ def test_nothing_changed_is_said_and_so_is_a_lock_that_is_not_current(repository
     assert "**Nothing changed that the pipeline reads or measures**" in comment
     assert "**Fine-tuned answers are more like the references**" in comment
     assert "The same as on the base." in comment
-    assert not {"What was changed", "[!WARNING]", "[!CAUTION]", "Not in the cache"} & set(comment.splitlines())
+    assert not {"What was changed", "[!WARNING]", "[!CAUTION]", "Not in the cache"} & set(
+        comment.splitlines()
+    )
 
     write_text(Path("prompts/answer.jinja"), "{% block user %}{{ question }}{% endblock %}")
     commit("Change a prompt without running it", judge=False)
@@ -184,13 +227,17 @@ def test_nothing_changed_is_said_and_so_is_a_lock_that_is_not_current(repository
     assert "[!CAUTION]\n> **dvc.lock is not current.**" in comment
     assert "`format`: `prompts/answer.jinja`" in comment
     assert "Nothing changed" not in comment
-    done = subprocess.run([sys.executable, ROOT / ".ci/check_lock.py"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, ROOT / ".ci/check_lock.py"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "format: prompts/answer.jinja" in done.stdout
 
     write_text(Path("metrics/evaluation.json"), json.dumps({"rouge_l": {"n": "@everyone"}}))
     commit("Say something else", judge=False)
-    with pytest.raises(InputError, match=r"evaluation\.json in .*: rouge_l\.n: expected a number, got '@everyone'"):
+    with pytest.raises(
+        InputError, match=r"evaluation\.json in .*: rouge_l\.n: expected a number, got '@everyone'"
+    ):
         report(capsys)
 
 
@@ -200,18 +247,37 @@ def test_a_base_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path, mon
     monkeypatch.chdir(origin)
     git("init", "--quiet", "--initial-branch", "main")
     for number in range(3):
-        git("-c", "user.name=A", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message", str(number))
+        git(
+            "-c",
+            "user.name=A",
+            "-c",
+            "user.email=a@b",
+            "commit",
+            "--quiet",
+            "--allow-empty",
+            "--message",
+            str(number),
+        )
     git("branch", "other", "main~2")
     assert find_commits("other") == (git("rev-parse", "main"), git("rev-parse", "main~2"))
     for unknown in ("mian", "--help", ""):
         with pytest.raises(InputError, match="no such branch or commit"):
             find_commits(unknown)
-    git("clone", "--quiet", "--depth", "1", "--no-single-branch", f"file://{origin}", str(tmp_path / "shallow"))
+    git(
+        "clone",
+        "--quiet",
+        "--depth",
+        "1",
+        "--no-single-branch",
+        f"file://{origin}",
+        str(tmp_path / "shallow"),
+    )
     monkeypatch.chdir(tmp_path / "shallow")
     with pytest.raises(InputError, match="git fetch --unshallow"):
         find_commits("other")
     git("fetch", "--quiet", "--unshallow")
-    assert find_commits("other")[1] == git("rev-parse", "origin/other")  # a branch that only origin has
+    # a branch that only origin has
+    assert find_commits("other")[1] == git("rev-parse", "origin/other")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="git rev-parse: fatal: not a git repository"):
         find_commits("main")
@@ -249,7 +315,15 @@ def test_examples_that_are_too_long_for_a_comment_are_left_out():
 
 
 def test_a_rejected_row_that_only_moved_is_not_new():
-    old = [{"id": "a", "place": "line 1", "reason": "x"}, {"id": "b", "place": "line 2"}, {"place": "line 3"}]
-    new = [{"id": "a", "place": "line 5", "reason": "x"}, {"id": "b", "place": "line 6"}, {"id": "b", "place": "line 7"}]
+    old = [
+        {"id": "a", "place": "line 1", "reason": "x"},
+        {"id": "b", "place": "line 2"},
+        {"place": "line 3"},
+    ]
+    new = [
+        {"id": "a", "place": "line 5", "reason": "x"},
+        {"id": "b", "place": "line 6"},
+        {"id": "b", "place": "line 7"},
+    ]
     left = pull_request.number_rejects(new).keys() - pull_request.number_rejects(old).keys()
     assert left == {("b", 1)}

@@ -1,7 +1,8 @@
 """Every command that README.md prints is run, in its order, or stands here with the reason why not.
 
-The project that they are run in is small, but a real one: the repository's own files in a git and DVC repository, with few rows and
-the tiny model of the tests. Slow: `pytest -m slow`, as .ci/run does.
+The project that they are run in is small, but a real one: the repository's own files in a git and
+DVC repository, with few rows and the tiny model of the tests. Slow: `pytest -m slow`, as .ci/run
+does.
 """
 
 import json
@@ -19,8 +20,10 @@ NOT_RUN = {
     "git clone REPOSITORY && cd REPOSITORY": "the folder that this test makes is the clone",
     "make test": "this is it",
     "source .venv/bin/activate": "the environment that runs this test is active already",
-    'LAUNCHER="torchrun --nproc-per-node 4" dvc repro': "four processes: tests/test_processes.py starts two",
-    "make sweep SPACE=sweeps/learning_rate.yaml": "twelve trials: tests/test_sweep.py runs a smaller study",
+    'LAUNCHER="torchrun --nproc-per-node 4" dvc repro': "four processes: tests/test_processes.py "
+    "starts two",
+    "make sweep SPACE=sweeps/learning_rate.yaml": "twelve trials: tests/test_sweep.py runs a "
+    "smaller study",
     "dvc exp push --no-cache origin": "belongs to the second clone of the line before",
 }
 NOT_RUN_PARTS = {
@@ -51,12 +54,18 @@ def test_what_is_not_run_is_still_printed():
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch, tiny_dir):
-    """A clone of the working tree, with few rows and the tiny model; and a home with a file of one's own."""
+    """A clone of the working tree, with few rows and the tiny model; and a home with a file of
+    one's own.
+    """
     folder, home = tmp_path / "clone", tmp_path / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\nname = Reader\nemail = reader@example.org\n")
     (home / "mine.json").write_text(json.dumps(make_rows(24, seed=2)))
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    listed = (
+        subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
+    )
     for name in filter(None, listed):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -107,8 +116,17 @@ def clone(tmp_path, monkeypatch, tiny_dir):
 @pytest.mark.slow
 def test_every_printed_command_does_what_it_says(clone, tmp_path):
     def bash(command):
-        finished = subprocess.run(["bash", "-c", command], env=clone, capture_output=True, text=True, check=False, timeout=900)
-        assert finished.returncode == 0, f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
+        finished = subprocess.run(
+            ["bash", "-c", command],
+            env=clone,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert finished.returncode == 0, (
+            f"{command}\n{finished.stdout[-2000:]}\n{finished.stderr[-4000:]}"
+        )
         return finished.stdout
 
     for command in commands():
@@ -116,7 +134,8 @@ def test_every_printed_command_does_what_it_says(clone, tmp_path):
             continue
         bash(command.replace("/mnt/shared/dvc", str(tmp_path / "shared")))
         if command.startswith("dvc exp run --queue") and "queue start" not in command:
-            bash("dvc queue remove --queued")  # queued as printed, and taken off again: a dozen runs would take an hour
+            # queued as printed, and taken off again: a dozen runs would take an hour
+            bash("dvc queue remove --queued")
         if "dvc queue start" in command:
             for _ in range(900):
                 if not re.search("Running|Queued", bash("dvc queue status")):
@@ -132,11 +151,25 @@ def test_every_printed_command_does_what_it_says(clone, tmp_path):
 @pytest.mark.slow
 def test_an_experiment_runs_what_it_touches_and_going_back_runs_nothing(clone):
     def repro():
-        finished = subprocess.run(["dvc", "repro"], env=clone, capture_output=True, text=True, check=False)
+        finished = subprocess.run(
+            ["dvc", "repro"], env=clone, capture_output=True, text=True, check=False
+        )
         assert finished.returncode == 0, finished.stderr
         return re.findall(r"^Running stage '(\w+)'", finished.stdout, flags=re.MULTILINE)
 
-    assert repro() == ["sample", "base", "profile", "clean", "format", "zeroshot", "sft", "predict", "review", "evaluate", "cards"]
+    assert repro() == [
+        "sample",
+        "base",
+        "profile",
+        "clean",
+        "format",
+        "zeroshot",
+        "sft",
+        "predict",
+        "review",
+        "evaluate",
+        "cards",
+    ]
     first = Path("metrics/evaluation.json").read_bytes()
     edit_yaml("params.yaml", sft__learning_rate=5e-3)
     assert repro() == ["sft", "predict", "review", "evaluate", "cards"]

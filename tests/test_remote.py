@@ -1,19 +1,32 @@
-"""The life of an experiment, with git and DVC as they are: run, apply, commit, push, and all of it in another clone."""
+"""The life of an experiment, with git and DVC as they are: run, apply, commit, push, and all of it
+in another clone.
+"""
 
 import filecmp
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_code
 from ruamel.yaml import YAML
 
-from stages import base, cards, clean, evaluate, format, predict, profile, review, sft, zeroshot
+from stages import (
+    base,
+    cards,
+    clean,
+    evaluate,
+    format,
+    predict,
+    profile,
+    report,
+    review,
+    sft,
+    zeroshot,
+)
 
 
 @pytest.fixture
@@ -35,17 +48,31 @@ def run(monkeypatch):
 
 @pytest.fixture
 def elsewhere(project, run, tmp_path_factory):
-    """The project measured and committed; returns a folder with origin.git, and shared, the remote of its outputs.
+    """The project measured and committed; returns a folder with origin.git, and shared, the remote
+    of its outputs.
 
-    Its stages have run in this process, where the libraries are loaded already; `dvc commit` writes what `dvc repro` would.
+    Its stages have run in this process, where the libraries are loaded already; `dvc commit` writes
+    what `dvc repro` would.
     """
     pipeline = YAML(typ="safe").load(ROOT / "dvc.yaml")
     del pipeline["stages"]["sample"]  # nothing here reads it
     YAML().dump(pipeline, project / "dvc.yaml")
-    shutil.copytree(ROOT / "stages", "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    copy_code(".")
     Path("data/votes").mkdir(parents=True)
     Path("data/votes/README.md").write_text("votes")
-    for stage in (base, profile, clean, format, zeroshot, sft, predict, review, evaluate, cards):
+    for stage in (
+        base,
+        profile,
+        clean,
+        format,
+        zeroshot,
+        sft,
+        predict,
+        review,
+        evaluate,
+        report,
+        cards,
+    ):
         stage.main()
     folder = tmp_path_factory.mktemp("elsewhere")
     run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin.git"))
@@ -71,7 +98,14 @@ def test_an_experiment_comes_back_whole_in_another_clone(project, elsewhere, run
     run("git", "restore", "params.yaml", "dvc.lock", "metrics")
     assert "report.md" in run("dvc", "checkout")
     run("dvc", "exp", "apply", "surer")
-    assert run("git", "status", "--porcelain").split() == ["M", "dvc.lock", "M", "metrics/evaluation.json", "M", "params.yaml"]
+    assert run("git", "status", "--porcelain").split() == [
+        "M",
+        "dvc.lock",
+        "M",
+        "metrics/evaluation.json",
+        "M",
+        "params.yaml",
+    ]
     run("git", "commit", "--quiet", "--all", "--message", "Ask for more confidence")
     run("git", "push", "--quiet")
 
@@ -79,14 +113,23 @@ def test_an_experiment_comes_back_whole_in_another_clone(project, elsewhere, run
     clone = elsewhere / "clone"
     run("git", "clone", "--quiet", str(elsewhere / "origin.git"), str(clone))
     assert subprocess.run(["dvc", "pull"], cwd=clone, capture_output=True, check=False).returncode
-    assert "artifacts/adapter/" in json.loads(run("dvc", "data", "status", "--json", folder=clone))["not_in_cache"]
+    assert (
+        "artifacts/adapter/"
+        in json.loads(run("dvc", "data", "status", "--json", folder=clone))["not_in_cache"]
+    )
     assert "up to date" in run("dvc", "repro", "--dry", "--allow-missing", folder=clone)
 
     run("dvc", "push")
     run("dvc", "exp", "push", "origin", "surer")
     run("dvc", "pull", folder=clone)
-    for name in ("artifacts/base/manifest.json", "artifacts/adapter/adapter_model.safetensors", "data/predictions/sft.jsonl",
-                 "data/formatted/test.jsonl", "reports/report.md", "metrics/evaluation.json"):  # fmt: skip
+    for name in (
+        "artifacts/base/manifest.json",
+        "artifacts/adapter/adapter_model.safetensors",
+        "data/predictions/sft.jsonl",
+        "data/formatted/test.jsonl",
+        "reports/report.md",
+        "metrics/evaluation.json",
+    ):
         assert filecmp.cmp(project / name, clone / name, shallow=False), name
     again = run("dvc", "repro", folder=clone)
     assert "Running stage" not in again

@@ -5,14 +5,26 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 
-from stages.corpus import rows
-from stages.corpus.rows import find_problem, open_atomic, read_raw, row_id, write_json
-from stages.params import Columns
-from stages.run import InputError
+from library.corpus import reading
+from library.corpus.reading import read_raw
+from library.corpus.rows import find_problem, row_id
+from library.errors import InputError
+from library.files import open_atomic, write_json
+from library.params import Columns
 
 COLUMNS = Columns(anchor="context", query="q", positive="good", negative="bad")
-ROW = {"context": "Long text, with a comma.\nAnd a line.", "q": "Why?", "good": "Since “so”.", "bad": "No."}
-OURS = {"anchor": ROW["context"], "query": ROW["q"], "positive": ROW["good"], "negative": ROW["bad"]}
+ROW = {
+    "context": "Long text, with a comma.\nAnd a line.",
+    "q": "Why?",
+    "good": "Since “so”.",
+    "bad": "No.",
+}
+OURS = {
+    "anchor": ROW["context"],
+    "query": ROW["q"],
+    "positive": ROW["good"],
+    "negative": ROW["bad"],
+}
 
 
 def write(path, rows):
@@ -54,17 +66,36 @@ def test_rows_are_named_by_where_they_stand(tmp_path, name, places):
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100])
 def test_a_json_array_is_read_alike_in_chunks_of_any_size(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(rows, "CHUNK_CHARACTERS", chunk)
-    elements = [ROW, 12, -3.5e10, "a ] , [ é \U0001f600", {}, [1, [2]], None, ROW | {"q": "x" * 300}]
+    monkeypatch.setattr(reading, "CHUNK_CHARACTERS", chunk)
+    elements = [
+        ROW,
+        12,
+        -3.5e10,
+        "a ] , [ é \U0001f600",
+        {},
+        [1, [2]],
+        None,
+        ROW | {"q": "x" * 300},
+    ]
     path = tmp_path / "rows.json"
-    for text in (json.dumps(elements), json.dumps(elements, indent=3), " \n" + json.dumps(elements, ensure_ascii=False) + "\n "):
+    for text in (
+        json.dumps(elements),
+        json.dumps(elements, indent=3),
+        " \n" + json.dumps(elements, ensure_ascii=False) + "\n ",
+    ):
         path.write_text(text, encoding="utf-8")
         with path.open("rb") as file:
-            assert list(rows._json_array(path, file)) == [(f"index {i}", element) for i, element in enumerate(elements)]
+            assert list(reading._json_array(path, file)) == [
+                (f"index {i}", element) for i, element in enumerate(elements)
+            ]
 
 
 BAD_FILES = [
-    ("rows.json", b'[{"q": "a"}\n{"q": "b"}]', r"rows\.json:2: not JSON, or cut off: Expecting ',' delimiter"),
+    (
+        "rows.json",
+        b'[{"q": "a"}\n{"q": "b"}]',
+        r"rows\.json:2: not JSON, or cut off: Expecting ',' delimiter",
+    ),
     ("rows.json", b'[{"q": "a"},\n]', r"rows\.json:(1|2): not JSON, or cut off"),
     ("rows.json", b'[{"q": "a"}]\n[1]', r"rows\.json:2: not JSON, or cut off: Extra data"),
     ("rows.json", b"", "the file is empty"),
@@ -78,11 +109,19 @@ BAD_FILES = [
     ("rows.csv", b'q\n"open', r"rows\.csv:2: not CSV: unexpected end"),
     ("rows.csv", b"q,a,q\n1,2,3", r"rows\.csv:1: two columns are called 'q'"),
     ("rows.csv", b'q,a\n\n"c 1,"x","y"\n', r"rows\.csv:3: not CSV: .*between commas"),
-    ("rows.jsonl", b'[{"q": "a"}]', r"rows\.jsonl: no row is an object with named fields; a JSON array of objects is \.json"),
+    (
+        "rows.jsonl",
+        b'[{"q": "a"}]',
+        r"rows\.jsonl: no row is an object with named fields; a JSON array of objects is \.json",
+    ),
     ("rows.json", b"[" + b"1" * 5000 + b"]", r"rows\.json: not JSON that can be read"),
     ("rows.json", b"[" * 100_000, r"rows\.json: not JSON that can be read"),
     ("rows.jsonl", b"[" * 100_000, r"rows\.jsonl:1: not JSON that can be read"),
-    ("rows.json.gz", gzip.compress(bytes(range(256)) * 99, mtime=0)[:60] + b"x" * 60, "not a complete gzip file"),
+    (
+        "rows.json.gz",
+        gzip.compress(bytes(range(256)) * 99, mtime=0)[:60] + b"x" * 60,
+        "not a complete gzip file",
+    ),
     ("rows.parquet", b"PAR1 not really", "not Parquet"),
     ("rows.json.gz", b"not gzip", "not a complete gzip file"),
     ("rows.json.gz", gzip.compress(b"[]", mtime=0)[:-6], "not a complete gzip file"),
@@ -105,7 +144,9 @@ def test_a_missing_file_is_an_error(tmp_path):
 def test_parquet_that_is_not_text_or_names_a_column_twice_is_an_error(tmp_path):
     path = tmp_path / "rows.parquet"
     broken = pyarrow.Array.from_buffers(
-        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+        pyarrow.string(),
+        1,
+        [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")],
     )
     pyarrow.parquet.write_table(pyarrow.table({"q": broken}), path)
     with pytest.raises(InputError, match=r"rows\.parquet: index 0 .*not UTF-8"):
@@ -125,7 +166,10 @@ def test_a_folder_is_no_file_and_blank_lines_of_a_csv_count(tmp_path):
 
 def test_a_column_that_no_row_has_is_an_error_that_names_key_and_columns(tmp_path):
     path = write(tmp_path / "rows.json", [ROW])
-    with pytest.raises(InputError, match=r'no row has the column "qq" \(data\.columns\.query .*columns are: bad, context, good, q'):
+    with pytest.raises(
+        InputError,
+        match=r'no row has the column "qq" \(data\.columns\.query .*are: bad, context, good, q',
+    ):
         list(read_raw(path, COLUMNS.model_copy(update={"query": "qq"})))
     with pytest.raises(InputError, match="set it to null where the data has no negatives"):
         list(read_raw(path, COLUMNS.model_copy(update={"negative": "n"})))
@@ -166,12 +210,17 @@ def test_a_bad_row_is_told_by_field_and_reason(tmp_path, change, problem):
 
 def test_an_element_that_is_no_object_is_a_bad_row(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([ROW, 3]))
-    assert list(read_raw(tmp_path / "rows.json", COLUMNS))[1].problem == "expected an object with named fields, got int"
+    assert (
+        list(read_raw(tmp_path / "rows.json", COLUMNS))[1].problem
+        == "expected an object with named fields, got int"
+    )
 
 
 def test_ids_tell_rows_apart_by_text_and_by_field():
     assert row_id(OURS) == row_id(dict(reversed(OURS.items())))
-    assert row_id(OURS) != row_id(OURS | {"positive": OURS["negative"], "negative": OURS["positive"]})
+    assert row_id(OURS) != row_id(
+        OURS | {"positive": OURS["negative"], "negative": OURS["positive"]}
+    )
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.corpus import rules
-from stages.corpus.rules import RULES, clean_text, find_defects
+from library.corpus import cleaning_rules
+from library.corpus.cleaning_rules import RULES, clean_text, find_defects
 
 MARKS = [
     "&amp;",
@@ -51,7 +51,25 @@ SIGNS = [
     "see ",
     "Fig. 2)",
 ]
-PIECES = st.sampled_from([*MARKS, *SIGNS, "  ", " ,", "?,", "\n", "é", "e\u0301", "µ", "Ω", "x²", "10 mm", "Word", ".", " ."])
+PIECES = st.sampled_from(
+    [
+        *MARKS,
+        *SIGNS,
+        "  ",
+        " ,",
+        "?,",
+        "\n",
+        "é",
+        "e\u0301",
+        "µ",
+        "Ω",
+        "x²",
+        "10 mm",
+        "Word",
+        ".",
+        " .",
+    ]
+)
 TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
 
 
@@ -59,7 +77,11 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
     ("rule", "before", "after"),
     [
         ("escaped_unicode", r"Brand\u2122 at 20 \u00b0C, \ud83d\ude00", "Brand™ at 20 °C, 😀"),
-        ("escaped_unicode", r"C:\users \u12 \ud83d alone \u0000", r"C:\users \u12 \ud83d alone \u0000"),
+        (
+            "escaped_unicode",
+            r"C:\users \u12 \ud83d alone \u0000",
+            r"C:\users \u12 \ud83d alone \u0000",
+        ),
         ("mojibake", "doesnâ€™t, 20 Â°C, naÃ¯ve, Î¼m", "doesn’t, 20 °C, naïve, μm"),
         ("mojibake", "SÃO PAULO, Âge, «Été», Ω, ¾", "SÃO PAULO, Âge, «Été», Ω, ¾"),
         ("mojibake", "90 Å² ± 5 Å±0.5 Å, Ø½ inch", "90 Å² ± 5 Å±0.5 Å, Ø½ inch"),
@@ -76,23 +98,52 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
             "[0001] The pump. [0002] A valve. see paragraph [0001] below",
             "The pump. A valve. see paragraph [0001] below",
         ),
-        ("invisible_characters", "a\u200db \u200cx می\u200cخواهم 👩\u200d👧 \ufeff", "ab x می\u200cخواهم 👩\u200d👧 "),
-        ("paragraph_numbers", "x[0001] A, [12] B, [2004] C, [0003] c", "x[0001] A, [12] B, [2004] C, [0003] c"),
+        (
+            "invisible_characters",
+            "a\u200db \u200cx می\u200cخواهم 👩\u200d👧 \ufeff",
+            "ab x می\u200cخواهم 👩\u200d👧 ",
+        ),
+        (
+            "paragraph_numbers",
+            "x[0001] A, [12] B, [2004] C, [0003] c",
+            "x[0001] A, [12] B, [2004] C, [0003] c",
+        ),
         ("paragraph_numbers", "[0001] 本発明 [0002] μm", "本発明 μm"),
-        ("paragraph_numbers", "See [0032] FIG. 2, according to [0032] DNA is", "See [0032] FIG. 2, according to [0032] DNA is"),
-        ("paragraph_numbers", "see paragraph [0032]\n\nThe pump.\n\n[0033]\nA", "see paragraph [0032]\n\nThe pump.\n\n\nA"),
-        ("paragraph_numbers", "in which: [0036] [0036]FIG. 1 is, [0037] [0038] are", "in which: FIG. 1 is, [0037] [0038] are"),
+        (
+            "paragraph_numbers",
+            "See [0032] FIG. 2, according to [0032] DNA is",
+            "See [0032] FIG. 2, according to [0032] DNA is",
+        ),
+        (
+            "paragraph_numbers",
+            "see paragraph [0032]\n\nThe pump.\n\n[0033]\nA",
+            "see paragraph [0032]\n\nThe pump.\n\n\nA",
+        ),
+        (
+            "paragraph_numbers",
+            "in which: [0036] [0036]FIG. 1 is, [0037] [0038] are",
+            "in which: FIG. 1 is, [0037] [0038] are",
+        ),
         (
             "figure_references",
-            "the pump (FIG. 2), the valve ( Fig. 3 ) and (see FIGS. 3A and 3B, FIG. 4), as FIG. 5 shows",
+            "the pump (FIG. 2), the valve ( Fig. 3 ) and (see FIGS. 3A and 3B, FIG. 4), as FIG. 5 "
+            "shows",
             "the pump, the valve and, as FIG. 5 shows",
         ),
         ("figure_references", "the pump (2) (FIG)", "the pump (2) (FIG)"),
-        ("list_letters", "steps: (a) mixing, (b) heating f(x) 2(a)", "steps: mixing, heating f(x) 2(a)"),
+        (
+            "list_letters",
+            "steps: (a) mixing, (b) heating f(x) 2(a)",
+            "steps: mixing, heating f(x) 2(a)",
+        ),
         ("trademark_signs", "Teflon™ by DuPont®", "Teflon by DuPont"),
         ("odd_spaces", "a\u00a0b   c\td\x0ce", "a b c d e"),
         ("space_before_punctuation", "a scale , like it .", "a scale, like it."),
-        ("space_before_punctuation", "about .5 mm, HCl . H2O, on . . . the", "about .5 mm, HCl . H2O, on . . . the"),
+        (
+            "space_before_punctuation",
+            "about .5 mm, HCl . H2O, on . . . the",
+            "about .5 mm, HCl . H2O, on . . . the",
+        ),
         ("stray_comma", "Why is it so?,\n", "Why is it so?\n"),
         ("stray_comma", "Why?, he asked", "Why?, he asked"),
         ("outer_whitespace", "\n a \n\n", "a"),
@@ -106,7 +157,10 @@ def test_each_rule_does_what_it_says(rule, before, after):
 def test_an_entity_that_another_rule_completes_is_found():
     text, found = clean_text("&a\u200bmp;lt; x", RULES)
     assert text == "< x"
-    assert {name: finding.count for name, finding in found.items()} == {"invisible_characters": 1, "html_entities": 1}
+    assert {name: finding.count for name, finding in found.items()} == {
+        "invisible_characters": 1,
+        "html_entities": 1,
+    }
 
 
 def test_a_finding_shows_the_first_place_and_counts_all():
@@ -155,7 +209,11 @@ def test_cleaning_twice_is_cleaning_once(text):
 
 @given(
     st.lists(
-        st.one_of(PIECES, st.sampled_from([". The", "a. Th", "a", "T", "he", ". ", "u200", "\\u000", "FIG. 3)"])), max_size=16
+        st.one_of(
+            PIECES,
+            st.sampled_from([". The", "a. Th", "a", "T", "he", ". ", "u200", "\\u000", "FIG. 3)"]),
+        ),
+        max_size=16,
     ).map("".join)
 )
 def test_cleaning_by_sentences_is_cleaning_the_whole_text(text):
@@ -163,7 +221,7 @@ def test_cleaning_by_sentences_is_cleaning_the_whole_text(text):
         return cleaned[0], {name: finding.count for name, finding in cleaned[1].items()}
 
     by_sentences = counts(clean_text(text, RULES))
-    with mock.patch.object(rules, "_BREAK", re.compile("(?!)")):
+    with mock.patch.object(cleaning_rules, "_BREAK", re.compile("(?!)")):
         assert by_sentences == counts(clean_text(text, RULES))
 
 
@@ -171,7 +229,11 @@ def test_cleaning_by_sentences_is_cleaning_the_whole_text(text):
 def test_what_a_rule_is_not_asked_to_look_for_is_not_there(text):
     for name, rule in RULES.items():
         if not rule.suspect(text):
-            assert all(rule.substitute(match[0]) == match[0] for pattern in rule.patterns for match in pattern.finditer(text)), name
+            assert all(
+                rule.substitute(match[0]) == match[0]
+                for pattern in rule.patterns
+                for match in pattern.finditer(text)
+            ), name
 
 
 WORDS = [
@@ -204,7 +266,13 @@ def test_words_numbers_units_and_greek_letters_are_never_changed(words):
         assert cleaned == " ".join(words)
 
 
-TYPOGRAPHY = {"invisible_characters", "odd_spaces", "space_before_punctuation", "stray_comma", "outer_whitespace"}
+TYPOGRAPHY = {
+    "invisible_characters",
+    "odd_spaces",
+    "space_before_punctuation",
+    "stray_comma",
+    "outer_whitespace",
+}
 
 
 @given(TEXTS)

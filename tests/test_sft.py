@@ -17,29 +17,21 @@ from transformers import TrainingArguments
 from trl import SFTTrainer
 from trl.kernels import chunked_logprob
 
+from library.errors import InputError
+from library.files import read_jsonl
+from library.llm import trainer as trainer_module
+from library.llm.chat_template import load_tokenizer
+from library.llm.loading import load_model
+from library.llm.memory.formula import PLAIN_HEAD_ROWS
+from library.llm.memory.measuring import measure_peak, resident_bytes
+from library.llm.patches import set_up_fused_head
+from library.llm.trainer import CheckedTrainer, find_row_ids, split_batch
+from library.llm.trainer_callbacks import COMPLETE, MarkComplete, find_checkpoint
+from library.llm.training import TrainingTask, build_trainer, logging_steps
+from library.llm.training_rows import BLANK, EpochSampler, check_dataset, count_steps
+from library.params import load_params
+from library.paths import ADAPTER_DIR, BASE_DIR, MEMORY_PATH
 from stages import base, clean, format, sft
-from stages.corpus.rows import read_jsonl
-from stages.llm import training
-from stages.llm.loading import load_model
-from stages.llm.memory import PLAIN_HEAD_ROWS, measure_peak, resident_bytes
-from stages.llm.prompts import BASE_DIR, load_tokenizer
-from stages.llm.training import (
-    BLANK,
-    COMPLETE,
-    MarkComplete,
-    Order,
-    Trainer,
-    build_trainer,
-    check_dataset,
-    count_steps,
-    find_checkpoint,
-    find_rows,
-    find_triton,
-    logging_steps,
-    split_rows,
-)
-from stages.params import load_params
-from stages.run import InputError
 
 
 @pytest.fixture
@@ -47,18 +39,29 @@ def formatted(project):
     base.main()
     clean.main()
     format.main()
-    return [list(read_jsonl(Path(f"data/formatted/{split}.jsonl"))) for split in ("train", "validation")]
+    return [
+        list(read_jsonl(Path(f"data/formatted/{split}.jsonl"))) for split in ("train", "validation")
+    ]
 
 
-def make_trainer(formatted, quantization="nf4", rows=None, per_device=4, checkpointing=False, padding_free=False):
+def make_trainer(
+    formatted, quantization="nf4", rows=None, per_device=4, checkpointing=False, padding_free=False
+):
     params = load_params()
     model = load_model(BASE_DIR, quantization)
     tokenizer = load_tokenizer(BASE_DIR)
     train, validation = formatted
-    return build_trainer(
-        model, tokenizer, rows or train, validation, params.sft, params.format.max_length, checkpointing, per_device,
-        Path("checkpoints/test"), padding_free,
-    )  # fmt: skip
+    task = TrainingTask(
+        tokenizer=tokenizer,
+        train=rows or train,
+        validation=validation,
+        params=params.sft,
+        max_length=params.format.max_length,
+        gradient_checkpointing=checkpointing,
+        output_dir=Path("checkpoints/test"),
+        padding_free=padding_free,
+    )
+    return build_trainer(model, task, per_device)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
@@ -71,7 +74,11 @@ def test_adapter_weights_move_and_base_weights_do_not(formatted, quantization):
     packed = {value.dtype for name, value in before.items() if "proj.base_layer.weight" in name}
     assert packed == ({torch.uint8} if quantization == "nf4" else {torch.float32})
     trainer.train()
-    moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    moved = {
+        name
+        for name, value in trainer.model.named_parameters()
+        if not torch.equal(value, before[name])
+    }
     assert moved == trainable
 
 
@@ -112,53 +119,79 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(formatted):
     weights = next(value for name, value in trainer.model.named_parameters() if "lora_B" in name)
     weights.data.fill_(float("nan"))
     ids = {row["id"] for row in formatted[0]}
-    with pytest.raises(InputError, match=r"sft: the loss is nan at step 1, rows (\w+, ){3}\w+") as error:
+    with pytest.raises(
+        InputError, match=r"sft: the loss is nan at step 1, rows (\w+, ){3}\w+"
+    ) as error:
         trainer.train()
     assert set(str(error.value).split("rows ")[1].split(", ")) <= ids
 
 
 def test_rows_of_a_batch_without_padding_are_told_apart():
     ids, positions = torch.tensor([[7, 8, 9, 7, 5, 5]]), torch.tensor([[0, 1, 2, 0, 1, 0]])
-    assert split_rows({"input_ids": ids, "position_ids": positions}) == [[7, 8, 9], [7, 5], [5]]
-    assert split_rows({"input_ids": ids, "attention_mask": ids}) == ids.tolist()
+    assert split_batch({"input_ids": ids, "position_ids": positions}) == [[7, 8, 9], [7, 5], [5]]
+    assert split_batch({"input_ids": ids, "attention_mask": ids}) == ids.tolist()
 
 
 def test_rows_are_found_behind_their_padding():
     dataset = [{"id": "a", "input_ids": [1, 2]}, {"id": "b", "input_ids": [1, 2, 3]}]
-    assert find_rows(dataset, [[1, 2, 0, 0], [1, 2, 3, 0], [9, 9, 9, 9]]) == ["a", "b", "unknown"]
+    assert find_row_ids(dataset, [[1, 2, 0, 0], [1, 2, 3, 0], [9, 9, 9, 9]]) == [
+        "a",
+        "b",
+        "unknown",
+    ]
 
 
 def test_the_stage_keeps_the_best_adapter_and_a_history_without_seconds(formatted):
     sft.main()
-    names = {path.name for path in sft.ADAPTER_DIR.iterdir()}
+    names = {path.name for path in ADAPTER_DIR.iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "base.json"}
-    config = json.loads((sft.ADAPTER_DIR / "adapter_config.json").read_text())
+    config = json.loads((ADAPTER_DIR / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"])
     history = list(csv.DictReader(io.StringIO(Path("reports/sft_history.csv").read_text())))
     assert history[0].keys() == {"step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm"}
     assert [row["step"] for row in history if row["eval_loss"]] == ["2", "3"]
-    first = (sft.ADAPTER_DIR / "adapter_model.safetensors").read_bytes()
+    first = (ADAPTER_DIR / "adapter_model.safetensors").read_bytes()
     sft.main()
-    assert (sft.ADAPTER_DIR / "adapter_model.safetensors").read_bytes() == first
+    assert (ADAPTER_DIR / "adapter_model.safetensors").read_bytes() == first
 
 
-@pytest.mark.parametrize(("rows", "epochs", "warmup", "expected"), [(6, 3.0, 2, 3), (17, 1.5, 0, 5), (16, 1.0, 1, 2)])
-def test_steps_are_counted_as_the_trainer_counts_them_and_a_warm_up_that_never_ends_is_an_error(rows, epochs, warmup, expected):
+@pytest.mark.parametrize(
+    ("rows", "epochs", "warmup", "expected"), [(6, 3.0, 2, 3), (17, 1.5, 0, 5), (16, 1.0, 1, 2)]
+)
+def test_steps_are_counted_as_the_trainer_counts_them_and_a_warm_up_that_never_ends_is_an_error(
+    rows, epochs, warmup, expected
+):
     params = load_params(ROOT / "params.yaml").sft
-    params = params.model_copy(update={"num_train_epochs": epochs, "warmup_steps": warmup, "effective_batch_size": 8})
+    params = params.model_copy(
+        update={"num_train_epochs": epochs, "warmup_steps": warmup, "effective_batch_size": 8}
+    )
     assert count_steps(rows, params) == expected
-    with pytest.raises(InputError, match=rf"sft\.warmup_steps: {expected}, but {rows} train rows make only {expected} optimizer"):
+    with pytest.raises(
+        InputError,
+        match=rf"sft\.warmup_steps: {expected}, but {rows} train rows make only {expected} opti",
+    ):
         count_steps(rows, params.model_copy(update={"warmup_steps": expected}))
 
 
 def test_the_adapter_with_the_least_validation_loss_is_kept(formatted):
-    edit_yaml(Path("params.yaml"), sft__learning_rate=5.0, sft__num_train_epochs=8.0, sft__early_stopping_patience=1)
+    edit_yaml(
+        Path("params.yaml"),
+        sft__learning_rate=5.0,
+        sft__num_train_epochs=8.0,
+        sft__early_stopping_patience=1,
+    )
     trainer = make_trainer(formatted)
     trainer.train()
     assert trainer.state.max_steps == count_steps(len(formatted[0]), load_params().sft)
-    losses = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    losses = {
+        entry["step"]: entry["eval_loss"]
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    }
     assert trainer.state.best_global_step == min(losses, key=losses.get)
-    assert trainer.state.global_step < trainer.state.max_steps, "a learning rate of 5 should have stopped early"
+    assert trainer.state.global_step < trainer.state.max_steps, (
+        "a learning rate of 5 should have stopped early"
+    )
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-5)
 
 
@@ -166,39 +199,58 @@ def test_an_adapter_made_for_another_base_is_refused(formatted):
     sft.main()
     manifest = json.loads((BASE_DIR / "manifest.json").read_text())
     manifest["files"]["config.json"]["sha256"] = "0" * 64
-    (sft.ADAPTER_DIR / "base.json").write_text(json.dumps(manifest))
+    (ADAPTER_DIR / "base.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="was trained on another base model"):
-        load_model(BASE_DIR, "nf4", sft.ADAPTER_DIR)
+        load_model(BASE_DIR, "nf4", ADAPTER_DIR)
 
 
 @given(st.integers(1, 40), st.integers(0, 9), st.sampled_from([1, 2, 4, 8]), st.integers(0, 3))
-def test_an_epoch_holds_every_row_once_and_blanks_to_fill_its_last_step(rows, seed, effective, epoch):
-    order = Order(rows, seed, effective)
+def test_an_epoch_holds_every_row_once_and_blanks_to_fill_its_last_step(
+    rows, seed, effective, epoch
+):
+    order = EpochSampler(rows, seed, effective)
     order.epoch = epoch
     drawn = list(order)
     assert len(drawn) == len(order) == math.ceil(rows / effective) * effective
     assert sorted(drawn[:rows]) == list(range(rows))
     assert set(drawn[rows:]) <= {rows}
-    other = Order(rows, seed, effective)
+    other = EpochSampler(rows, seed, effective)
     other.epoch = epoch + 1
     assert rows < 8 or list(other) != drawn
     assert list(order) == drawn
 
 
-@pytest.mark.parametrize(("eval_steps", "steps", "expected"), [(80, 430, 20), (2, 3, 1), (50, 400, 10), (7, 1000, 1)])
+@pytest.mark.parametrize(
+    ("eval_steps", "steps", "expected"), [(80, 430, 20), (2, 3, 1), (50, 400, 10), (7, 1000, 1)]
+)
 def test_the_loss_is_logged_at_every_evaluation(eval_steps, steps, expected):
     assert logging_steps(eval_steps, steps) == expected
 
 
 @pytest.mark.parametrize(("per_device", "padding_free"), [(1, False), (4, True)])
-def test_how_rows_go_through_the_device_changes_the_adapter_by_rounding_alone(formatted, per_device, padding_free):
+def test_how_rows_go_through_the_device_changes_the_adapter_by_rounding_alone(
+    formatted, per_device, padding_free
+):
     rows = formatted[0][:10]  # so that the last step is not full
     adapters, losses = [], []
     for how in ({}, {"per_device": per_device, "padding_free": padding_free}):
         trainer = make_trainer(formatted, rows=rows, **how)
         trainer.train()
-        adapters.append({name: value.detach() for name, value in trainer.model.named_parameters() if value.requires_grad})
-        losses.append([entry[key] for entry in trainer.state.log_history for key in ("loss", "eval_loss") if key in entry])
+        adapters.append(
+            {
+                name: value.detach()
+                for name, value in trainer.model.named_parameters()
+                if value.requires_grad
+            }
+        )
+        losses.append(
+            [
+                entry[key]
+                for entry in trainer.state.log_history
+                for key in ("loss", "eval_loss")
+                if key in entry
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for name, value in adapters[0].items():
         assert (value - adapters[1][name]).norm() < 1e-3 * value.norm(), name
@@ -210,10 +262,13 @@ def test_the_proof_takes_a_real_step_and_leaves_nothing_of_it(formatted, checkpo
     trainer = make_trainer(formatted, checkpointing=checkpointing)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     random = torch.get_rng_state()
-    peak = trainer.prove_step()
-    assert all(torch.equal(value, before[name]) and value.grad is None for name, value in trainer.model.named_parameters())
+    peak = trainer.measure_training_step()
+    assert all(
+        torch.equal(value, before[name]) and value.grad is None
+        for name, value in trainer.model.named_parameters()
+    )
     assert torch.equal(torch.get_rng_state(), random)
-    assert trainer.prove_step() == peak
+    assert trainer.measure_training_step() == peak
     trainer.train()
     proved = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     fresh = make_trainer(formatted, checkpointing=checkpointing)
@@ -226,29 +281,40 @@ def test_the_proof_takes_a_real_step_and_leaves_nothing_of_it(formatted, checkpo
 def test_training_takes_no_more_than_was_proved(formatted, checkpointing, per_device):
     edit_yaml("params.yaml", sft__lora__r=128)  # so that gradients and moments weigh something
     longest = max(formatted[0], key=lambda row: row["prompt_tokens"] + row["answer_tokens"])
-    trainer = make_trainer([[longest] * 8, [longest]], per_device=per_device, checkpointing=checkpointing)
-    proved = trainer.prove_step()
+    trainer = make_trainer(
+        [[longest] * 8, [longest]], per_device=per_device, checkpointing=checkpointing
+    )
+    proved = trainer.measure_training_step()
     resident = resident_bytes(trainer.model)
-    assert proved == pytest.approx(resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02)
+    assert proved == pytest.approx(
+        resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02
+    )
 
 
 def test_the_proof_takes_as_many_rows_as_a_step_where_there_are_fewer(formatted):
     longest = max(formatted[0], key=lambda row: row["prompt_tokens"] + row["answer_tokens"])
     trainer = make_trainer([[longest] * 2, [longest]], per_device=4)
-    proved = trainer.prove_step()
+    proved = trainer.measure_training_step()
     resident = resident_bytes(trainer.model)
-    assert proved == pytest.approx(resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02)
+    assert proved == pytest.approx(
+        resident + measure_peak(torch.device("cpu"), trainer.train), rel=0.02
+    )
 
 
-def test_where_triton_fails_the_head_is_computed_in_smaller_tiles_to_the_same_loss(formatted, monkeypatch, caplog):
-    assert not find_triton(torch.device("cpu"))
+def test_where_triton_fails_the_head_is_computed_in_smaller_tiles_to_the_same_loss(
+    formatted, monkeypatch, caplog
+):
+    assert not set_up_fused_head(torch.device("cpu"))
     monkeypatch.setattr(chunked_logprob, "_TRITON_AVAILABLE", True)
     monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", chunked_logprob.TOKEN_CHUNK_SIZE)
     trainer = make_trainer(formatted)
     whole = trainer.evaluate()["eval_loss"]
-    assert not find_triton(torch.device("cuda"))  # which is not there
+    assert not set_up_fused_head(torch.device("cuda"))  # which is not there
     assert "the loss is computed by plain PyTorch, more slowly" in caplog.text
-    assert (chunked_logprob._TRITON_AVAILABLE, chunked_logprob.TOKEN_CHUNK_SIZE) == (False, PLAIN_HEAD_ROWS)
+    assert (chunked_logprob._TRITON_AVAILABLE, chunked_logprob.TOKEN_CHUNK_SIZE) == (
+        False,
+        PLAIN_HEAD_ROWS,
+    )
     monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", 64)  # several tiles a row
     assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
 
@@ -265,17 +331,19 @@ def test_the_best_adapter_is_read_by_way_of_the_cpu(formatted, monkeypatch):
     monkeypatch.setattr(safetensors_reader, "safe_load_file", safe_load_file)
     monkeypatch.setattr(peft_model, "infer_device", lambda: "cuda")
     sft.main()
-    load_model(BASE_DIR, "nf4", sft.ADAPTER_DIR)
+    load_model(BASE_DIR, "nf4", ADAPTER_DIR)
     assert devices == ["cpu", "cpu"]
 
 
 def test_a_model_that_is_to_be_sharded_is_not_moved_before(formatted, monkeypatch):
     moved = []
-    monkeypatch.setattr(SFTTrainer, "_move_model_to_device", lambda self, model, device: moved.append(device))
+    monkeypatch.setattr(
+        SFTTrainer, "_move_model_to_device", lambda self, model, device: moved.append(device)
+    )
     make_trainer(formatted, "none")
     assert moved
     moved.clear()
-    monkeypatch.setattr(training, "find_sharding", lambda: "offload")
+    monkeypatch.setattr(trainer_module, "find_sharding", lambda: "offload")
     make_trainer(formatted, "none")
     assert not moved
 
@@ -296,9 +364,13 @@ def test_one_process_uses_one_card_however_many_there_are(formatted, monkeypatch
 
 def test_longest_rows_without_a_finite_loss_stop_the_run_before_its_first_step(formatted):
     trainer = make_trainer(formatted)
-    next(value for name, value in trainer.model.named_parameters() if "lora_B" in name).data.fill_(float("inf"))
-    with pytest.raises(InputError, match=r"sft: the loss of the longest rows, (\w+, ){3}\w+, is nan"):
-        trainer.prove_step()
+    next(value for name, value in trainer.model.named_parameters() if "lora_B" in name).data.fill_(
+        float("inf")
+    )
+    with pytest.raises(
+        InputError, match=r"sft: the loss of the longest rows, (\w+, ){3}\w+, is nan"
+    ):
+        trainer.measure_training_step()
 
 
 def test_a_checkpoint_that_was_not_written_whole_is_not_used(tmp_path):
@@ -329,9 +401,11 @@ def test_a_kill_before_a_checkpoint_is_marked_leaves_the_one_before(formatted, m
 
 
 def stop_at(monkeypatch, step, error, times=1):
-    """Make the training step raise an error at a step; as often as `times` says, if it comes by again."""
+    """Make the training step raise an error at a step; as often as `times` says, if it comes by
+    again.
+    """
     raised = []
-    original = Trainer.training_step
+    original = CheckedTrainer.training_step
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step and len(raised) < times:
@@ -339,14 +413,19 @@ def stop_at(monkeypatch, step, error, times=1):
             raise error
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "training_step", training_step)
+    monkeypatch.setattr(CheckedTrainer, "training_step", training_step)
 
 
-def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(formatted, monkeypatch, caplog):
+def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
+    formatted, monkeypatch, caplog
+):
     caplog.set_level("INFO")
     edit_yaml("params.yaml", sft__num_train_epochs=2.0, sft__lora__lora_dropout=0.1)
     sft.main()
-    made = [path.read_bytes() for path in (sft.ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))]
+    made = [
+        path.read_bytes()
+        for path in (ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))
+    ]
     with monkeypatch.context() as patch:
         stop_at(patch, 5, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -360,41 +439,56 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
     edit_yaml("params.yaml", sft__learning_rate=2e-3)
     sft.main()
     assert f"going on from {folder}/checkpoint-4" in caplog.text
-    again = [path.read_bytes() for path in (sft.ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))]
+    again = [
+        path.read_bytes()
+        for path in (ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))
+    ]
     assert again == made
     assert not folder.exists()
 
 
-def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(formatted, monkeypatch, caplog):
+def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(
+    formatted, monkeypatch, caplog
+):
     sft.main()
-    whole = load_file(sft.ADAPTER_DIR / "adapter_model.safetensors")
+    whole = load_file(ADAPTER_DIR / "adapter_model.safetensors")
     with monkeypatch.context() as patch:
         stop_at(patch, 2, torch.OutOfMemoryError())
         sft.main()
     assert "out of memory at step 2 with 4 rows at a time; going on with fewer" in caplog.text
-    record = json.loads(sft.MEMORY_PATH.read_text())
+    record = json.loads(MEMORY_PATH.read_text())
     assert record["incidents"] == ["out of memory at step 2 with 4 rows at a time"]
     assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (2, 2)
-    for name, value in load_file(sft.ADAPTER_DIR / "adapter_model.safetensors").items():
+    for name, value in load_file(ADAPTER_DIR / "adapter_model.safetensors").items():
         assert (value - whole[name]).norm() < 1e-3 * value.norm(), name
     said = (
-        r"out of memory at step 2 with rows of \d+ tokens, 2 at a time, .* were predicted and .* were free; set PER_DEVICE_TRAIN_B"
+        r"out of memory at step 2 with rows of \d+ tokens, 2 at a time, .* were predicted and .* "
+        r"were free; set PER_DEVICE_TRAIN_B"
     )
     with monkeypatch.context() as patch:
-        stop_at(patch, 2, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), times=2)
+        stop_at(
+            patch,
+            2,
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            times=2,
+        )
         with pytest.raises(InputError, match=said):
             sft.main()
 
 
 def test_a_proof_that_does_not_fit_takes_fewer_rows_before_the_first_step(formatted, monkeypatch):
-    original = Trainer.prove_step
+    original = CheckedTrainer.measure_training_step
 
-    def prove_step(self):
+    def measure_training_step(self):
         if self.args.per_device_train_batch_size > 1:
             raise torch.OutOfMemoryError
         return original(self)
 
-    monkeypatch.setattr(Trainer, "prove_step", prove_step)
+    monkeypatch.setattr(CheckedTrainer, "measure_training_step", measure_training_step)
     sft.main()
-    record = json.loads(sft.MEMORY_PATH.read_text())
-    assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"], record["incidents"]) == (1, 4, [])
+    record = json.loads(MEMORY_PATH.read_text())
+    assert (
+        record["per_device_train_batch_size"],
+        record["gradient_accumulation_steps"],
+        record["incidents"],
+    ) == (1, 4, [])

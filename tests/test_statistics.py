@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, t
 
-from stages.verdict import statistics
-from stages.verdict.statistics import adjust_holm, compare, decide
+from library.verdict import statistics
+from library.verdict.statistics import adjust_holm, compare, decide
 
 BEFORE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 AFTER = [0.4, 0.1, 0.7, 0.6, 0.5, 0.9]
@@ -15,7 +15,11 @@ GROUPS = ["a", "a", "b", "c", "d", "d"]
 
 def test_means_and_difference_by_hand():
     result = compare(BEFORE, AFTER, GROUPS, 1000, 0.95, 1)
-    assert (result.zeroshot, result.sft, result.n) == (pytest.approx(0.35), pytest.approx(3.2 / 6), 6)
+    assert (result.baseline, result.candidate, result.n) == (
+        pytest.approx(0.35),
+        pytest.approx(3.2 / 6),
+        6,
+    )
     assert result.delta == pytest.approx(1.1 / 6)
     assert result.low < result.delta < result.high
 
@@ -32,8 +36,12 @@ def test_rows_of_one_group_are_one_draw():
     repeated = np.repeat(differences, 4)
     alone = compare(np.zeros(30), differences, [f"{i:02}" for i in range(30)], 4000, 0.95, 1)
     together = compare(np.zeros(120), repeated, [f"{i // 4:02}" for i in range(120)], 4000, 0.95, 1)
-    as_if_independent = compare(np.zeros(120), repeated, [f"{i:03}" for i in range(120)], 4000, 0.95, 1)
-    assert (together.low, together.high, together.p) == pytest.approx((alone.low, alone.high, alone.p))
+    as_if_independent = compare(
+        np.zeros(120), repeated, [f"{i:03}" for i in range(120)], 4000, 0.95, 1
+    )
+    assert (together.low, together.high, together.p) == pytest.approx(
+        (alone.low, alone.high, alone.p)
+    )
     assert as_if_independent.high - as_if_independent.low < 0.6 * (alone.high - alone.low)
 
 
@@ -63,7 +71,9 @@ def test_the_interval_is_scipys_bootstrap_of_the_studentized_mean():
     ).bootstrap_distribution
     low_t, high_t = np.quantile(drawn, [0.025, 0.975])
     result = compare(np.zeros(60), values, [f"{i:02}" for i in range(60)], 50_000, 0.95, 1)
-    assert (result.low, result.high) == pytest.approx((values.mean() - high_t * error, values.mean() - low_t * error), abs=0.01)
+    assert (result.low, result.high) == pytest.approx(
+        (values.mean() - high_t * error, values.mean() - low_t * error), abs=0.01
+    )
 
 
 def test_where_few_groups_differ_the_interval_is_students():
@@ -71,7 +81,8 @@ def test_where_few_groups_differ_the_interval_is_students():
     expected = t.interval(0.95, 59, loc=0.05, scale=values.std(ddof=1) / math.sqrt(60))
     result = compare(np.zeros(60), values, [f"{i:02}" for i in range(60)], 500, 0.95, 1)
     assert (result.low, result.high) == pytest.approx(expected)
-    two = compare(np.zeros(2), [0.1, 0.3], ["a", "b"], 500, 0.95, 1)  # t of one degree of freedom: 12.71
+    # t of one degree of freedom: 12.71
+    two = compare(np.zeros(2), [0.1, 0.3], ["a", "b"], 500, 0.95, 1)
     assert (two.low, two.high) == pytest.approx((0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1), abs=1e-3)
     one = compare(np.zeros(2), [0.1, 0.3], ["a", "a"], 500, 0.95, 1)
     assert (one.low, one.high, one.detectable, one.p) == (-math.inf, math.inf, math.inf, 1)
@@ -89,7 +100,9 @@ def test_the_detectable_difference_by_hand():
     differences = np.random.default_rng(4).normal(size=40)
     result = compare(np.zeros(40), differences, [f"{i:02}" for i in range(40)], 500, 0.95, 1)
     error, d = differences.std(ddof=1) / math.sqrt(40), result.detectable
-    assert d == pytest.approx(t.ppf(0.975, 39) * math.sqrt(error**2 + d**2 / 40) + 0.8416 * error, rel=1e-4)
+    assert d == pytest.approx(
+        t.ppf(0.975, 39) * math.sqrt(error**2 + d**2 / 40) + 0.8416 * error, rel=1e-4
+    )
     # of four groups two of sixteen swaps are as large as any difference
     assert compare(BEFORE, AFTER, GROUPS, 500, 0.95, 1).detectable == math.inf
 
@@ -115,6 +128,8 @@ def test_better_and_worse_follow_the_metrics_direction():
 
 def test_holm_by_hand():
     # 0.01·3, then max(0.03, 0.02·2), then max(0.04, 0.03·1)
-    assert adjust_holm({"x": 0.02, "y": 0.01, "z": 0.03}) == pytest.approx({"y": 0.03, "x": 0.04, "z": 0.04})
+    assert adjust_holm({"x": 0.02, "y": 0.01, "z": 0.03}) == pytest.approx(
+        {"y": 0.03, "x": 0.04, "z": 0.04}
+    )
     assert adjust_holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
     assert adjust_holm({}) == {}

@@ -1,4 +1,6 @@
-"""Sweeps by real DVC in a Git repository of their own; the stages are stand-ins that take no time and note each run."""
+"""Sweeps by real DVC in a Git repository of their own; the stages are stand-ins that take no time
+and note each run.
+"""
 
 import json
 import os
@@ -13,12 +15,14 @@ import pytest
 from conftest import ROOT, edit_yaml
 from ruamel.yaml import YAML
 
-from stages.corpus.rows import write_json, write_jsonl
-from stages.experiments import sweep
-from stages.experiments.space import list_grid, load_space, overrides, round_values
-from stages.experiments.trial import KEPT_DIR, TrialFailedError
-from stages.params import PARAMS_PATH, read_yaml
-from stages.run import InputError
+from commands.sweep import study as study_module
+from commands.sweep.__main__ import main
+from commands.sweep.space import list_grid, load_space, overrides, round_values
+from commands.sweep.trial import KEPT_DIR, TrialFailedError
+from library.errors import InputError
+from library.files import write_json, write_jsonl
+from library.params import read_yaml
+from library.paths import PARAMS_PATH
 
 STAND_IN = """
 import json, os, sys, time
@@ -31,8 +35,9 @@ def write(path, text):
 
 params = YAML(typ="safe").load(Path("params.yaml"))
 stage, sft = sys.argv[1], params["sft"]
-earlier = sum(line.startswith("sft") for line in Path("checkpoints/runs.txt").read_text().splitlines())
-with Path("checkpoints/runs.txt").open("a") as runs:
+log = Path("checkpoints/runs.txt")
+earlier = sum(line.startswith("sft") for line in log.read_text().splitlines())
+with log.open("a") as runs:
     runs.write(f"{stage} {params['format']['prompt']} {sft['learning_rate']} {sft['lora']['r']}\\n")
 if stage == "sft":
     rate = sft["learning_rate"]
@@ -40,7 +45,8 @@ if stage == "sft":
         sys.exit("error: sft: out of memory at step 3")
     losses = [2 + abs(rate - 0.002) * 100 - step / 10 for step in range(1, 6)]
     for step, _ in enumerate(losses, 1):
-        time.sleep(float(os.environ.get("STEP_SECONDS", "0")) * (earlier > 0))  # the first trial takes no time
+        # the first trial takes no time
+        time.sleep(float(os.environ.get("STEP_SECONDS", "0")) * (earlier > 0))
         history = [{"step": 10 * at, "eval_loss": losses[at - 1]} for at in range(1, step + 1)]
         state = json.dumps({"max_steps": 50, "log_history": history})
         write(f"checkpoints/sft-{rate}/checkpoint-{10 * step}/trainer_state.json", state)
@@ -53,7 +59,8 @@ elif stage == "predict":
     write("data/predictions/sft.jsonl", Path("artifacts/adapter/adapter.txt").read_text())
 elif stage == "format":
     kept = params["format"]["max_length"] >= 100
-    write("data/formatted/validation.jsonl", json.dumps({"id": "r1" if kept else "r2", "positive": "yes"}) + "\\n")
+    row = {"id": "r1" if kept else "r2", "positive": "yes"}
+    write("data/formatted/validation.jsonl", json.dumps(row) + "\\n")
 elif stage == "clean":
     write("data/clean/rows.jsonl", Path("rows.json").read_text())
 elif stage == "base":
@@ -73,7 +80,10 @@ STAGES = {
         "outs": ["artifacts/adapter", "reports/sft_history.csv"],
     },
     "predict": {"deps": ["artifacts/adapter"], "outs": ["data/predictions/sft.jsonl"]},
-    "evaluate": {"deps": ["data/predictions/sft.jsonl"], "metrics": [{"metrics/evaluation.json": {"cache": False}}]},
+    "evaluate": {
+        "deps": ["data/predictions/sft.jsonl"],
+        "metrics": [{"metrics/evaluation.json": {"cache": False}}],
+    },
 }
 
 
@@ -97,7 +107,9 @@ def template(tmp_path_factory):
         Path("checkpoints/runs.txt").touch()
         Path(".gitignore").write_text("/checkpoints/\n/space.yaml\n")
         Path(".dvcignore").write_text("/checkpoints/\n")
-        stages = {name: {"cmd": f"python stand_in.py {name}", **stage} for name, stage in STAGES.items()}
+        stages = {
+            name: {"cmd": f"python stand_in.py {name}", **stage} for name, stage in STAGES.items()
+        }
         YAML().dump({"stages": stages, "metrics": ["metrics/evaluation.json"]}, Path("dvc.yaml"))
         run("git", "init", "--quiet")
         run("dvc", "init", "--quiet")
@@ -111,7 +123,12 @@ def template(tmp_path_factory):
 def set_environment(patch):
     patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     patch.setenv("DVC_NO_ANALYTICS", "1")
-    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+    for name in (
+        "GIT_AUTHOR_NAME",
+        "GIT_AUTHOR_EMAIL",
+        "GIT_COMMITTER_NAME",
+        "GIT_COMMITTER_EMAIL",
+    ):
         patch.setenv(name, "a@example.com")
 
 
@@ -126,7 +143,9 @@ def repository(template, tmp_path, monkeypatch):
 
 def write_space(parameters, trials=4, prune_after=None, seed=7):
     Path("space.yaml").write_text(
-        json.dumps({"trials": trials, "seed": seed, "prune_after": prune_after, "parameters": parameters})
+        json.dumps(
+            {"trials": trials, "seed": seed, "prune_after": prune_after, "parameters": parameters}
+        )
     )
 
 
@@ -135,7 +154,7 @@ RATES = {"sft.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log"
 
 def search(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["sweep", "space.yaml", *arguments])
-    sweep.main()
+    main()
 
 
 def runs(stage):
@@ -145,7 +164,7 @@ def runs(stage):
 
 def start(**environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "stages.experiments.sweep", "space.yaml"],
+        [sys.executable, "-m", "commands.sweep", "space.yaml"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -169,7 +188,10 @@ def test_a_sweep_that_was_killed_goes_on_and_asks_no_test_question(repository):
     assert KEPT_DIR.exists()
     said = start().communicate()[0]
     assert "the trial that was left running" in said
-    assert "params.yaml, dvc.lock and metrics are as they were before the sweep that was killed" in said
+    assert (
+        "params.yaml, dvc.lock and metrics are as they were before the sweep that was killed"
+        in said
+    )
     assert "-1 was running when the sweep was killed, and is run again" in said
     assert "1 of 3 trials are done" in said
 
@@ -209,17 +231,17 @@ def test_killed_or_not_the_same_parameters_are_tried(folder):
     space = load_space_of(RATES, trials=5)
     studies = {}
     for kind in ("whole", "killed"):
-        study, _ = sweep.open_study(space, {"kind": kind}, kind)
+        study, _ = study_module.open_study(space, {"kind": kind}, kind)
         for number in range(5):
-            trial = sweep.draw_trial(study, space)
+            trial = study_module.draw_trial(study, space)
             if kind == "killed" and number in (2, 4):
-                study, _ = sweep.open_study(space, {"kind": kind}, kind)
-                sweep.requeue_killed(study)
-                again = sweep.draw_trial(study, space)
+                study, _ = study_module.open_study(space, {"kind": kind}, kind)
+                study_module.requeue_killed(study)
+                again = study_module.draw_trial(study, space)
                 assert again.params == trial.params
                 trial = again
             study.tell(trial, abs(trial.params["sft.learning_rate"] - 0.002))
-        studies[kind] = [trial.user_attrs["parameters"] for trial in sweep.finished(study)]
+        studies[kind] = [trial.user_attrs["parameters"] for trial in study_module.finished(study)]
     assert studies["whole"] == studies["killed"]
     assert len({str(values) for values in studies["whole"]}) == 5
 
@@ -229,21 +251,36 @@ def load_space_of(parameters, **settings):
     return load_space(Path("space.yaml"))
 
 
-def test_a_trial_worse_than_the_median_is_stopped_and_it_is_said(repository, monkeypatch, capsys, caplog):
+def test_a_trial_worse_than_the_median_is_stopped_and_it_is_said(
+    repository, monkeypatch, capsys, caplog
+):
     caplog.set_level("INFO")
     monkeypatch.setenv("STEP_SECONDS", "0.3")
-    monkeypatch.setattr("stages.experiments.trial.POLL_SECONDS", 0.05)
-    write_space({"sft.learning_rate": {"type": "choice", "values": [0.002, 0.003, 0.9]}}, prune_after=2, trials=3)
+    monkeypatch.setattr("commands.sweep.trial.POLL_SECONDS", 0.05)
+    write_space(
+        {"sft.learning_rate": {"type": "choice", "values": [0.002, 0.003, 0.9]}},
+        prune_after=2,
+        trials=3,
+    )
     search(monkeypatch)
     said = capsys.readouterr().out
     assert "when stopped early, at 20% of its steps | 0.9 |" in said
     assert "stopped early: worse than the median" in caplog.text
-    assert "Selected by validation loss, 1.5000, of the 2 trials that came to their end: sft.learning_rate=0.002" in said
-    assert sorted(path.name for path in Path("checkpoints").glob("sft-*")) == ["sft-0.002", "sft-0.003"]  # its checkpoints went
+    assert (
+        "Selected by validation loss, 1.5000, of the 2 trials that came to their end: "
+        "sft.learning_rate=0.002" in said
+    )
+    # its checkpoints went
+    assert sorted(path.name for path in Path("checkpoints").glob("sft-*")) == [
+        "sft-0.002",
+        "sft-0.003",
+    ]
     assert not Path("checkpoints/sft-0.9").exists()
 
 
-def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(repository, monkeypatch, capfd):
+def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(
+    repository, monkeypatch, capfd
+):
     write_space({"sft.learning_rate": {"type": "choice", "values": [5.0, 0.003]}}, trials=2)
     with pytest.raises(SystemExit) as ended:
         search(monkeypatch, "--finish")
@@ -255,19 +292,25 @@ def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(re
     assert read_yaml(PARAMS_PATH)["sft"]["learning_rate"] == 0.003
 
 
-def test_what_is_not_the_trials_doing_ends_the_sweep_and_uses_no_trial_up(repository, monkeypatch, capsys):
+def test_what_is_not_the_trials_doing_ends_the_sweep_and_uses_no_trial_up(
+    repository, monkeypatch, capsys
+):
     write_space({"sft.learning_rate": {"type": "choice", "values": [0.004, 0.003]}}, trials=2)
-    identify, lock = sweep.identify, Path(".dvc/tmp/rwlock")
+    identify, lock = study_module.identify, Path(".dvc/tmp/rwlock")
 
     def be_busy(space):
         identity = identify(space)
         busy = {"pid": os.getpid(), "cmd": "dvc repro"}
-        lock.write_text(json.dumps({"write": {str(repository / "data/formatted"): busy}, "read": {}}))
+        lock.write_text(
+            json.dumps({"write": {str(repository / "data/formatted"): busy}, "read": {}})
+        )
         return identity
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "identify", be_busy)
-        with pytest.raises(InputError, match=rf"blocked by: \(PID {os.getpid()}\)(.|\n)*the same command goes on"):
+        patch.setattr("commands.sweep.__main__.identify", be_busy)
+        with pytest.raises(
+            InputError, match=rf"blocked by: \(PID {os.getpid()}\)(.|\n)*the same command goes on"
+        ):
             search(monkeypatch)
     lock.unlink()
     assert run("git", "status", "--porcelain") == ""
@@ -281,45 +324,58 @@ def test_a_name_that_dvc_would_refuse_is_made_one_that_it_takes(repository, monk
     write_space({"sft.learning_rate": {"type": "choice", "values": [0.002]}}, trials=1)
     Path("space.yaml").rename("my space (2).yaml")
     monkeypatch.setattr(sys, "argv", ["sweep", "my space (2).yaml"])
-    sweep.main()
+    main()
     assert "| my-space-2-" in capsys.readouterr().out
 
 
 def test_a_loss_on_other_rows_or_by_another_tokenizer_is_not_compared(folder):
-    study, _ = sweep.open_study(load_space_of(RATES), {}, "space")
-    write_jsonl(Path("data/formatted/validation.jsonl"), [{"id": "r1", "positive": "yes", "messages": []}])
+    study, _ = study_module.open_study(load_space_of(RATES), {}, "space")
+    write_jsonl(
+        Path("data/formatted/validation.jsonl"), [{"id": "r1", "positive": "yes", "messages": []}]
+    )
     write_json(Path("artifacts/base/tokenizer.json"), {})
-    sweep.check_yardstick(study)
-    write_jsonl(Path("data/formatted/validation.jsonl"), [{"id": "r1", "positive": "yes", "messages": ["another prompt"]}])
-    sweep.check_yardstick(study)
+    study_module.check_losses_comparable(study)
+    write_jsonl(
+        Path("data/formatted/validation.jsonl"),
+        [{"id": "r1", "positive": "yes", "messages": ["another prompt"]}],
+    )
+    study_module.check_losses_comparable(study)
     write_json(Path("artifacts/base/tokenizer.json"), {"other": 1})
     write_jsonl(Path("data/formatted/validation.jsonl"), [])
-    with pytest.raises(TrialFailedError, match="validation rows and tokenizer are others than in the first trial"):
-        sweep.check_yardstick(study)
+    with pytest.raises(
+        TrialFailedError, match="validation rows and tokenizer are others than in the first trial"
+    ):
+        study_module.check_losses_comparable(study)
 
 
 def test_other_data_or_another_space_is_another_study_and_more_trials_are_not(repository, caplog):
     caplog.set_level("INFO")
     choices = {"sft.lora.r": {"type": "choice", "values": [4, 8]}}
     space = load_space_of(choices, trials=2)
-    identity = sweep.identify(space)
-    study, first = sweep.open_study(space, identity, "space")
+    identity = study_module.identify(space)
+    study, first = study_module.open_study(space, identity, "space")
     for _ in range(2):
-        study.tell(sweep.draw_trial(study, space), 1.0)
+        study.tell(study_module.draw_trial(study, space), 1.0)
     more = load_space_of(choices, trials=3)
-    study, again = sweep.open_study(more, {**identity, "space": sweep.identify(more)["space"]}, "space")
+    study, again = study_module.open_study(
+        more, {**identity, "space": study_module.identify(more)["space"]}, "space"
+    )
     assert again == first
-    assert sweep.draw_trial(study, more) is None
+    assert study_module.draw_trial(study, more) is None
     assert "a new study" not in caplog.text
     Path("rows.json").write_text("[1]")
-    other = sweep.identify(space)
-    assert sweep.open_study(space, other, "space")[1] != first
+    other = study_module.identify(space)
+    assert study_module.open_study(space, other, "space")[1] != first
     assert "a new study begins: data changed since checkpoints/sweep-space-" in caplog.text
-    sweep.open_study(space, {**other, "space": load_space_of(choices, trials=2, seed=8).model_dump()}, "space")
+    study_module.open_study(
+        space, {**other, "space": load_space_of(choices, trials=2, seed=8).model_dump()}, "space"
+    )
     assert "a new study begins: space changed" in caplog.text
 
 
-def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_a_kill_stays(repository, monkeypatch):
+def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_a_kill_stays(
+    repository, monkeypatch
+):
     write_space(RATES)
     Path("checkpoints/runs.txt").write_text("sft answer 0.1 16\n")
     first = start(STEP_SECONDS="9")
@@ -336,11 +392,16 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
     second.kill()
     second.wait()
     edit_yaml("params.yaml", sft__weight_decay=0.1)
-    with pytest.raises(InputError, match=r"params\.yaml was edited \(sft\.weight_decay\) since a sweep was killed"):
+    with pytest.raises(
+        InputError, match=r"params\.yaml was edited \(sft\.weight_decay\) since a sweep was killed"
+    ):
         search(monkeypatch)
     assert read_yaml(PARAMS_PATH)["sft"]["weight_decay"] == 0.1
-    edit_yaml("params.yaml", sft__weight_decay=0.0, sft__learning_rate=0.77)  # also of what is searched
-    with pytest.raises(InputError, match=r"params\.yaml was edited \(sft\.learning_rate\) since a sweep was killed"):
+    # also of what is searched
+    edit_yaml("params.yaml", sft__weight_decay=0.0, sft__learning_rate=0.77)
+    with pytest.raises(
+        InputError, match=r"params\.yaml was edited \(sft\.learning_rate\) since a sweep was killed"
+    ):
         search(monkeypatch)
     assert read_yaml(PARAMS_PATH)["sft"]["learning_rate"] == 0.77
 
@@ -348,18 +409,51 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"sft.lr": {"type": "choice", "values": [1]}}, r"space\.yaml: parameters\.sft\.lr: unknown parameter"),
-        ({"sft.lora": {"type": "choice", "values": [1]}}, r"parameters\.sft\.lora: unknown parameter"),
-        ({"sft.lora.r": {"type": "choice", "values": [8, 0]}}, r"parameters\.sft\.lora\.r: .*greater than or equal to 1, got 0"),
-        ({"sft.lora.r": {"type": "float", "low": 1.5, "high": 2.5, "log": False}}, r"sft\.lora\.r: .*integer, got 1\.5"),
-        ({"sft.learning_rate": {"type": "float", "low": 1e-2, "high": 1e-3, "log": True}}, "must be below high"),
-        ({"sft.learning_rate": {"type": "float", "low": 0.0, "high": 1e-3, "log": True}}, "on a log scale low must be above 0"),
-        ({"sft.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-3}}, r"learning_rate\.float\.log: missing"),
-        ({"sft.learning_rate": {"type": "floot", "values": [1]}}, r"parameters\.sft\.learning_rate: .*'floot'"),
+        (
+            {"sft.lr": {"type": "choice", "values": [1]}},
+            r"space\.yaml: parameters\.sft\.lr: unknown parameter",
+        ),
+        (
+            {"sft.lora": {"type": "choice", "values": [1]}},
+            r"parameters\.sft\.lora: unknown parameter",
+        ),
+        (
+            {"sft.lora.r": {"type": "choice", "values": [8, 0]}},
+            r"parameters\.sft\.lora\.r: .*greater than or equal to 1, got 0",
+        ),
+        (
+            {"sft.lora.r": {"type": "float", "low": 1.5, "high": 2.5, "log": False}},
+            r"sft\.lora\.r: .*integer, got 1\.5",
+        ),
+        (
+            {"sft.learning_rate": {"type": "float", "low": 1e-2, "high": 1e-3, "log": True}},
+            "must be below high",
+        ),
+        (
+            {"sft.learning_rate": {"type": "float", "low": 0.0, "high": 1e-3, "log": True}},
+            "on a log scale low must be above 0",
+        ),
+        (
+            {"sft.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-3}},
+            r"learning_rate\.float\.log: missing",
+        ),
+        (
+            {"sft.learning_rate": {"type": "floot", "values": [1]}},
+            r"parameters\.sft\.learning_rate: .*'floot'",
+        ),
         ({"sft.lora.r": {"type": "choice", "values": [8, 8]}}, "a value stands twice"),
-        ({"model": {"type": "choice", "values": ["tiny", "huge"]}}, r"parameters\.model: models/huge\.yaml does not exist"),
-        ({"format.prompt": {"type": "choice", "values": ["rude"]}}, r"format\.prompt: prompts/rude\.jinja does not exist"),
-        ({"split.seed": {"type": "int", "low": 1, "high": 3}}, r"parameters\.split\.seed: can't be searched"),
+        (
+            {"model": {"type": "choice", "values": ["tiny", "huge"]}},
+            r"parameters\.model: models/huge\.yaml does not exist",
+        ),
+        (
+            {"format.prompt": {"type": "choice", "values": ["rude"]}},
+            r"format\.prompt: prompts/rude\.jinja does not exist",
+        ),
+        (
+            {"split.seed": {"type": "int", "low": 1, "high": 3}},
+            r"parameters\.split\.seed: can't be searched",
+        ),
         ({}, r"space\.yaml: parameters: "),
     ],
 )
@@ -370,7 +464,9 @@ def test_what_is_wrong_with_a_space_is_named_by_file_and_key(folder, parameters,
 
 def test_an_unknown_key_of_a_space_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("space.yaml").write_text("trials: 3\nseed: 1\nprune_after: null\ntimeout: 5\nparameters: {}\n")
+    Path("space.yaml").write_text(
+        "trials: 3\nseed: 1\nprune_after: null\ntimeout: 5\nparameters: {}\n"
+    )
     with pytest.raises(InputError, match=r"space\.yaml: timeout: unknown parameter"):
         load_space(Path("space.yaml"))
 
@@ -384,7 +480,19 @@ def test_the_shipped_spaces_are_valid(monkeypatch):
 
 
 def test_parameters_are_written_as_dvc_takes_them():
-    values = {"sft.learning_rate": 0.00123456, "sft.lora.r": 8, "format.prompt": "answer", "clean.rules.mojibake": True}
+    values = {
+        "sft.learning_rate": 0.00123456,
+        "sft.lora.r": 8,
+        "format.prompt": "answer",
+        "clean.rules.mojibake": True,
+    }
     assert overrides(round_values(values)) == [
-        "-S", "sft.learning_rate=0.00123", "-S", "sft.lora.r=8", "-S", "format.prompt=answer", "-S", "clean.rules.mojibake=true",
-    ]  # fmt: skip
+        "-S",
+        "sft.learning_rate=0.00123",
+        "-S",
+        "sft.lora.r=8",
+        "-S",
+        "format.prompt=answer",
+        "-S",
+        "clean.rules.mojibake=true",
+    ]

@@ -2,10 +2,11 @@ import json
 
 import pytest
 
-from stages.params import ReviewParams
-from stages.review import choose_rows, make_items
-from stages.run import InputError
-from stages.verdict.votes import VoteFile, count_votes, krippendorff_alpha, read_votes
+from library.errors import InputError
+from library.params import EvaluateParams, ReviewParams
+from library.records import ScoredRow
+from library.verdict.ballot import choose_rows, make_items
+from library.verdict.votes import VoteFile, count_votes, krippendorff_alpha, read_votes
 
 ITEMS = {
     "1": {"row": "r1", "kind": "pair", "x": "sft", "y": "zeroshot"},
@@ -14,9 +15,17 @@ ITEMS = {
     "4": {"row": "r3", "kind": "pair", "x": "sft", "y": "zeroshot"},
     "5": {"row": "r1", "kind": "repeat", "of": "1", "x": "sft", "y": "zeroshot"},
 }
+PARAMS = EvaluateParams(
+    primary="rouge_l", seed=7, draws=1000, embedding_model=None, confidence=0.95
+)
 KEY = {"review": "abc", "items": ITEMS}
 SCORED = {
-    f"r{i}": {"group": f"g{i}", "zeroshot": {"rouge_l": 0.2, "empty": 0.0}, "sft": {"rouge_l": after, "empty": 0.0}}
+    f"r{i}": ScoredRow(
+        f"r{i}",
+        f"g{i}",
+        None,
+        {"zeroshot": {"rouge_l": 0.2, "empty": 0.0}, "sft": {"rouge_l": after, "empty": 0.0}},
+    )
     for i, after in ((1, 0.5), (2, 0.5), (3, 0.1), (4, 0.3))
 }
 
@@ -31,32 +40,67 @@ def saved(rater, *votes, review="abc"):
 
 
 def count(*files):
-    return count_votes([VoteFile.model_validate(file) for file in files], KEY, SCORED, {"empty": -1, "rouge_l": 1}, 500, 0.95, 7)
+    return count_votes(
+        [VoteFile.model_validate(file) for file in files],
+        KEY,
+        SCORED,
+        {"empty": -1, "rouge_l": 1},
+        PARAMS,
+    )
 
 
 def test_one_raters_votes_by_hand():
     # r1: sft; r2: zeroshot; r3: tie; the catch is called equal; r1 again: sft, as before
     numbers = count(
-        saved("ann", vote("1", "x"), vote("2", "x"), vote("3", "both bad"), vote("4", "both good"), vote("5", "x", "y"))
+        saved(
+            "ann",
+            vote("1", "x"),
+            vote("2", "x"),
+            vote("3", "both bad"),
+            vote("4", "both good"),
+            vote("5", "x", "y"),
+        )
     )
-    assert (numbers["raters"], numbers["rows"], numbers["wins"], numbers["losses"], numbers["ties"]) == (1, 3, 1, 1, 1)
+    assert (
+        numbers["raters"],
+        numbers["rows"],
+        numbers["wins"],
+        numbers["losses"],
+        numbers["ties"],
+    ) == (1, 3, 1, 1, 1)
     assert numbers["win_rate"] == 0.5
     # Wilson's interval for 1 of 2, z = 1.96: (1 + z²/2 ± z·sqrt(1/2 + z²/4)) / (2 + z²)
-    assert (numbers["wins_share_low"], numbers["wins_share_high"]) == pytest.approx((0.0945, 0.9055), abs=1e-4)
+    assert (numbers["wins_share_low"], numbers["wins_share_high"]) == pytest.approx(
+        (0.0945, 0.9055), abs=1e-4
+    )
     assert numbers["p"] == 1
-    assert numbers["left_pick"] == pytest.approx(2 / 3)  # of the three decided votes the last one took the right
+    # of the three decided votes the last one took the right
+    assert numbers["left_pick"] == pytest.approx(2 / 3)
     assert (numbers["self_agreement"], numbers["identical_called_equal"]) == (1, 1)
     # x is called correct: sft in r1 and r3, zeroshot in r2
     assert numbers["correct_sft"] == pytest.approx({"yes": 2 / 3, "partly": 0, "no": 1 / 3})
     assert numbers["unsupported_zeroshot"] == pytest.approx(2 / 3)
     # ROUGE-L rose in r1, which was won, and in r2, which was lost; no row differs in empty answers
-    assert numbers["agreement"] == {"empty": {"share": 0.5, "n": 2}, "rouge_l": {"share": 0.5, "n": 2}}
+    assert numbers["agreement"] == {
+        "empty": {"share": 0.5, "n": 2},
+        "rouge_l": {"share": 0.5, "n": 2},
+    }
     assert "alpha" not in numbers
 
 
 def test_a_row_with_several_raters_counts_once():
-    numbers = count(saved("ann", vote("1", "x")), saved("bob", vote("1", "x"), vote("4", "y")), saved("cy", vote("1", "y")))
-    assert (numbers["raters"], numbers["rows"], numbers["votes"], numbers["wins"], numbers["losses"]) == (3, 2, 4, 1, 1)
+    numbers = count(
+        saved("ann", vote("1", "x")),
+        saved("bob", vote("1", "x"), vote("4", "y")),
+        saved("cy", vote("1", "y")),
+    )
+    assert (
+        numbers["raters"],
+        numbers["rows"],
+        numbers["votes"],
+        numbers["wins"],
+        numbers["losses"],
+    ) == (3, 2, 4, 1, 1)
     assert numbers["win_rate"] == pytest.approx((2 / 3 + 0) / 2)
     # two of three alike: observed disagreement 2/3, expected 4/6 (labels 2 and 1 of 3)
     assert numbers["alpha"] == pytest.approx(1 - (2 / 3) / (2 / 3))
@@ -69,13 +113,19 @@ def test_no_votes_are_said_to_be_none():
 def test_revised_votes_are_not_counted_and_one_vote_has_no_interval():
     file = saved("ann", vote("1", "x"), vote("2", "y"), vote("5", "x"))
     numbers = count({**file, "revised": ["1"]})
-    assert (numbers["rows"], numbers["wins"], numbers["revised"], numbers["win_rate"]) == (1, 1, 1, 1)
+    assert (numbers["rows"], numbers["wins"], numbers["revised"], numbers["win_rate"]) == (
+        1,
+        1,
+        1,
+        1,
+    )
     assert "win_rate_low" not in numbers
     assert "self_agreement" not in numbers
 
 
 def test_alpha_is_that_of_krippendorffs_own_example():
-    # Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, section C: 0.743 for nominal data
+    # Krippendorff, Computing Krippendorff's Alpha-Reliability, 2011, section C: 0.743 for nominal
+    # data
     ratings = {
         "A": "1 2 3 3 2 1 4 1 2 . . .",
         "B": "1 2 3 3 2 2 4 1 2 5 . 3",
@@ -83,7 +133,10 @@ def test_alpha_is_that_of_krippendorffs_own_example():
         "D": "1 2 3 3 2 4 4 1 2 5 1 .",
     }
     labels = [
-        (rater, str(unit), label) for rater, given in ratings.items() for unit, label in enumerate(given.split()) if label != "."
+        (rater, str(unit), label)
+        for rater, given in ratings.items()
+        for unit, label in enumerate(given.split())
+        if label != "."
     ]
     assert krippendorff_alpha(labels) == pytest.approx(0.743, abs=5e-4)
     assert krippendorff_alpha(labels[:9]) is None
@@ -95,12 +148,27 @@ def test_alpha_is_that_of_krippendorffs_own_example():
     [
         ("{", r"votes-ann\.json: not a file that the review page saved: Invalid JSON"),
         ('{"review": "abc"}', r"votes-ann\.json: .*rater: Field required"),
-        (json.dumps(saved("ann", vote("9", "x"))), r"votes-ann\.json: votes on item '9', which the review does not have"),
-        (json.dumps(saved("ann", vote("1", "x"), vote("1", "y"))), r"votes-ann\.json: votes 2 times on item '1'"),
-        (json.dumps(saved("ann", vote("1", "A"))), r"votes-ann\.json: .*votes\.0\.choice: Input should be 'x', 'y'"),
-        (json.dumps(saved("ann", vote("1", "x", correct={"x": "yes"}))), r"item '1': expected a mark for x and for y"),
+        (
+            json.dumps(saved("ann", vote("9", "x"))),
+            r"votes-ann\.json: votes on item '9', which the review does not have",
+        ),
+        (
+            json.dumps(saved("ann", vote("1", "x"), vote("1", "y"))),
+            r"votes-ann\.json: votes 2 times on item '1'",
+        ),
+        (
+            json.dumps(saved("ann", vote("1", "A"))),
+            r"votes-ann\.json: .*votes\.0\.choice: Input should be 'x', 'y'",
+        ),
+        (
+            json.dumps(saved("ann", vote("1", "x", correct={"x": "yes"}))),
+            r"item '1': expected a mark for x and for y",
+        ),
         (json.dumps(saved("ann/..", vote("1", "x"))), r"expected letters, digits"),
-        (json.dumps({**saved("ann", vote("1", "x")), "revised": ["zzz"]}), r"revised item 'zzz', which the review does not have"),
+        (
+            json.dumps({**saved("ann", vote("1", "x")), "revised": ["zzz"]}),
+            r"revised item 'zzz', which the review does not have",
+        ),
     ],
 )
 def test_a_file_that_is_not_what_the_page_saved_is_refused_by_name(tmp_path, content, message):
@@ -114,14 +182,19 @@ def test_a_file_of_another_review_is_named_and_not_counted_and_a_rater_has_one_f
     (tmp_path / "votes-old.json").write_text('{"review": "other", "in": "an older form"}')
     files, refused = read_votes(tmp_path, KEY)
     assert [file.rater for file in files] == ["ann"]
-    assert refused == [f"{tmp_path}/votes-old.json: of another review (other, this one is abc); not counted"]
+    assert refused == [
+        f"{tmp_path}/votes-old.json: of another review (other, this one is abc); not counted"
+    ]
     (tmp_path / "votes-ann2.json").write_text(json.dumps(saved("ann")))
     with pytest.raises(InputError, match="a second file of the rater 'ann'"):
         read_votes(tmp_path, KEY)
 
 
 def make_test_rows(count):
-    return [{"id": f"r{i:03}", "group": f"g{i // 2:03}", "positive": "word " * (i + 1)} for i in range(count)]
+    return [
+        {"id": f"r{i:03}", "group": f"g{i // 2:03}", "positive": "word " * (i + 1)}
+        for i in range(count)
+    ]
 
 
 def test_rows_are_drawn_one_a_group_from_every_length():
@@ -136,21 +209,36 @@ def test_rows_are_drawn_one_a_group_from_every_length():
 
 def test_items_hide_who_wrote_what_and_the_key_tells():
     rows = make_test_rows(80)
-    answers = {"zeroshot": {row["id"]: f"old {row['id']}" for row in rows}, "sft": {row["id"]: f"new {row['id']}" for row in rows}}
+    answers = {
+        "zeroshot": {row["id"]: f"old {row['id']}" for row in rows},
+        "sft": {row["id"]: f"new {row['id']}" for row in rows},
+    }
     for row in rows[:20]:
         answers["sft"][row["id"]] = answers["zeroshot"][row["id"]]
-    items, key = make_items(rows, answers, ReviewParams(seed=7, pairs=12, repeats=3, catch_trials=2))
+    items, key = make_items(
+        rows, answers, ReviewParams(seed=7, pairs=12, repeats=3, catch_trials=2)
+    )
     kinds = [key[item["item"]]["kind"] for item in items]
-    assert (kinds.count("pair"), kinds.count("repeat"), kinds.count("catch"), len(items)) == (12, 3, 2, 17)
+    assert (kinds.count("pair"), kinds.count("repeat"), kinds.count("catch"), len(items)) == (
+        12,
+        3,
+        2,
+        17,
+    )
     assert kinds[-3:] == ["repeat"] * 3
     assert kinds[0] == "pair"
     assert {key[item["item"]]["x"] for item in items} == {"zeroshot", "sft"}
     for item in items:
         entry = key[item["item"]]
         assert item["row"] == entry["row"]
-        assert (item["x"], item["y"]) == (answers[entry["x"]][item["row"]], answers[entry["y"]][item["row"]])
+        assert (item["x"], item["y"]) == (
+            answers[entry["x"]][item["row"]],
+            answers[entry["y"]][item["row"]],
+        )
         assert item["swap"] == (entry["kind"] == "repeat")
-        assert item["reference"] == (item["item"] not in {other.get("of") for other in key.values()})
+        assert item["reference"] == (
+            item["item"] not in {other.get("of") for other in key.values()}
+        )
         assert (item["x"] == item["y"]) == (entry["kind"] == "catch")
         if entry["kind"] == "repeat":
             first = key[entry["of"]]
@@ -160,4 +248,8 @@ def test_items_hide_who_wrote_what_and_the_key_tells():
 def test_without_a_difference_there_is_nothing_to_ask():
     rows = make_test_rows(8)
     same = {row["id"]: "same" for row in rows}
-    assert make_items(rows, {"zeroshot": same, "sft": same}, ReviewParams(seed=7, pairs=4, repeats=1, catch_trials=1)) == ([], {})
+    assert make_items(
+        rows,
+        {"zeroshot": same, "sft": same},
+        ReviewParams(seed=7, pairs=4, repeats=1, catch_trials=1),
+    ) == ([], {})

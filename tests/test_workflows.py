@@ -1,4 +1,6 @@
-"""The workflows trust nothing that a pull request brings: read as YAML, and the script that posts run by node, if there is one."""
+"""The workflows trust nothing that a pull request brings: read as YAML, and the script that posts
+run by node, if there is one.
+"""
 
 import json
 import shutil
@@ -8,10 +10,18 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from stages.verdict.comment import MARKER
+from library.pages.comment import MARKER
 
-WORKFLOWS = {path.stem: YAML(typ="safe").load(path) for path in sorted((ROOT / ".github/workflows").glob("*.yml"))}
-STEPS = [(name, step) for name, workflow in WORKFLOWS.items() for job in workflow["jobs"].values() for step in job["steps"]]
+WORKFLOWS = {
+    path.stem: YAML(typ="safe").load(path)
+    for path in sorted((ROOT / ".github/workflows").glob("*.yml"))
+}
+STEPS = [
+    (name, step)
+    for name, workflow in WORKFLOWS.items()
+    for job in workflow["jobs"].values()
+    for step in job["steps"]
+]
 
 
 def test_no_command_is_put_together_from_what_others_wrote():
@@ -20,7 +30,9 @@ def test_no_command_is_put_together_from_what_others_wrote():
         for text in (step.get("run", ""), step.get("with", {}).get("script", "")):
             assert "${{" not in text, f"{name}: {text}"
         if "uses" in step:
-            assert len(step["uses"].split("@")[1]) == 40, f"{name}: {step['uses']}: a tag can be moved"
+            assert len(step["uses"].split("@")[1]) == 40, (
+                f"{name}: {step['uses']}: a tag can be moved"
+            )
     assert "pull_request_target" not in json.dumps(WORKFLOWS)
     assert "secrets." not in json.dumps(WORKFLOWS)
 
@@ -34,10 +46,16 @@ def test_what_runs_a_pull_requests_code_can_only_read_and_what_can_write_runs_no
                 assert step["with"]["persist-credentials"] is False
     comment = WORKFLOWS["comment"]
     assert comment["permissions"] == {}
-    assert comment["jobs"]["comment"]["permissions"] == {"actions": "read", "pull-requests": "write"}
+    assert comment["jobs"]["comment"]["permissions"] == {
+        "actions": "read",
+        "pull-requests": "write",
+    }
     assert comment["on"] == {"workflow_run": {"workflows": ["report"], "types": ["completed"]}}
     steps = comment["jobs"]["comment"]["steps"]
-    assert [step["uses"].split("@")[0] for step in steps] == ["actions/download-artifact", "actions/github-script"]
+    assert [step["uses"].split("@")[0] for step in steps] == [
+        "actions/download-artifact",
+        "actions/github-script",
+    ]
 
 
 HARNESS = """
@@ -59,7 +77,9 @@ const context = {
   payload: { workflow_run: { head_sha: 'abc', head_branch: 'branch', head_repository: { id: 7 } } },
 };
 const core = { notice: () => said.push(['notice']) };
-(async () => { SCRIPT })().catch((error) => said.push(['error', error.message])).then(() => console.log(JSON.stringify(said)));
+(async () => { SCRIPT })()
+  .catch((error) => said.push(['error', error.message]))
+  .then(() => console.log(JSON.stringify(said)));
 """
 
 
@@ -76,9 +96,15 @@ def post(tmp_path):
     def run(text, number="12", comments=(), **pull):
         (folder / "pull_request.md").write_text(text)
         (folder / "number").write_text(number)
-        program = HARNESS.replace("PULL", json.dumps(pull)).replace("COMMENTS", json.dumps(comments)).replace("SCRIPT", script)
+        program = (
+            HARNESS.replace("PULL", json.dumps(pull))
+            .replace("COMMENTS", json.dumps(comments))
+            .replace("SCRIPT", script)
+        )
         environment = {"RUNNER_TEMP": str(tmp_path)}
-        done = subprocess.run([node, "-"], input=program, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [node, "-"], input=program, env=environment, capture_output=True, text=True, check=True
+        )
         return json.loads(done.stdout)
 
     return run
@@ -86,7 +112,11 @@ def post(tmp_path):
 
 def test_a_comment_is_made_once_and_then_updated(post):
     ((kind, given),) = post(f"{MARKER}\n\nAll is well.\n")
-    assert (kind, given["issue_number"], given["body"]) == ("create", 12, f"{MARKER}\n\nAll is well.\n")
+    assert (kind, given["issue_number"], given["body"]) == (
+        "create",
+        12,
+        f"{MARKER}\n\nAll is well.\n",
+    )
     ours = {"id": 3, "user": {"login": "github-actions[bot]"}, "body": f"{MARKER}\nold"}
     others = {"id": 2, "user": {"login": "somebody"}, "body": f"{MARKER}\nmine"}
     ((kind, given),) = post(f"{MARKER}\nnew", comments=[others, ours])
@@ -95,10 +125,26 @@ def test_a_comment_is_made_once_and_then_updated(post):
 
 def test_a_comment_of_a_forged_report_is_only_text(post):
     forged = "&commat;team &#x40;team &num;4 GH-12\n"
-    forged += "@team [x](https://evil) ![y](//evil) <a href=x>y</a> www.evil.example #4\n[z]: //evil\n<details>"
+    forged += (
+        "@team [x](https://evil) ![y](//evil) <a href=x>y</a> www.evil.example #4\n[z]: "
+        "//evil\n<details>"
+    )
     ((_, given),) = post(f"{MARKER}\n{forged}")
     body = given["body"]
-    for live in ("@team", "](", "]:", "://", "<a", "</a", "www.", "#4", "&commat;", "&#x40;", "&num;", "GH-12"):
+    for live in (
+        "@team",
+        "](",
+        "]:",
+        "://",
+        "<a",
+        "</a",
+        "www.",
+        "#4",
+        "&commat;",
+        "&#x40;",
+        "&num;",
+        "GH-12",
+    ):
         assert live not in body
     assert body.replace("\u200b", "") == f"{MARKER}\n{forged}"
     assert "<details>" in body
@@ -112,16 +158,26 @@ def test_a_comment_of_a_forged_report_is_only_text(post):
         ({"text": "hello"}, "does not begin as a report does"),
         ({"text": f"{MARKER}\n" + "x" * 65_536}, "longer than a comment can be"),
         ({"text": f"{MARKER}\n" + "x" * 300_000}, "expected a file of at most 262144 bytes"),
-        ({"head": {"sha": "abc", "ref": "branch", "repo": {"id": 8}}}, "the report is not of this pull request"),
-        ({"head": {"sha": "abc", "ref": "branch", "repo": None}}, "the report is not of this pull request"),
+        (
+            {"head": {"sha": "abc", "ref": "branch", "repo": {"id": 8}}},
+            "the report is not of this pull request",
+        ),
+        (
+            {"head": {"sha": "abc", "ref": "branch", "repo": None}},
+            "the report is not of this pull request",
+        ),
     ],
 )
 def test_a_forged_report_is_refused(post, arguments, said):
-    ((kind, message),) = post(arguments.pop("text", f"{MARKER}\n"), arguments.pop("number", "12"), **arguments)
+    ((kind, message),) = post(
+        arguments.pop("text", f"{MARKER}\n"), arguments.pop("number", "12"), **arguments
+    )
     assert kind == "error"
     assert said in message
 
 
 def test_a_report_on_an_older_commit_is_not_posted(post):
-    assert post(f"{MARKER}\n", head={"sha": "new", "ref": "branch", "repo": {"id": 7}}) == [["notice"]]
+    assert post(f"{MARKER}\n", head={"sha": "new", "ref": "branch", "repo": {"id": 7}}) == [
+        ["notice"]
+    ]
     assert post(f"{MARKER}\n", state="closed") == [["notice"]]

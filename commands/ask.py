@@ -1,0 +1,183 @@
+"""Ask at a terminal: python -m commands.ask "question" --context file.txt
+
+The prompt is the one that the pipeline would build: question and context are cleaned as `clean`
+does it, and passages chosen within the same budget as `format` does it. The base model answers with
+the adapter; with --base without it; with --model a folder such as artifacts/merged does. The answer
+alone goes to standard output.
+"""
+
+import argparse
+import logging
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from jinja2 import Template
+from transformers import PreTrainedTokenizerBase
+
+from library.corpus.cleaning_rules import clean_text
+from library.corpus.rows import is_text
+from library.entry import run_main
+from library.errors import InputError
+from library.files import read_json
+from library.llm.chat_template import find_markup, load_tokenizer
+from library.llm.generation import generate_answers
+from library.llm.loading import check_artifacts, load_merged, load_model
+from library.llm.manifest import check_model_files
+from library.llm.prompts import Prompt, build_prompt, load_prompt, reads_passages
+from library.llm.sharding import find_sharding
+from library.params import Params, load_model_file, load_params
+from library.paths import ADAPTER_DIR, BASE_DIR, prompt_path
+
+log = logging.getLogger(__name__)
+
+
+def read_context(name: str) -> str:
+    """The text of a file, or of standard input where its name is "-".
+
+    Raises InputError where it can't be read or is empty.
+    """
+    path = Path(name)
+    if name != "-" and (path.is_dir() or not path.exists()):
+        raise InputError(f"{name}: {'a folder' if path.is_dir() else 'no such file'} (--context)")
+    try:
+        text = (sys.stdin.buffer.read() if name == "-" else path.read_bytes()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    if not text.strip():
+        raise InputError(
+            f"{name}: the context is empty; leave --context out to ask the question alone"
+        )
+    return text
+
+
+def clean_question(question: str, context: str, params: Params) -> tuple[str, str]:
+    """Question and context as `clean` would leave them.
+
+    Raises InputError where nothing is left of the question.
+    """
+    if not is_text(question):
+        raise InputError("the question is not UTF-8; set the terminal to UTF-8")
+    rules = [name for name, on in params.clean.rules if on]
+    question, context = (clean_text(text, rules)[0] for text in (question, context))
+    if not question.strip():
+        raise InputError("the question is empty; ask one, in quotation marks")
+    return question, context
+
+
+def prompt_for(
+    question: str,
+    context: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    params: Params,
+) -> Prompt:
+    """The prompt that `format` would build of a test row with this question and context, cleaned.
+
+    Raises InputError where the question leaves no room for the answer, or where a text holds the
+    tokenizer's markup.
+    """
+    budget = params.format.max_length - params.format.max_new_tokens
+    prompt = build_prompt(
+        tokenizer, template, question, context, budget, params.format.passage_characters
+    )
+    if len(prompt.question_ids) > budget:
+        raise InputError(
+            f"the question takes {len(prompt.question_ids)} tokens, {budget} are for question and "
+            "passages (format.max_length less format.max_new_tokens in params.yaml); ask a shorter "
+            "one"
+        )
+    markup = find_markup(tokenizer, (question, context))
+    if markup is not None:
+        raise InputError(
+            f"question or context: a text holds the tokenizer's markup {markup!r}; take it out"
+        )
+    return prompt
+
+
+def why_no_passage(context: str, template: Template) -> str:
+    """Why none of a context, which is cleaned, is in the prompt."""
+    if not context.strip():
+        return "nothing is left of it once it is cleaned"
+    if not reads_passages(template):
+        return "the template leaves them out"
+    return "the question leaves no room for a whole one"
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line. Raises InputError where a number in it can't be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.ask", description="Ask the fine-tuned model."
+    )
+    parser.add_argument("question")
+    parser.add_argument("--context", help="a text file to answer from; - is standard input")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--base", action="store_true", help="ask the base model without the adapter")
+    which.add_argument(
+        "--model", type=Path, help="ask the model in this folder, such as artifacts/merged"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help="cut the answer off after so many (default: format.max_new_tokens)",
+    )
+    parser.add_argument(
+        "--show-passages",
+        action="store_true",
+        help="show the passages of the prompt, on standard error",
+    )
+    options = parser.parse_args()
+    if options.max_new_tokens is not None and options.max_new_tokens < 1:
+        raise InputError(
+            f"--max-new-tokens: expected a positive whole number, got {options.max_new_tokens}"
+        )
+    return options
+
+
+def main() -> None:
+    """Answer the question of the command line."""
+    options = parse_options()
+    params = load_params()
+    find_sharding()  # what it refuses is refused before anything is loaded
+    limit = options.max_new_tokens or params.format.max_new_tokens
+    context = "" if options.context is None else read_context(options.context)
+    adapter_dir = None if options.base else ADAPTER_DIR
+    if options.model is None:
+        check_artifacts(BASE_DIR, adapter_dir)
+    elif options.model.is_dir():
+        check_model_files(options.model, str(options.model))
+    else:
+        raise InputError(
+            f"{options.model}: no such folder (--model); `make export` makes artifacts/merged"
+        )
+    folder = options.model or BASE_DIR
+    tokenizer = load_tokenizer(folder)
+    template = load_prompt(prompt_path(params.format.prompt))
+    question, cleaned = clean_question(options.question, context, params)
+    prompt = prompt_for(question, cleaned, tokenizer, template, params)
+    positions = read_json(folder / "config.json").get("max_position_embeddings")
+    if positions is not None and len(prompt.ids) + limit > positions:
+        raise InputError(
+            f"--max-new-tokens: {limit} after {len(prompt.ids)} of the prompt are beyond the "
+            f"model's {positions}"
+        )
+
+    if context and not prompt.passages:
+        reason = why_no_passage(cleaned, template)
+        log.warning("no passage of the context is in the prompt: %s", reason)
+    if options.show_passages:
+        for index, passage in zip(prompt.indices, prompt.passages, strict=True):
+            log.info("passage %d of %d: %s\n", index + 1, prompt.passages_in_context, passage)
+    with redirect_stdout(sys.stderr):  # what libraries print is no answer
+        if options.model:
+            model = load_merged(folder)
+        else:
+            model = load_model(BASE_DIR, load_model_file(params.model).quantization, adapter_dir)
+        (answer,) = generate_answers(model, tokenizer, [prompt.ids], limit)
+    if answer["finish_reason"] == "length":
+        log.warning("the answer was cut off after %d tokens; --max-new-tokens allows more", limit)
+    print(answer["prediction"])
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,297 @@
+"""Compare experiments: python -m commands.compare
+
+Prints one line for each experiment that DVC knows, and writes reports/compare.html. Two runs that
+answered the same test questions are compared row by row where the cache still has the scores of
+both; a difference counts where it is larger than what the choice of test rows explains, corrected
+for how many pairs there are.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+from library.entry import run_main
+from library.errors import InputError
+from library.files import write_text
+from library.pages.rendering import render_page
+from library.pages.statements import title
+from library.params import EvaluateParams, load_params
+from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
+from library.repository.experiments import Run, list_runs
+from library.verdict.metrics import LOWER_IS_BETTER
+from library.verdict.scoring import compare_systems
+from library.verdict.statistics import adjust_holm, decide
+
+PAGE_PATH = Path("reports/compare.html")
+VERDICTS = {1: "better", -1: "worse", 0: "no evidence"}
+SEED = "sft.seed"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the second of two runs differs from the first by their primary metric, fine-tuned:
+    `decided` is 1 for better, −1 for worse, 0 for undecided. Without the scores of both there is no
+    interval, and overlapping intervals of the gains decide nothing.
+    """
+
+    first: str
+    second: str
+    delta: float
+    low: float | None
+    high: float | None
+    p: float | None
+    decided: int
+
+
+def changed_params(runs: Sequence[Run]) -> list[str]:
+    """The parameters in which the runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.params)
+    return [name for name in names if len({str(run.params.get(name)) for run in runs}) > 1]
+
+
+def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
+    """Judged runs that can be held against each other: same test questions and references, same
+    primary metric. Best first.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        if run.metrics is None:
+            continue
+        same = (
+            group
+            for group in groups
+            if group[0].test == run.test and group[0].primary == run.primary
+        )
+        group = next(same, None)
+        groups.append([run]) if group is None else group.append(run)
+    for group in groups:
+        sign = 1 if group[0].primary in LOWER_IS_BETTER else -1
+        group.sort(key=lambda run, sign=sign: sign * result(run)[SFT])  # type: ignore[misc]
+    return sorted(groups, key=len, reverse=True)
+
+
+def result(run: Run) -> Mapping[str, Any]:
+    """The primary metric of a judged run."""
+    assert run.metrics is not None
+    primary: Mapping[str, Any] = run.metrics["primary"]
+    return primary
+
+
+def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
+    """The rows that two runs answered, fine-tuned, each run as a system of its own."""
+    ones, others = ({row.id: row for row in run.scores or []} for run in (first, second))
+    return [
+        ScoredRow(
+            key,
+            ones[key].group,
+            None,
+            {"first": ones[key].systems[SFT], "second": others[key].systems[SFT]},
+        )
+        for key in sorted(ones.keys() & others.keys())
+    ]
+
+
+def compare_runs(group: Sequence[Run], params: EvaluateParams) -> list[Difference]:
+    """Every two runs of a group, the better first; p is Holm-corrected over all pairs."""
+    metric = group[0].primary
+    pairs = list(itertools.combinations(group, 2))
+    found = {}
+    for first, second in pairs:
+        comparisons = compare_systems(
+            pair_scores(first, second), [metric], params, "first", "second"
+        )
+        if metric in comparisons:
+            found[first.name, second.name] = comparisons[metric]
+    adjusted = adjust_holm({"\n".join(names): comparison.p for names, comparison in found.items()})
+    differences = []
+    for first, second in pairs:
+        names = (first.name, second.name)
+        if names not in found:
+            delta = result(second)[SFT] - result(first)[SFT]
+            differences.append(Difference(*names, delta, None, None, None, 0))
+            continue
+        comparison = replace(found[names], p=adjusted["\n".join(names)])
+        decided = decide(comparison, metric in LOWER_IS_BETTER, params.confidence)
+        low, high = comparison.low, comparison.high
+        differences.append(Difference(*names, comparison.delta, low, high, comparison.p, decided))
+    return differences
+
+
+def seed_sentence(group: Sequence[Run]) -> str:
+    """What training's own chance adds, which no interval here holds.
+
+    It is told from runs that differ in nothing but their seed.
+    """
+    alike: dict[str, dict[Any, float]] = {}
+    for run in group:
+        rest = str(sorted((name, str(value)) for name, value in run.params.items() if name != SEED))
+        alike.setdefault(rest, {})[run.params.get(SEED)] = result(run)[SFT]
+    spreads = [stdev(by_seed.values()) for by_seed in alike.values() if len(by_seed) > 1]
+    if not spreads:
+        return (
+            f"No two of these runs differ in {SEED} alone: how much the chance of training moves "
+            "them is not known, and no interval here holds it. A small difference can be the "
+            "seed's."
+        )
+    return (
+        f"Runs that differ in {SEED} alone have a standard deviation of up to {max(spreads):.3f}. "
+        "No interval here holds that: a difference of this size can be the seed's, however sure it "
+        "is over test rows."
+    )
+
+
+def pair_sentence(differences: Sequence[Difference]) -> str:
+    """How many differences are larger than their noise, and how many nobody can tell."""
+    decided = sum(difference.decided != 0 for difference in differences)
+    unpaired = sum(difference.p is None for difference in differences)
+    said = (
+        f"Of {len(differences)} differences between two runs {decided} "
+        f"{'is' if decided == 1 else 'are'} larger than what the choice of test rows explains "
+        "(paired by test row, p Holm-corrected over all of them)."
+    )
+    if unpaired:
+        said += (
+            f" {unpaired} can't be paired, since the cache has the scores of one run or none; "
+            "where only intervals of the gains are known, they are undecided."
+        )
+    return said
+
+
+def format_param(value: Any) -> str:
+    """A parameter as a word."""
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
+    """Head and rows: name, the parameters that differ, primary metric, gain, verdict, loss."""
+    judged = ["metric", "zero-shot", "fine-tuned", "gain", "low", "high", "verdict"]
+    rows = [["experiment", *names, *judged, "validation loss"]]
+    for run in runs:
+        cells = ["–"] * 6 + ["not judged"]
+        if run.metrics is not None:
+            primary = result(run)
+            means = [f"{primary[system]:.3f}" for system in SYSTEMS]
+            gains = ("delta", "low", "high")
+            change = [f"{primary[name]:+.3f}" if name in primary else "–" for name in gains]
+            cells = [title(run.primary), *means, *change, VERDICTS[run.metrics["verdict"]]]
+        params = [format_param(run.params.get(name)) for name in names]
+        loss = "–" if run.validation_loss is None else f"{run.validation_loss:.4f}"
+        rows.append([run.name, *params, *cells, loss])
+    return rows
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """A table for terminals: the first column and words to the left, the rest to the right."""
+    columns = []
+    for number, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        left = number == 0 or column[0] in ("metric", "verdict")
+        columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in column])
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+
+
+def order_runs(runs: Sequence[Run]) -> list[Run]:
+    """Judged runs first, best first within a group; then the others by validation loss."""
+    rest = [run for run in runs if run.metrics is None]
+    rest.sort(key=lambda run: (run.validation_loss is None, run.validation_loss or 0.0, run.name))
+    return [*(run for group in group_runs(runs) for run in group), *rest]
+
+
+def scale(group: Sequence[Run]) -> tuple[float, float]:
+    """The least and the greatest number that is drawn for a group."""
+    values = [number for run in group for number in _drawn(run).values()]
+    low, high = min(values), max(values)
+    return low, high if high > low else low + 1.0
+
+
+def _drawn(run: Run) -> dict[str, float]:
+    """Zero-shot, fine-tuned, and the interval of the gain set off from zero-shot."""
+    primary = result(run)
+    numbers = {"before": primary[ZEROSHOT], "after": primary[SFT]}
+    if "low" in primary:
+        numbers |= {
+            "low": primary[ZEROSHOT] + primary["low"],
+            "high": primary[ZEROSHOT] + primary["high"],
+        }
+    return numbers
+
+
+def describe_gain(difference: Difference) -> str:
+    """A decided difference, from the better run's side."""
+    assert difference.low is not None
+    assert difference.high is not None
+    better, worse = (difference.first, difference.second)[:: -difference.decided]
+    least, most = sorted(map(abs, (difference.low, difference.high)))
+    gain = f"{abs(difference.delta):.3f} ({least:.3f} to {most:.3f}, p = {difference.p:.4f})"
+    return f"  {better} is better than {worse} by {gain}"
+
+
+def make_notes(groups: Sequence[Sequence[Run]], unjudged: Sequence[Run]) -> list[str]:
+    """What is not compared, and what not to conclude."""
+    notes = []
+    if len(groups) > 1:
+        sizes = ", ".join(str(len(group)) for group in groups)
+        notes.append(
+            f"The runs fall into {len(groups)} groups ({sizes}) with other test rows, or another "
+            "primary metric. Between groups nothing is compared: their numbers are about other "
+            "questions."
+        )
+    if unjudged:
+        names = ", ".join(run.name for run in unjudged)
+        notes.append(
+            f"Not judged, since they ended before evaluate, or changed after it: {names}. By "
+            "validation loss they can be ordered; what they would answer is not known."
+        )
+    notes.append(
+        "A run that is chosen because it is the best here looks better than it is: choose by "
+        "validation loss, and look at the test rows once."
+    )
+    return notes
+
+
+def render_comparison(runs: Sequence[Run], params: EvaluateParams) -> tuple[str, str]:
+    """What is printed, and the page."""
+    names, ordered, groups = changed_params(runs), order_runs(runs), group_runs(runs)
+    rows = table_rows(ordered, names)
+    shown, said = [], []
+    for group in groups:
+        differences = compare_runs(group, params) if len(group) > 1 else []
+        sentences = [pair_sentence(differences), seed_sentence(group)] if differences else []
+        shown.append(
+            {
+                "runs": [(run.name, _drawn(run)) for run in group],
+                "scale": scale(group),
+                "title": title(group[0].primary),
+                "lower": group[0].primary in LOWER_IS_BETTER,
+                "n": result(group[0])["n"],
+                "cells": {(other.first, other.second): other for other in differences},
+                "sentences": sentences,
+            }
+        )
+        said += sentences
+        said += [describe_gain(difference) for difference in differences if difference.decided]
+    notes = make_notes(groups, [run for run in ordered if run.metrics is None])
+    page = render_page(
+        "compare.html.jinja", rows=rows, groups=shown, notes=notes, confidence=params.confidence
+    )
+    return "\n\n".join([align(rows), "\n".join([*said, *notes])]), page
+
+
+def main() -> None:
+    """Print the table and write the page."""
+    evaluate = load_params().evaluate
+    runs = list_runs()
+    if not any(run.metrics is not None or run.validation_loss is not None for run in runs):
+        raise InputError(
+            "no experiment has a result; run dvc repro, or dvc exp show to see what there is"
+        )
+    said, page = render_comparison(runs, evaluate)
+    write_text(PAGE_PATH, page)
+    print(f"\n{said}\n\nThe runs with their intervals drawn: {PAGE_PATH}")
+
+
+if __name__ == "__main__":
+    run_main(main)

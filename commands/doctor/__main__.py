@@ -1,0 +1,79 @@
+"""Say what is in order here, what to know, and what stands in the way, each with the command that
+mends it.
+
+`make doctor`, or `python -m commands.doctor`. Exit status 1 where there is a problem. Every check
+stands alone: the others go on where one breaks. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from commands.doctor import environment, machine, repository
+from commands.doctor.finding import LEVELS, Finding
+from library.errors import InputError
+
+Check = Callable[[], Iterable[Finding]]
+
+CHECKS: tuple[Check, ...] = (
+    environment.check_python,
+    environment.check_packages,
+    environment.check_variables,
+    repository.check_git,
+    repository.check_conflicts,
+    repository.check_params,
+    repository.check_dvc,
+    repository.check_running,
+    repository.check_tree,
+    repository.check_pipeline,
+    repository.check_outputs,
+    repository.check_queue,
+    repository.check_remote,
+    repository.check_data,
+    machine.check_gpu,
+    machine.check_memory,
+    machine.check_disk,
+    machine.check_hub,
+)
+
+
+def examine(checks: Iterable[Check]) -> Iterator[Finding]:
+    """What every check finds; one that breaks is a problem itself, named by its exception, unless
+    that was said before.
+    """
+    problems: list[str] = []
+    for check in checks:
+        name = check.__name__.removeprefix("check_")
+        try:
+            for finding in check():
+                problems += [finding.text] if finding.level == "problem" else []
+                yield finding
+        except InputError as error:
+            said = " ".join(str(error).split())
+            if any(problem in said for problem in problems):
+                yield Finding("note", name, "not looked at until the parameters are mended")
+            else:
+                yield Finding("problem", name, said)
+        except Exception as error:  # noqa: BLE001 - whatever is broken here, the other checks still say theirs
+            text = f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())}"
+            yield Finding("problem", name, text, "rm -f .venv/.ready && make environment")
+
+
+def main() -> None:
+    """Print a line for each finding, then how many of each kind."""
+    counts: Counter[str] = Counter()
+    missing = environment.find_missing_environment()
+    if missing is not None:
+        print(missing)
+        sys.exit(1)
+    for finding in examine(CHECKS):
+        print(finding, flush=True)
+        counts[finding.level] += 1
+    print(", ".join(f"{counts[level]} {level}" for level in LEVELS))
+    sys.exit(counts["problem"] > 0)
+
+
+if __name__ == "__main__":
+    main()

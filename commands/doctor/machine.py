@@ -1,0 +1,229 @@
+"""What there is to compute with: the card and its libraries, memory, disk and the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from commands.doctor.finding import Finding
+from library.repository.client import failure_line, run
+
+HUB_SECONDS = 3
+PROBE_SECONDS = 300
+SCARCE_BYTES = 2 * 2**30  # of disk: below, a run may end for want of it
+
+REINSTALL_TORCH = (
+    "pip install --force-reinstall --constraint requirements.lock --index-url "
+    "https://pypi.org/simple torch"
+)
+
+
+def run_probe(name: str) -> tuple[str, str | None]:
+    """What one of `commands.doctor.probes` printed, and how it failed, if it did."""
+    ended = run(sys.executable, "-m", "commands.doctor.probes", name, timeout=PROBE_SECONDS)
+    if ended.returncode < 0:
+        return "", f"ended by signal {-ended.returncode}"
+    return (ended.stdout, None) if ended.returncode == 0 else ("", failure_line(ended.stderr))
+
+
+def read_driver() -> list[str] | None:
+    """Name and driver of every card as nvidia-smi sees them; None where it is not there or sees
+    none.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return None
+    listed = run("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    lines = [line.strip() for line in listed.stdout.splitlines() if line.strip()]
+    return lines if listed.returncode == 0 and lines else None
+
+
+def judge_cards(torch: dict[str, Any], driver: list[str] | None) -> Iterator[Finding]:
+    """What follows from what PyTorch sees and what the driver sees."""
+    build = f"PyTorch {torch['version']} is built for " + (
+        f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
+    )
+    for index, card in enumerate(torch["cards"]):
+        major, minor = card["capability"]
+        text = (
+            f"{card['name']}, {card['bytes'] / 2**30:.1f} GiB, compute capability {major}.{minor}"
+        )
+        if (major, minor) < (8, 0):
+            text += ": an old card, computed in float16, without FlashAttention"
+        yield Finding("ok", f"GPU {index}", text)
+    if torch["cards"]:
+        return
+    if driver is None:
+        yield Finding(
+            "note",
+            "GPU",
+            f"none: computed on the CPU in float32, minutes for the embedded model; {build}",
+        )
+    elif torch["cuda"] is None:
+        yield Finding("problem", "GPU", f"{driver[0]} is here, but {build}", REINSTALL_TORCH)
+    else:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        reason = (
+            "the driver is older than that"
+            if hidden is None
+            else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
+        )
+        remedy = (
+            "update the driver, then: nvidia-smi"
+            if hidden is None
+            else "unset CUDA_VISIBLE_DEVICES"
+        )
+        yield Finding(
+            "problem", "GPU", f"{driver[0]} is here, {build} and can't use it: {reason}", remedy
+        )
+
+
+def check_gpu() -> Iterator[Finding]:
+    """PyTorch and the card, and whether 4-bit weights work on it."""
+    printed, fault = run_probe("torch_and_cards")
+    if fault is not None:
+        yield Finding("problem", "PyTorch", fault, REINSTALL_TORCH)
+        return
+    seen = json.loads(printed)
+    yield from judge_cards(seen, read_driver())
+    if seen["cards"]:
+        _, fault = run_probe("triton")
+        if fault is not None:
+            text = f"{fault}; the loss is computed by plain PyTorch, more slowly"
+            yield Finding("note", "Triton", text, "sudo apt-get install gcc python3-dev")
+        else:
+            yield Finding("ok", "Triton", "its kernels work: TRL's head is fused")
+    _, fault = run_probe("four_bits")
+    if fault is not None:
+        remedy = "rm -f .venv/.ready && make environment, or quantization: none in the model's file"
+        yield Finding("problem", "bitsandbytes", f"4-bit weights don't work: {fault}", remedy)
+    else:
+        yield Finding("ok", "bitsandbytes", "4-bit weights work")
+
+
+def check_disk() -> Iterator[Finding]:
+    """Room where DVC's cache is, and the hub's."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    places = {"DVC's cache": Path(".dvc/cache"), "the hub's cache": Path(HF_HUB_CACHE)}
+    for name, path in places.items():
+        there = next(
+            parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
+        )
+        free = shutil.disk_usage(there).free
+        text = f"{free / 2**30:.1f} GiB free for {name}"
+        remedy = (
+            "dvc gc --all-commits --all-experiments" if name == "DVC's cache" else "hf cache prune"
+        )
+        yield (
+            Finding("note", "disk", f"{text}: scarce", remedy)
+            if free < SCARCE_BYTES
+            else Finding("ok", "disk", text)
+        )
+
+
+def is_reachable(url: str, seconds: float = HUB_SECONDS) -> bool:
+    """Whether a server answers at all."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:  # no route, no name, no answer in time
+        return False
+
+
+def check_hub() -> Iterator[Finding]:
+    """Whether a hub model is in the cache, or the hub can be asked for it."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    from library.errors import InputError
+    from library.llm.manifest import find_model_folder
+    from library.params import HubModel, load_model_file, load_params
+
+    name = load_params().model
+    model = load_model_file(name)
+    reachable = not HF_HUB_OFFLINE and is_reachable(ENDPOINT)
+    answer = f"{ENDPOINT} does not answer"
+    if reachable:
+        answer = f"{ENDPOINT} answers"
+    elif HF_HUB_OFFLINE:
+        answer = f"{ENDPOINT} is not asked: HF_HUB_OFFLINE"
+    if isinstance(model, HubModel):
+        source = {"id": model.id, "revision": model.revision}
+    else:
+        source = {"path": model.path}
+    try:
+        find_model_folder(source)
+    except InputError as error:
+        if not isinstance(model, HubModel):
+            yield Finding("problem", "model", str(error), f"edit path in models/{name}.yaml")
+        elif reachable:
+            yield Finding(
+                "note", "model", f"{model.id} is not in the hub's cache; {answer}", "dvc repro base"
+            )
+        else:
+            remedy = (
+                "unset HF_HUB_OFFLINE"
+                if HF_HUB_OFFLINE
+                else "set HTTPS_PROXY, or HF_ENDPOINT to a mirror"
+            )
+            yield Finding(
+                "problem", "model", f"{model.id} is not in the hub's cache; {answer}", remedy
+            )
+        return
+    yield Finding("ok", "model", f"{name} is on this disk; {answer}")
+
+
+def check_memory() -> Iterator[Finding]:
+    """Whether training, on rows of format.max_length, is predicted to fit."""
+    from library.llm.devices import pick_device
+    from library.llm.memory.measuring import free_bytes
+    from library.llm.memory.misfit import (
+        Misfit,
+        ShorterLength,
+        describe_alternative,
+        describe_training_misfit,
+    )
+    from library.llm.memory.planning import (
+        LongestRow,
+        batch_size_choices,
+        choose_batch_size,
+        lengths_below,
+        load_sizes,
+        make_settings,
+    )
+    from library.params import load_model_file, load_params
+    from library.units import gib
+
+    params = load_params()
+    device = pick_device()
+    model = load_model_file(params.model)
+    settings = make_settings(model, params.sft, device.type)
+    sizes = load_sizes(model, settings.adapter)
+    if sizes is None:
+        text = f"not known for {params.model} until its config.json is here"
+        yield Finding("note", "memory", text, "dvc repro base")
+        return
+    free = free_bytes(device)
+    length, answer = params.format.max_length, params.format.max_new_tokens
+    shorter = [ShorterLength(other, other) for other in lengths_below(length, answer)]
+    choices = batch_size_choices(params.sft.effective_batch_size)
+    found = choose_batch_size(sizes, settings, LongestRow(length, answer, shorter), choices, free)
+    if isinstance(found, Misfit):
+        remedy = "close other programs, or take a smaller model: make memory"
+        if found.alternatives:
+            remedy = describe_alternative(found.alternatives[0])
+        yield Finding("problem", "memory", next(describe_training_misfit(found)), remedy)
+        return
+    rows, predicted = found
+    text = (
+        f"{params.model}, rows of {length} tokens, {rows} at a time: {gib(predicted.peak)} "
+        "predicted"
+    )
+    yield Finding("ok", "memory", f"{text}, {gib(free)} free on {device.type}")

@@ -1,0 +1,439 @@
+"""Git, DVC and what they keep: the lock, the outputs, the queue, the remote, the data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from commands.doctor.finding import Finding
+from library.repository.client import failure_line, read_dvc, run, run_dvc, run_git
+
+TRACKED_BY_EXPERIMENTS = ("params.yaml", "models", "dvc.lock", "metrics")
+CONFLICT = re.compile(r"^(<<<<<<<|=======|>>>>>>>)( |$)", re.MULTILINE)
+PEEKED_ROWS = 100
+
+# the package that each kind of remote needs beside dvc
+REMOTE_EXTRAS = {
+    "s3": "dvc_s3",
+    "gs": "dvc_gs",
+    "ssh": "dvc_ssh",
+    "azure": "dvc_azure",
+    "gdrive": "dvc_gdrive",
+    "hdfs": "dvc_hdfs",
+}
+
+
+def check_git() -> Iterator[Finding]:
+    """Git, a repository around us, and a name and address to commit by."""
+    try:
+        version = run_git("--version").stdout.strip()
+    except FileNotFoundError:
+        yield Finding("problem", "git", "not found: experiments are git commits", "apt install git")
+        return
+    if run_git("rev-parse", "--is-inside-work-tree").returncode:
+        yield Finding(
+            "problem",
+            "git",
+            "this is no git repository",
+            "git init && git add --all && git commit -m 'Begin'",
+        )
+        return
+    if run_git("rev-parse", "--verify", "HEAD").returncode:
+        yield Finding(
+            "problem",
+            "git",
+            "no commit yet: dvc exp has nothing to start from",
+            "git add --all && git commit -m Begin",
+        )
+    missing = [
+        key for key in ("user.name", "user.email") if not run_git("config", key).stdout.strip()
+    ]
+    if missing:
+        remedy = " && ".join(
+            f"git config --global {key} {'YOU@EXAMPLE.COM' if key == 'user.email' else 'YOU'}"
+            for key in missing
+        )
+        yield Finding(
+            "problem", "git", f"{' and '.join(missing)} not set: nothing can be committed", remedy
+        )
+    else:
+        yield Finding("ok", "git", version)
+
+
+def find_conflicts() -> list[Path]:
+    """Files that DVC reads and that hold the marks of a merge."""
+    paths = (
+        Path("dvc.lock"),
+        Path("dvc.yaml"),
+        Path("params.yaml"),
+        *sorted(Path("metrics").glob("*.json")),
+    )
+    return [
+        path
+        for path in paths
+        if path.is_file() and CONFLICT.search(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+
+
+def check_conflicts() -> Iterator[Finding]:
+    """Marks that a merge left: parameters are for people to choose, lock and metrics for DVC to
+    make again.
+    """
+    for path in find_conflicts():
+        made = path.name == "dvc.lock" or path.parent.name == "metrics"
+        remedy = (
+            "git checkout --ours dvc.lock metrics && dvc repro && git commit --all"
+            if made
+            else f"edit {path}"
+        )
+        yield Finding("problem", str(path), "holds the marks of a merge conflict", remedy)
+
+
+def check_params() -> Iterator[Finding]:
+    """params.yaml and the model's file: every value known and in range."""
+    from library.errors import InputError
+    from library.params import load_model_file, load_params
+
+    try:
+        params = load_params()
+        load_model_file(params.model)
+    except InputError as error:
+        text = str(error)
+        faults = [" ".join(text.split())] if "not YAML" in text else text.splitlines()
+        yield from (
+            Finding("problem", "parameters", fault, "git diff params.yaml models")
+            for fault in faults
+        )
+        return
+    yield Finding("ok", "parameters", f"valid; model {params.model}, data {params.data.path}")
+
+
+def check_tree() -> Iterator[Finding]:
+    """What experiments change and no commit has: `dvc exp run` leaves what it set, and the next one
+    starts from there.
+    """
+    changed = run(
+        "git", "diff", "HEAD", "--name-only", "--", *TRACKED_BY_EXPERIMENTS
+    ).stdout.split()
+    if not changed:
+        yield Finding("ok", "working tree", "parameters, lock and metrics as committed")
+        return
+    if run_git("ls-files", "--unmerged").stdout:
+        yield Finding(
+            "note",
+            "working tree",
+            "a merge is under way",
+            "git status, or as before: git merge --abort && dvc checkout",
+        )
+        return
+    text = f"not as committed: {', '.join(changed)}; the next dvc exp run starts from there"
+    diff = run_dvc("params", "diff", "--json") if "params.yaml" in changed else None
+    if diff is not None and diff.returncode == 0 and diff.stdout.strip():
+        values = json.loads(diff.stdout).get("params.yaml", {})
+        text += "".join(
+            f"; {key} {value.get('old')} -> {value.get('new')}"
+            for key, value in islice(values.items(), 5)
+        )
+    yield Finding(
+        "note",
+        "working tree",
+        text,
+        f"git restore {' '.join(TRACKED_BY_EXPERIMENTS)} && dvc checkout",
+    )
+
+
+def check_dvc() -> Iterator[Finding]:
+    """DVC set up here, and in git's hooks."""
+    if not Path(".dvc").is_dir():
+        yield Finding("problem", "dvc", "not set up here", "dvc init")
+        return
+    version = run_dvc("--version")
+    if version.returncode:
+        yield Finding(
+            "problem", "dvc", failure_line(version.stderr), "rm -f .venv/.ready && make environment"
+        )
+        return
+    yield Finding("ok", "dvc", version.stdout.strip())
+    yield from check_hooks()
+
+
+def check_hooks() -> Iterator[Finding]:
+    """DVC in git's hooks: of use once there is a remote, and in the way of every push while there
+    is none.
+    """
+    folder = Path(run_git("rev-parse", "--git-path", "hooks").stdout.strip())
+    names = ("pre-commit", "pre-push", "post-checkout")
+    present = [
+        name
+        for name in names
+        if (folder / name).is_file() and "dvc git-hook" in (folder / name).read_text()
+    ]
+    has_remote = bool(read_remotes()[0])
+    if "pre-push" in present and not has_remote:
+        text = "DVC pushes before git does, and there is no remote: git push fails"
+        yield Finding(
+            "problem",
+            "git hooks",
+            text,
+            f"rm {folder / 'pre-push'}, or: dvc remote add --default NAME URL",
+        )
+    elif len(present) < len(names) and has_remote:
+        text = "DVC is not in them: git checkout and git push leave the outputs alone"
+        yield Finding("note", "git hooks", text, "dvc install")
+
+
+def check_running() -> Iterator[Finding]:
+    """Another DVC at work here, or what a killed one left: its entries in the lock, and a stage
+    that lives on without it.
+    """
+    import psutil
+
+    if Path("checkpoints/sweep-workspace").is_dir():
+        text = (
+            "one runs here, or was killed: params.yaml, dvc.lock and metrics are a trial's until "
+            "it has ended"
+        )
+        yield Finding("note", "sweep", text, "wait, or again: make sweep SPACE=sweeps/NAME.yaml")
+    try:
+        entries = json.loads(Path(".dvc/tmp/rwlock").read_text() or "{}")
+        holders = [
+            *entries.get("write", {}).values(),
+            *(holder for held in entries.get("read", {}).values() for holder in held),
+        ]
+        commands = {int(holder["pid"]): str(holder["cmd"]) for holder in holders}
+    except FileNotFoundError:
+        commands = {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield Finding(
+            "problem",
+            "dvc's lock",
+            ".dvc/tmp/rwlock is broken: DVC was killed while it wrote it",
+            "rm .dvc/tmp/rwlock",
+        )
+        return
+    alive = [process for process in commands if psutil.pid_exists(process)]
+    for process in alive:
+        yield Finding(
+            "note",
+            "dvc's lock",
+            f"process {process} is at work: {commands[process]}",
+            f"wait, or: kill {process}",
+        )
+    if alive:
+        return
+    if commands:
+        text = f"left by a DVC that was killed: {next(iter(commands.values()))}"
+        yield Finding("note", "dvc's lock", text, "rm .dvc/tmp/rwlock")
+    for running in psutil.process_iter(["cmdline"]):
+        words = running.info["cmdline"] or []
+        with suppress(psutil.Error):
+            if any(word.startswith("stages.") for word in words) and running.cwd() == str(
+                Path.cwd()
+            ):
+                text = f"process {running.pid} runs without DVC: {' '.join(words[1:])}"
+                yield Finding("note", "a stage", text, f"wait, or: kill {running.pid}")
+
+
+def check_pipeline() -> Iterator[Finding]:
+    """Whether dvc.lock is current: what `dvc repro` would run, absent outputs apart."""
+    from library.repository.lock import dry_run
+
+    if find_conflicts():
+        return
+    would_run = dry_run()
+    # where an output of a stage that would run is missing, the stages that read it can't be asked
+    # any more
+    if would_run.is_blocked:
+        yield Finding("note", "pipeline", "can't be asked while another DVC is at work")
+        return
+    if would_run.failure is not None and not (would_run.stages and would_run.lacks_data):
+        remedy = "dvc pull" if would_run.lacks_data else "dvc repro --dry --allow-missing"
+        yield Finding("problem", "pipeline", would_run.failure.removeprefix("ERROR: "), remedy)
+        return
+    if not Path("dvc.lock").is_file():
+        yield Finding("note", "pipeline", "no dvc.lock: nothing has run yet", "make repro")
+    elif would_run.stages:
+        stages = ", ".join(would_run.stages)
+        text = f"dvc.lock is older than code, data or parameters: at least {stages} would run"
+        yield Finding("note", "pipeline", text, "dvc repro")
+    else:
+        yield Finding("ok", "pipeline", "dvc.lock is current")
+
+
+def check_outputs() -> Iterator[Finding]:
+    """Outputs that dvc.lock names and that are not here, or not what it says."""
+    if not Path("dvc.lock").is_file() or find_conflicts():
+        return
+    status = run_dvc("data", "status", "--json")
+    if status.returncode:
+        yield Finding("problem", "outputs", failure_line(status.stderr), "dvc data status")
+        return
+    found = json.loads(status.stdout or "{}")
+    lost = found.get("not_in_cache", [])
+    away = [path for path in found.get("uncommitted", {}).get("deleted", []) if path not in lost]
+    modified = found.get("uncommitted", {}).get("modified", [])
+    if lost:
+        kept = all(Path(path).exists() for path in lost)
+        text = (
+            f"{len(lost)} are {'in place, but ' if kept else ''}not in the cache, such as {lost[0]}"
+        )
+        remedy = (
+            "dvc commit"
+            if kept
+            else "dvc pull"
+            if read_remotes()[0]
+            else "dvc repro, or a remote: dvc pull"
+        )
+        yield Finding("note", "outputs", text, remedy)
+    if away:
+        yield Finding(
+            "note",
+            "outputs",
+            f"{len(away)} are in the cache and not in place, such as {away[0]}",
+            "dvc checkout",
+        )
+    if modified:
+        text = f"{len(modified)} are not what dvc.lock says, such as {modified[0]}"
+        yield Finding("note", "outputs", text, "dvc repro, or as they were: dvc checkout --force")
+    if not (lost or away or modified):
+        yield Finding("ok", "outputs", "all in place")
+
+
+def check_queue() -> Iterator[Finding]:
+    """Experiments that wait, run or failed in the queue, and workspaces that killed ones left."""
+    if not Path(".dvc/tmp/exps/celery").is_dir():
+        return
+    tasks = [
+        line.split()[-1].lower()
+        for line in read_dvc("queue", "status").splitlines()
+        if re.match(r"[0-9a-f]{7}\s", line)
+    ]
+    remedies = {
+        "queued": "dvc queue start, or dvc queue remove --queued",
+        "running": "dvc queue logs NAME, dvc queue stop --kill",
+    }
+    remedies["failed"] = "dvc queue logs NAME; dvc queue remove --failed"
+    for state, remedy in remedies.items():
+        if state in tasks:
+            yield Finding("note", "queue", f"{tasks.count(state)} {state}", remedy)
+    left = [path for path in Path(".dvc/tmp/exps").glob("tmp*") if path.is_dir()]
+    if left and "running" not in tasks:
+        text = f"{len(left)} workspaces of runs that were killed in .dvc/tmp/exps"
+        yield Finding("note", "queue", text, "dvc queue stop --kill; rm -r .dvc/tmp/exps/tmp*")
+    if not tasks and not left:
+        yield Finding("ok", "queue", "empty")
+
+
+def read_remotes() -> tuple[dict[str, str], str | None]:
+    """Addresses by remote, and which one is the default.
+
+    `dvc remote list` breaks long lines, `dvc config` does not.
+    """
+    values = dict(
+        line.split("=", 1) for line in read_dvc("config", "--list").splitlines() if "=" in line
+    )
+    found = {
+        match[1]: value
+        for key, value in values.items()
+        if (match := re.fullmatch(r"remote\.(.+)\.url", key))
+    }
+    return found, values.get("core.remote")
+
+
+def check_remote() -> Iterator[Finding]:
+    """Where `dvc push` goes, and whether what that kind of remote needs is installed."""
+    remotes, default = read_remotes()
+    if not remotes:
+        yield Finding(
+            "note",
+            "remote",
+            "none: outputs are on this disk alone",
+            "dvc remote add --default NAME URL",
+        )
+        return
+    for name, url in remotes.items():
+        kind = url.partition("://")[0] if "://" in url else ""
+        extra = REMOTE_EXTRAS.get(kind)
+        if extra is not None and importlib.util.find_spec(extra) is None:
+            yield Finding(
+                "problem",
+                "remote",
+                f"{name} is on {kind}, which needs a package",
+                f"pip install {extra.replace('_', '-')}",
+            )
+        else:
+            yield Finding("ok", "remote", f"{name}: {url}")
+    if default is None:
+        yield Finding(
+            "note", "remote", "none is the default", f"dvc remote default {next(iter(remotes))}"
+        )
+
+
+def check_data() -> Iterator[Finding]:
+    """The rows that `data.path` names: there, with the columns, the first of them usable, and known
+    to git or DVC.
+    """
+    from library.corpus.reading import read_raw
+    from library.corpus.rows import find_problem
+    from library.errors import InputError
+    from library.params import load_params
+
+    data = load_params().data
+    path = Path(data.path)
+    made = path.parts[:2] == ("data", "sample")
+    if not path.is_file():
+        if made:
+            yield Finding("note", "data", f"{path} is not here yet", "dvc repro sample")
+        elif Path(f"{path}.dvc").is_file():
+            yield Finding("problem", "data", f"{path} is not here, DVC knows it", "dvc pull")
+        else:
+            yield Finding(
+                "problem", "data", f"{path} is not here", f"cp YOUR_ROWS {path} && dvc add {path}"
+            )
+        return
+    columns = data.columns.model_dump()
+    try:
+        rows = list(islice(read_raw(path, data.columns), PEEKED_ROWS))
+    except InputError as error:
+        yield Finding("problem", "data", str(error), "see `data` in params.yaml")
+        return
+    lacking = [
+        column
+        for name, column in columns.items()
+        if column is not None and not any(name in row.fields for row in rows)
+    ]
+    if lacking:
+        text = f"{path}: none of the first {len(rows)} rows has {', '.join(lacking)}"
+        yield Finding("problem", "data", text, "edit data.columns in params.yaml")
+        return
+    bad = [(row, problem) for row in rows if (problem := find_problem(row, columns)) is not None]
+    text = f"{path}: the first {len(rows)} rows have the columns"
+    if bad:
+        yield Finding(
+            "note",
+            "data",
+            f"{text}; {len(bad)} can't be used, such as {bad[0][0].place}: {bad[0][1]}",
+            "dvc repro profile",
+        )
+    else:
+        yield Finding("ok", "data", text)
+    if (
+        not made
+        and not Path(f"{path}.dvc").is_file()
+        and run_git("ls-files", "--error-unmatch", str(path)).returncode
+    ):
+        text = (
+            f"{path} is known to neither git nor DVC: it is missing in queued runs and in other "
+            "clones"
+        )
+        yield Finding(
+            "note",
+            "data",
+            text,
+            f"dvc add {path} && git add {path}.dvc {path.parent / '.gitignore'}",
+        )

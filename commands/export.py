@@ -1,0 +1,160 @@
+"""Ship the fine-tuned model as one folder: python -m commands.export
+
+Merges the adapter into the base, asks the test questions of what came out, and says so in a model
+card. Reads artifacts/{base,adapter}/ and what the pipeline wrote of them. Writes artifacts/merged/:
+a folder that transformers loads, README.md being its card. It is no stage of dvc.yaml: it can be
+made again, and shipping is not a measurement.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from library.entry import run_main
+from library.errors import InputError
+from library.files import read_json, read_jsonl, write_text
+from library.llm.answering import answer_rows
+from library.llm.chat_template import load_tokenizer
+from library.llm.devices import device_name
+from library.llm.loading import check_artifacts, load_merged
+from library.llm.merging import merge_adapter
+from library.llm.prompts import build_messages, load_prompt
+from library.llm.sharding import find_sharding
+from library.pages.cards import read_model_facts, render_card, shipped_statement, shipped_table
+from library.params import EvaluateParams, load_params
+from library.paths import (
+    ADAPTER_DIR,
+    BASE_DIR,
+    CLEAN_ROWS_PATH,
+    DEVICE_PATH,
+    EVALUATION_PATH,
+    LOCK_PATH,
+    MERGED_DIR,
+    SPLITS_PATH,
+    TEST_PATH,
+    predictions_path,
+    prompt_path,
+)
+from library.records import FormattedRow, Prediction
+from library.repository.lock import find_stale
+from library.verdict.metrics import LOWER_IS_BETTER
+from library.verdict.scoring import (
+    Predictions,
+    compare_systems,
+    comparison_record,
+    read_predictions,
+    score_rows,
+)
+from library.verdict.statistics import adjust_holm, decide
+
+log = logging.getLogger(__name__)
+
+NEEDED = {
+    CLEAN_ROWS_PATH: "clean",
+    TEST_PATH: "format",
+    SPLITS_PATH: "format",
+    DEVICE_PATH: "zeroshot",
+    predictions_path("sft"): "predict",
+    EVALUATION_PATH: "evaluate",
+}
+COMPARED = ("rouge_l", "token_f1", "bits_per_byte", "pair_matching", "contrastive")
+
+
+def check_needed() -> None:
+    """Raise InputError naming the first file that is not there, or stage that is not current."""
+    check_artifacts(BASE_DIR, ADAPTER_DIR)
+    for path, stage in NEEDED.items():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    if not LOCK_PATH.is_file():
+        log.warning(
+            "dvc.lock: no such file: whether predictions are those of this adapter is not known"
+        )
+        return
+    stale = find_stale() or {}
+    for stage in ("sft", *NEEDED.values()):
+        if stage in stale:
+            reasons = ", ".join(stale[stage])
+            raise InputError(
+                f"{stage} is older than what it is made of, {reasons}; run `dvc repro`"
+            )
+
+
+def ask_merged(
+    folder: Path, rows: Sequence[FormattedRow], max_new_tokens: int
+) -> tuple[list[Prediction], dict[str, str]]:
+    """What the model in `folder` answers to the test rows, and what computed it."""
+    model = load_merged(folder)
+    device = {"dtype": str(model.dtype).removeprefix("torch."), "device": device_name(model.device)}
+    return answer_rows(model, load_tokenizer(folder), rows, max_new_tokens), device
+
+
+def compare_shipped(
+    rows: Sequence[FormattedRow],
+    contexts: Mapping[str, str],
+    adapter: Predictions,
+    merged: Predictions,
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """The merged model against the adapter, both as predictions by row id.
+
+    `n` rows, `same` answers word for word, and `metrics` by name: each with both systems' means and
+    a `verdict`, 1 for better, −1 for worse and 0 for no evidence, by the p-value that is corrected
+    for there being several.
+    """
+    scored = score_rows(rows, contexts, {"adapter": adapter, "merged": merged})
+    comparisons = compare_systems(scored, COMPARED, params, "adapter", "merged")
+    adjusted = adjust_holm({name: comparison.p for name, comparison in comparisons.items()})
+    metrics = {}
+    for name, comparison in comparisons.items():
+        p = adjusted[name]
+        verdict = decide(replace(comparison, p=p), name in LOWER_IS_BETTER, params.confidence)
+        record = comparison_record(comparison, "adapter", "merged")
+        metrics[name] = record | {"p_holm": p, "verdict": verdict}
+    same = sum(adapter[key]["prediction"] == merged[key]["prediction"] for key in adapter)
+    return {"n": len(rows), "same": same, "metrics": metrics}
+
+
+def main() -> None:
+    """Merge, ask, compare, and keep the folder with its card."""
+    params = load_params()
+    find_sharding()  # before the merge, which takes minutes
+    check_needed()
+    template = load_prompt(prompt_path(params.format.prompt))
+    rows = cast(list[FormattedRow], list(read_jsonl(TEST_PATH)))
+    wanted = {row["id"] for row in rows}
+    contexts = {
+        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
+    }
+    adapter = read_predictions(predictions_path("sft"), rows)
+    facts = read_model_facts(params)
+    MERGED_DIR.parent.mkdir(parents=True, exist_ok=True)
+    for left in MERGED_DIR.parent.glob("tmp-merged-*"):  # by one that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
+        folder = Path(temporary) / "merged"
+        merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
+        records, shipped_on = ask_merged(folder, rows, params.format.max_new_tokens)
+        merged = {record["id"]: record for record in records}
+        shipped = compare_shipped(rows, contexts, adapter, merged, params.evaluate)
+        passages = ["The first passage.", "The second passage."]
+        card = render_card(
+            facts,
+            {"measured": read_json(DEVICE_PATH), "shipped": shipped_on},
+            shipped,
+            build_messages(template, passages, "The question?"),
+        )
+        write_text(folder / "README.md", card)
+        shutil.rmtree(MERGED_DIR, ignore_errors=True)
+        folder.replace(MERGED_DIR)
+    size = sum(path.stat().st_size for path in MERGED_DIR.iterdir())
+    log.info("%s is written: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
+    print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,76 @@
+"""Bring a data set of the Hugging Face Hub, at a pinned commit, into data/raw/ as Parquet: a file
+to be tracked by `dvc add`.
+
+    python -m commands.fetch owner/name data/raw/name.parquet --split train \
+        --revision 0123…40 hexadecimal digits
+
+A folder with data files takes the place of owner/name, and needs no revision. No code of a data
+set's author is run.
+"""
+
+import argparse
+import logging
+import re
+import tempfile
+from pathlib import Path
+
+from datasets import Dataset, disable_progress_bars, load_dataset
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub.errors import HfHubHTTPError
+
+from library.entry import run_main
+from library.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def fetch(source: str, revision: str | None, split: str, config: str | None, out_path: Path) -> int:
+    """Write one split of a data set, which must be flat enough for Parquet's rows, and return the
+    number of its rows.
+
+    Raises InputError where it can't be had, or where a hub's data set is not pinned to a commit.
+    """
+    local = Path(source).is_dir()
+    if not local and not (revision and re.fullmatch(r"[0-9a-f]{40}", revision)):
+        raise InputError(
+            f"--revision {revision or 'is missing'}: expected a commit, 40 hexadecimal digits: "
+            "branches and tags can move"
+        )
+    if out_path.suffix != ".parquet":
+        raise InputError(f"{out_path}: expected a name that ends in .parquet")
+    try:
+        data = load_dataset(source, config, split=split, revision=None if local else revision)
+    except (DatasetNotFoundError, DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{source}, split {split}: {error}") from error
+    assert isinstance(data, Dataset)
+    try:
+        out_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out_path}: {error}") from error
+    with tempfile.TemporaryDirectory(dir=out_path.parent) as folder:
+        complete = Path(folder) / out_path.name
+        data.to_parquet(complete)
+        complete.replace(out_path)
+    return len(data)
+
+
+def main() -> None:
+    """Fetch what the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.fetch", description="A data set of a hub as a Parquet file."
+    )
+    parser.add_argument("source", help="owner/name on the hub, or a folder with data files")
+    parser.add_argument("out_path", type=Path, help="such as data/raw/name.parquet")
+    parser.add_argument("--revision", help="the commit, 40 hexadecimal digits")
+    parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--config", help="the name of a configuration, where the data set has several"
+    )
+    options = parser.parse_args()
+    disable_progress_bars()
+    rows = fetch(options.source, options.revision, options.split, options.config, options.out_path)
+    log.info("%s: %d rows; track it with: dvc add %s", options.out_path, rows, options.out_path)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,113 @@
+"""Print what every model needs, by length and rows at a time: python -m commands.memory"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from library.entry import run_main
+from library.llm.devices import pick_device
+from library.llm.memory.formula import predict_answering, predict_training
+from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, fits, free_bytes, memory_limit
+from library.llm.memory.planning import load_sizes, make_settings
+from library.llm.sharding import find_sharding
+from library.params import load_model_file, load_params
+from library.paths import MODELS_DIR
+from library.units import gib
+
+
+def table(
+    device_type: str, count: int, lengths: Sequence[int], rows: Sequence[int], free: int | None
+) -> Iterator[str]:
+    """Lines of Markdown: the predicted peak of a training step for every model file, and of
+    answering the longest prompt.
+
+    It is that of each of `count` processes.
+    """
+    params = load_params()
+    yield (
+        f"| model | rows at a time | {' | '.join(f'{length:,} tokens' for length in lengths)} | "
+        f"answering {lengths[-1]:,} |"
+    )
+    yield f"|---|--:|{'--:|' * (len(lengths) + 1)}"
+    for path in sorted(MODELS_DIR.glob("*.yaml")):
+        model_file = load_model_file(path.stem)
+        setting = make_settings(model_file, params.sft, device_type, count)
+        sizes = load_sizes(model_file, setting.adapter)
+        if sizes is None:
+            yield (
+                f"| {path.stem} | | {'| ' * len(lengths)}not known until its config.json is here |"
+            )
+            continue
+        answer = params.format.max_new_tokens
+        for at_once in rows:
+            cells = [
+                predict_training(sizes, setting, at_once, length, min(length, answer))
+                for length in lengths
+            ]
+            cells.append(
+                predict_answering(sizes, setting, at_once, max(1, lengths[-1] - answer), answer)
+            )
+            marked = [
+                gib(cell.peak) + ("" if free is None or fits(cell, free) else " ✗")
+                for cell in cells
+            ]
+            yield f"| {path.stem} | {at_once} | {' | '.join(marked)} |"
+
+
+def positive(text: str) -> int:
+    """A positive whole number of the command line."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description="Predict what training and answering need, for every model in models/."
+    )
+    parser.add_argument(
+        "--device",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="16-bit types on CUDA, float32 on a CPU",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=positive,
+        nargs="+",
+        default=[1024, 2048, 4096, 6144],
+        help="tokens of a row",
+    )
+    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 4], help="rows at a time")
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=1,
+        help="how many share the layers, where FSDP in the environment says so",
+    )
+    asked = parser.parse_args()
+    limit, free = memory_limit(), None
+    if asked.device == "cpu" or torch.cuda.is_available():
+        free = free_bytes(pick_device() if asked.device == "cuda" else torch.device("cpu"))
+    elif limit is not None:
+        free = max(0, limit - CONTEXT_BYTES)
+    print("\n".join(table(asked.device, asked.processes, asked.lengths, asked.rows, free)))
+    sharding = find_sharding(asked.processes)
+    how = "" if sharding is None else f" with FSDP={sharding}"
+    how += f" for each of {asked.processes} processes" if asked.processes > 1 else ""
+    if free is None:
+        print(
+            f"\nPredicted{how}, on a CUDA card; there is none here. MEMORY_LIMIT_GIB=4 marks "
+            "what a card of 4 GiB can't hold."
+        )
+    else:
+        print(
+            f"\nPredicted{how}. ✗: more than {1 - SPARE:.0%} of the {gib(free)} that are free "
+            "for tensors."
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

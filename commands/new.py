@@ -1,0 +1,200 @@
+"""Begin a project of its own for other data: the pipeline as it is committed here, without what was
+found here.
+
+`make new DIR=../mine`. What is copied is the commit, not the working tree, so that the commit named
+in the new README says it all. Left out are results, their log, votes, recorded measurements and
+where this project's outputs are kept.
+"""
+
+import argparse
+import json
+import re
+import shlex
+import tarfile
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from library.entry import run_main
+from library.errors import InputError
+from library.files import open_atomic, write_text
+from library.params import load_params
+from library.paths import PARAMS_PATH
+from library.repository.client import read_dvc, read_git
+from standin.sample_rows import short_rows
+
+DATA_PATH = Path("data/raw/mine.json")
+EXAMPLE_ROWS = 60
+
+# by path; `*` stands for any text, slashes included
+OURS = (
+    ".ci/check_result.py",
+    ".dvc/*",
+    "LOG.md",
+    "README.md",
+    "benchmarks/*.json",
+    "data/raw/*",
+    "data/votes/*.json",
+    "dvc.lock",
+    "metrics/*",
+    "tests/test_readme.py",
+)
+
+README = """\
+# Does fine-tuning a small model help on these rows?
+
+Begun from the commit `{commit}` of the pipeline{origin}; its README says how everything works.
+
+```sh
+make repro    # builds .venv, then from {data_path} to reports/report.html
+make test     # of the pipeline's code; none of the tests is about your rows
+make doctor   # what is in order here and what is not
+```
+
+`{data_path}` holds {rows} short generated rows: an example of the columns, and enough to see the
+pipeline run. Put yours in its place:
+
+```sh
+source .venv/bin/activate
+cp ~/mine.json {data_path} && dvc add {data_path}    # other formats: data.path in params.yaml
+dvc repro profile    # reports/profile.html: what is in them, before anything is trained
+dvc repro && git add --all && git commit -m "Measure my rows"
+```
+
+| column | holds |
+| --- | --- |
+| `anchor` | the context that the answer is in |
+| `query` | the question |
+| `positive` | the right answer |
+| `negative` | a wrong one; without any, set `data.columns.negative` to null |
+
+Other names: `data.columns` in `params.yaml`. A real model: `model` there.
+`dvc remote add --default NAME URL && dvc push` keeps outputs elsewhere.
+"""
+
+
+def check_target(target: Path, source: Path) -> None:
+    """Raise InputError where a new project can't begin in `target`, or by whoever asks."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(
+            f"{target}: is there already and not empty; name a new folder: make new DIR=../mine"
+        )
+    if target.resolve().is_relative_to(source.resolve()):
+        raise InputError(
+            f"{target}: is inside this project; name a folder beside it: make new DIR=../mine"
+        )
+    try:
+        read_git("-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT", folder=source)
+    except InputError:
+        raise InputError(
+            "git does not know who commits: git config --global user.name NAME && git config "
+            "--global user.email ADDRESS"
+        ) from None
+
+
+def find_origin(source: Path) -> str:
+    """Where the pipeline was cloned from, as the README says it, without a password.
+
+    Empty where that is only on this disk.
+    """
+    try:
+        url = read_git("remote", "get-url", "origin", folder=source).strip()
+    except InputError:
+        return ""
+    if not re.match(r"https?://|ssh://|[\w.-]+@[\w.-]+:", url):
+        return ""
+    return f" at {re.sub(r'//[^@/]*@', '//', url)}"
+
+
+def copy_commit(source: Path, target: Path) -> None:
+    """Unpack the files of the commit that is checked out, but those that are ours alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "commit.tar"
+        read_git("archive", "--format=tar", f"--output={path}", "HEAD", folder=source)
+        with tarfile.open(path) as archive:
+            members = [
+                member
+                for member in archive
+                if not member.isdir() and not any(fnmatch(member.name, name) for name in OURS)
+            ]
+            # which Python has from 3.11.4 on
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(target, members=members)
+
+
+def adapt(project: Path, readme: str) -> None:
+    """Turn the copy into a project of its own: its data and its README."""
+    path = project / PARAMS_PATH
+    load_params(path)  # or what is wrong in it is carried over
+    yaml = YAML()
+    yaml.width = 10_000  # no line is folded
+    yaml.preserve_quotes = True
+    params = yaml.load(path)
+    params["data"]["path"] = DATA_PATH.as_posix()
+    with open_atomic(path) as file:
+        yaml.dump(params, file)
+    write_text(project / "README.md", readme)
+    write_text(project / DATA_PATH, json.dumps(short_rows(EXAMPLE_ROWS, seed=1), indent=1) + "\n")
+
+
+def begin(project: Path, message: str) -> None:
+    """Put the project under git and DVC, its rows under DVC, and commit all that."""
+    read_git("init", "--quiet", folder=project)
+    read_git("symbolic-ref", "HEAD", "refs/heads/main", folder=project)
+    read_dvc("init", "--quiet", folder=project)
+    read_dvc("config", "core.analytics", "false", folder=project)
+    read_dvc("add", "--quiet", DATA_PATH.as_posix(), folder=project)
+    read_git("add", "--all", folder=project)
+    read_git("commit", "--quiet", "--message", message, folder=project)
+
+
+def make_project(source: Path, target: Path) -> str:
+    """Begin a project in `target` from the commit that is checked out in `source`.
+
+    It appears whole or not at all. Returns that commit. Raises InputError where `source` has none,
+    where `target` is in use, or where git can't commit.
+    """
+    check_target(target, source)
+    commit = read_git("rev-parse", "HEAD", folder=source).strip()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        project = Path(folder) / "project"
+        project.mkdir()
+        copy_commit(source, project)
+        readme = README.format(
+            commit=commit,
+            origin=find_origin(source),
+            data_path=DATA_PATH.as_posix(),
+            rows=EXAMPLE_ROWS,
+        )
+        adapt(project, readme)
+        begin(project, f"Begin from {commit[:12]} of does-fine-tuning-help")
+        if target.exists():
+            target.rmdir()
+        project.replace(target)
+    return commit
+
+
+def main() -> None:
+    """Make the project and say what comes next."""
+    parser = argparse.ArgumentParser(
+        prog="make new", description="Begin a project for other data in a new folder."
+    )
+    parser.add_argument(
+        "folder", nargs="?", help="a folder that is not there yet, or empty: make new DIR=../mine"
+    )
+    folder = parser.parse_args().folder
+    if not folder:
+        raise InputError("which folder? make new DIR=../mine")
+    target = Path(folder)
+    if read_git("status", "--porcelain"):
+        print("note: what is not committed here is not copied")
+    commit = make_project(Path(), target)
+    print(f"{target}: begun from {commit[:12]}\nnext: cd {shlex.quote(str(target))} && make repro")
+    print(f"your rows go to {DATA_PATH}: see README.md there")
+
+
+if __name__ == "__main__":
+    run_main(main)

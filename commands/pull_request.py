@@ -1,0 +1,401 @@
+"""What a branch did to the result, as a comment: python -m commands.pull_request --base main
+
+Compares the commit HEAD with its merge base: metrics and parameters as git has them, by `dvc
+metrics diff` and `dvc params diff`; rows and answers as dvc.lock names them, where the cache has
+them. Writes reports/pull_request.md and prints it. It is no stage of dvc.yaml: it is about commits,
+and no stage knows of them.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from library.entry import run_main
+from library.errors import InputError
+from library.files import write_text
+from library.pages.comment import (
+    alert,
+    code,
+    listed,
+    render_comment,
+    render_counts,
+    render_curves,
+    render_effect,
+    render_examples,
+    render_inputs,
+    render_rejects,
+    tuned_statement,
+)
+from library.pages.report import SYSTEM_NAMES
+from library.pages.statements import knowledge_statement, style_statement
+from library.params import Params, load_params
+from library.paths import (
+    BASE_DIR,
+    EVALUATION_PATH,
+    HISTORY_PATH,
+    SCORES_PATH,
+    TEST_PATH,
+    predictions_path,
+)
+from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
+from library.repository.client import find_cache_dir, read_dvc_json, read_git
+from library.repository.lock import find_stale
+from library.repository.revisions import Revision, find_commits
+from library.verdict.scoring import compare_systems
+
+COMMENT_PATH = Path("reports/pull_request.md")
+TEST, SCORES, EVALUATION, HISTORY, BASE_MODEL = (
+    path.as_posix() for path in (TEST_PATH, SCORES_PATH, EVALUATION_PATH, HISTORY_PATH, BASE_DIR)
+)
+PREDICTIONS = {system: predictions_path(system).as_posix() for system in SYSTEMS}
+REJECTED = ("data/clean/rejected.jsonl", "data/formatted/rejected.jsonl")
+HOW_IT_IS_SCORED = "library/verdict/metrics.py"
+
+Row = Mapping[str, Any]
+
+
+def compare_inputs(head: Revision, base: Revision) -> dict[str, str]:
+    """Files that the pipeline depends on and that differ: by path, what became of them."""
+    here, there = head.inputs, base.inputs
+    changed = {}
+    for path in sorted(here.keys() | there.keys()):
+        if path not in there:
+            changed[path] = "read here only"
+        elif path not in here:
+            changed[path] = "read on the base only"
+        elif here[path] != there[path]:
+            changed[path] = "changed"
+    return changed
+
+
+def rows_by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    """Rows by their id."""
+    return {str(row["id"]): row for row in rows}
+
+
+def question_and_answers(row: Row) -> tuple[Any, ...]:
+    """What a test row asks and expects, however it is put to the model."""
+    return tuple(row[name] for name in ("question", "positive", "negative"))
+
+
+def compare_rows(before: Sequence[Row], after: Sequence[Row]) -> tuple[bool, str]:
+    """Whether the test rows of base and head ask and expect the same, and a sentence on it."""
+    old, new = rows_by_id(before), rows_by_id(after)
+    common = old.keys() & new.keys()
+    edited = sum(question_and_answers(old[key]) != question_and_answers(new[key]) for key in common)
+    added, gone = len(new.keys() - common), len(old.keys() - common)
+    if added or gone or edited:
+        return False, (
+            f"The test rows changed: {added} new, {gone} gone, {edited} with another text, "
+            f"{len(common) - edited} as before."
+        )
+    return (
+        True,
+        f"The {len(new)} test rows and their references are the same, but they are asked "
+        "otherwise.",
+    )
+
+
+def compare_tests(head: Revision, base: Revision, zeroshot_moved: bool) -> str:
+    """What keeps the numbers of both sides from being compared, as a box, or nothing.
+
+    `zeroshot_moved` is whether a number of zero-shot's did: answers that were made anew are no news
+    in themselves.
+    """
+    zeroshot = PREDICTIONS[ZEROSHOT]
+    differ = {path for path in (TEST, zeroshot, BASE_MODEL) if head.hash(path) != base.hash(path)}
+    if not differ:
+        return ""
+    if differ == {zeroshot} and not zeroshot_moved:
+        return alert("NOTE", "The zero-shot answers were made anew; no number of theirs moved.")
+    alike, said = True, ["The test rows are the same."]
+    if TEST in differ:
+        before, after = base.rows(TEST), head.rows(TEST)
+        if before is None or after is None:
+            where = "which of them, is not in the cache (see below)."
+            alike, said = False, [f"The test rows changed, or how they are asked: {where}"]
+        else:
+            alike, sentence = compare_rows(before, after)
+            said = [sentence]
+    if BASE_MODEL in differ:
+        said.append("The base model changed.")
+    if zeroshot in differ:
+        said.append("The zero-shot answers changed.")
+    said.append(
+        "Gains start from another zero-shot: compare fine-tuned with fine-tuned, not gain with "
+        "gain."
+        if alike
+        else "The numbers here and on the base can't be compared: a difference may come from the "
+        "rows alone."
+    )
+    return alert("WARNING", f"**Not the same test as on the base.** {' '.join(said)}")
+
+
+def compare_rejects(head: Revision, base: Revision) -> tuple[dict[str, list[Row]], bool]:
+    """Records of rows rejected on one side alone, and whether the cache had both sides of each file
+    that differs.
+
+    A row is known by its id or, where it never got one, by its place in the file; one that stands
+    there n times, n times.
+    """
+    found: dict[str, list[Row]] = {
+        "rejected here, not on the base": [],
+        "rejected on the base, not here": [],
+    }
+    complete = True
+    for path in REJECTED:
+        folder = str(Path(path).parent)
+        if head.outs.get(folder) == base.outs.get(folder):
+            continue
+        here, there = head.rows(path), base.rows(path)
+        if here is None or there is None:
+            complete = False
+            continue
+        new, old = number_rejects(here), number_rejects(there)
+        for said, records, others in zip(found, (new, old), (old, new), strict=True):
+            found[said] += [record for key, record in records.items() if key not in others]
+    return found, complete
+
+
+def number_rejects(records: Sequence[Row]) -> dict[tuple[str, int], Row]:
+    """Records by id or place, and how many there were of it before."""
+    seen: Counter[str] = Counter()
+    numbered = {}
+    for record in records:
+        key = str(record.get("id", record.get("place")))
+        numbered[key, seen[key]] = record
+        seen[key] += 1
+    return numbered
+
+
+def read_curves(revision: Revision) -> dict[str, list[tuple[int, float]]]:
+    """The losses by step that training logged, by name; empty where the cache doesn't have them."""
+    path = revision.data(HISTORY)
+    if path is None:
+        return {}
+    history = pd.read_csv(path)
+    curves = {
+        name: history[["step", name]].dropna() for name in ("loss", "eval_loss") if name in history
+    }
+    return {
+        name: [(int(step), float(loss)) for step, loss in part.to_numpy()]
+        for name, part in curves.items()
+        if len(part)
+    }
+
+
+def read_answers(revision: Revision, system: str) -> dict[str, str] | None:
+    """A system's answers by row id."""
+    records = revision.rows(PREDICTIONS[system])
+    if records is None:
+        return None
+    return {str(record["id"]): str(record["prediction"]) for record in records}
+
+
+def read_scores(revision: Revision) -> dict[str, ScoredRow] | None:
+    """The scored test rows by id."""
+    records = revision.rows(SCORES)
+    if records is None:
+        return None
+    return {str(record["id"]): ScoredRow.from_record(record) for record in records}
+
+
+def show_wins(head: Revision, primary: str) -> str | None:
+    """Rows that fine-tuning helped or harmed most, or None where the cache doesn't have them."""
+    scored, test = read_scores(head), head.rows(TEST)
+    answers = {}
+    for system in SYSTEMS:
+        if (given := read_answers(head, system)) is not None:
+            answers[system] = given
+    if scored is None or test is None or len(answers) < len(SYSTEMS):
+        return None
+    rows = list(scored.values())
+    summary = "Fine-tuned against zero-shot"
+    return render_examples(rows, rows_by_id(test), answers, SYSTEM_NAMES, primary, summary)
+
+
+def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, str] | None:
+    """The fine-tuned answers of both sides on the test rows that both have, or None.
+
+    As a sentence and as examples.
+    """
+    tests = base.rows(TEST), head.rows(TEST)
+    scores = read_scores(base), read_scores(head)
+    given = read_answers(base, SFT), read_answers(head, SFT)
+    if None in tests or None in scores or None in given:
+        return None
+    before, after = (rows_by_id(rows or []) for rows in tests)
+    old, new = (rows or {} for rows in scores)
+    scored = []
+    for key, row in after.items():
+        if key in before and question_and_answers(before[key]) == question_and_answers(row):
+            systems = {"base": old[key].systems[SFT], "head": new[key].systems[SFT]}
+            scored.append(ScoredRow(key, new[key].group, None, systems))
+    primary, confidence = params.evaluate.primary, params.evaluate.confidence
+    comparisons = compare_systems(scored, [primary], params.evaluate, "base", "head")
+    if primary not in comparisons:
+        return (
+            "No test row is the same on both sides: the fine-tuned answers can't be compared.",
+            "",
+        )
+    sentence = str(tuned_statement(comparisons[primary], primary, confidence))
+    if head.inputs.get(HOW_IT_IS_SCORED) != base.inputs.get(HOW_IT_IS_SCORED):
+        sentence += f" `{HOW_IT_IS_SCORED}` changed between the two: part of it may be the scoring."
+    answers = {"base": given[0] or {}, "head": given[1] or {}}
+    names = {"base": "base", "head": "here"}
+    summary = "Fine-tuned, here against the base"
+    return sentence, render_examples(scored, after, answers, names, primary, summary)
+
+
+def warn_of_state(stale: Mapping[str, Sequence[str]]) -> list[str]:
+    """Boxes on what keeps the numbers from being those of this commit: changes that are not
+    committed, a dvc.lock of other code.
+
+    `stale` is what would run again, and why.
+    """
+    boxes = []
+    if dirty := read_git("status", "--porcelain", "--untracked-files=no").splitlines():
+        boxes.append(
+            alert(
+                "WARNING",
+                "**Not committed, and not in this comment:** "
+                f"{listed([line[3:] for line in dirty])}",
+            )
+        )
+    if stale:
+        reasons = "; ".join(f"{code(stage)}: {listed(why)}" for stage, why in stale.items())
+        boxes.append(
+            alert(
+                "CAUTION",
+                f"**dvc.lock is not current.** `dvc repro` would run stages again ({reasons}), so "
+                "the numbers here may be of another state than this commit's. Run it, and commit "
+                "dvc.lock and metrics/ with the change.",
+            )
+        )
+    return boxes
+
+
+def show_loss(head: Revision, base: Revision) -> list[str]:
+    """The loss curves, beside those of the base where they are others; empty where the cache has
+    none.
+    """
+    here, there = read_curves(head), read_curves(base)
+    if not here:
+        return []
+    if head.hash(HISTORY) == base.hash(HISTORY):
+        return [render_curves(here), "The same as on the base."]
+    return (
+        ["Here:", render_curves(here), "On the base:", render_curves(there)]
+        if there
+        else [render_curves(here)]
+    )
+
+
+def describe(head: Revision, base: Revision, base_name: str, params: Params) -> str:
+    """The comment. Raises InputError where HEAD has no result."""
+    primary = params.evaluate.primary
+    after, before = head.metrics(EVALUATION), base.metrics(EVALUATION)
+    if primary not in after:
+        raise InputError(
+            f"{EVALUATION} in {head}: no result by {primary}; run `dvc repro` and commit metrics/ "
+            "and dvc.lock"
+        )
+    metrics = read_dvc_json("metrics", "diff", "--json", base.commit, head.commit)
+    changed_params = read_dvc_json("params", "diff", "--json", base.commit, head.commit)
+    judged = metrics.get(EVALUATION, {})
+    files = compare_inputs(head, base)
+
+    stale = find_stale() or {}
+    top = warn_of_state(stale)
+    if before:
+        moved = any(name.endswith(f".{ZEROSHOT}") for name in judged)
+        top.append(compare_tests(head, base, moved))
+    else:
+        top.append(alert("WARNING", "**The base has no result to compare with.**"))
+    if not metrics and not changed_params and not stale and head.stages == base.stages:
+        top.append(
+            "**Nothing changed that the pipeline reads or measures**: the result is the base's."
+        )
+    top.append(str(style_statement(after, primary)))
+    top.append(str(knowledge_statement(after, params.evaluate.confidence)))
+
+    wins, loss = show_wins(head, primary), show_loss(head, base)
+    tuned: tuple[str, str] | None = ("", "")
+    if before and head.hash(SCORES) != base.hash(SCORES):
+        tuned = compare_tuned(head, base, params)
+    tuned_sentence, tuned_examples = tuned or ("", "")
+    rejected, complete = compare_rejects(head, base)
+    missing = {
+        "examples": wins is None,
+        "the fine-tuned answers of both sides, row by row": tuned is None,
+        "which rows are rejected": not complete,
+        "the loss curve": not loss,
+    }
+    absent = [what for what, is_missing in missing.items() if is_missing]
+    sections: list[tuple[str, list[str]]] = [("", top)]
+    if metrics or changed_params or files:
+        effect = ["No number of the evaluation moved."]
+        if judged:
+            effect = [render_effect(after, before, judged, primary)]
+        effect.append(tuned_sentence)
+        if number := sum(map(len, metrics.values())):
+            numbers = f"{number} number{'s' * (number != 1)}"
+            effect.append(f"In all {numbers} moved: `dvc metrics diff {base} {head}`")
+        sections += [
+            ("What was changed", [render_inputs(changed_params, files)]),
+            ("What that did", effect),
+            ("Rows", [render_counts(metrics), render_rejects(rejected)]),
+        ]
+    sections.append(("Loss", loss))
+    if absent:
+        sections.append(("Not in the cache", [describe_missing(absent, base)]))
+    sections.append(("The same again", [commands_to_reproduce(head)]))
+    headline = (
+        f"Does fine-tuning help? {code(str(head))} against {code(str(base))} of {code(base_name)}"
+    )
+    return render_comment(headline, sections, [wins or "", tuned_examples])
+
+
+def describe_missing(missing: Sequence[str], base: Revision) -> str:
+    """What is left out for want of data, and where to have it from."""
+    return (
+        f"So not here: {', '.join(missing)}. `dvc pull` brings the data of this commit from a "
+        f"remote, `git switch --detach {base.commit[:7]} && dvc fetch` that of the base."
+    )
+
+
+def commands_to_reproduce(head: Revision) -> str:
+    """Commands that give this result again."""
+    return (
+        f"```sh\ngit fetch origin {head.commit} && git switch --detach {head.commit}\n"
+        "dvc pull    # what was measured, where a remote has it\n"
+        "make repro  # or made anew; what is current is not run\n```"
+    )
+
+
+def main() -> None:
+    """Compare, write and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.pull_request", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--base",
+        default="main",
+        help="the branch or commit that the pull request goes to (default: main)",
+    )
+    base_name = parser.parse_args().base
+    head, base = find_commits(base_name)
+    cache_dir = find_cache_dir()
+    comment = describe(
+        Revision(head, cache_dir), Revision(base, cache_dir), base_name, load_params()
+    )
+    write_text(COMMENT_PATH, comment)
+    print(comment)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,29 @@
+"""Print the verdict on the last run: python -m commands.verdict"""
+
+from library.entry import run_main
+from library.errors import InputError
+from library.files import read_json
+from library.pages.report import describe_data, describe_model, give_verdict, render_summary
+from library.params import load_params
+from library.paths import EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH
+from library.records import SPLITS
+
+
+def main() -> None:
+    """Print statements, table and what they are about."""
+    for path in (EVALUATION_PATH, SPLITS_PATH, MANIFEST_PATH):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run `dvc repro`")
+    params, splits = load_params(), read_json(SPLITS_PATH)
+    metrics = read_json(EVALUATION_PATH)
+    verdict = give_verdict(metrics, params.evaluate.primary, params.evaluate.confidence)
+    facts = {
+        "model": describe_model(read_json(MANIFEST_PATH)["source"]),
+        "data": describe_data(params.data.path, {name: splits[name] for name in SPLITS}),
+    }
+    print(f"\n{render_summary(verdict, facts)}\n")
+    print("The report with plots and answers side by side: reports/report.html")
+
+
+if __name__ == "__main__":
+    run_main(main)

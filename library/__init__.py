@@ -1,0 +1,6 @@
+"""What stages, commands and the stand-in's making share. It imports none of them.
+
+Modules at this level (files, params, paths, the way a program starts, …) compute no result: no
+stage of dvc.yaml depends on them. What computes lies in a wing, and stages depend on it file by
+file.
+"""

@@ -1,0 +1,4 @@
+"""Rows, defects, groups and splits, passages. Knows text, knows no model and no statistics.
+
+Imports no other wing.
+"""

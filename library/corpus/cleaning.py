@@ -1,0 +1,112 @@
+"""Raw rows in one form: every text cleaned by the same rules, every other row with its reason."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from cachetools import LRUCache, cached
+from datasets import Value
+
+from library.corpus.cleaning_rules import Finding, clean_text
+from library.corpus.groups import find_contradictions, hash_text
+from library.corpus.rows import FIELDS, row_id
+from library.files import to_line
+
+# of texts that a process has just cleaned: rows share their contexts and answers
+CACHED_CHARACTERS = 20_000_000
+
+FEATURES = {
+    "place": Value("string"),
+    "problem": Value("string"),
+    "id": Value("string"),
+    "clean_id": Value("string"),
+    "query": Value("large_string"),
+    **{f"{field}_key": Value("string") for field in ("anchor", "positive", "negative")},
+    "line": Value("large_string"),  # of rows.jsonl
+    "changes": Value("string"),  # lines of changes.jsonl
+    "counts": Value("string"),  # a JSON object: changes by rule
+}
+
+
+@cached(LRUCache(CACHED_CHARACTERS, getsizeof=lambda made: len(made[0])))
+def _clean(text: str, rules: tuple[str, ...]) -> tuple[str, dict[str, Finding], str]:
+    cleaned, found = clean_text(text, rules)
+    return cleaned, found, hash_text(cleaned)
+
+
+def clean_row(
+    row: Mapping[str, Any], rules: Collection[str], columns: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """A raw row with every text cleaned by the same rules, and the changes; or its problem.
+
+    FEATURES are its columns.
+    """
+    texts: dict[str, Any] = dict.fromkeys(FIELDS)
+    changes = []
+    counts: Counter[str] = Counter()
+    keys: dict[str, str] = {}
+    problem = row["problem"]
+    key = row_id(row)
+    for field in FIELDS:
+        if problem is not None or row[field] is None:
+            continue
+        texts[field], found, keys[field] = _clean(row[field], tuple(rules))
+        for rule, finding in found.items():
+            changes.append(to_line({"id": key, "field": field, "rule": rule, **vars(finding)}))
+            counts[rule] += finding.count
+    if problem is None:
+        problem = next(
+            (f'"{columns[field]}" is empty once cleaned' for field in FIELDS if texts[field] == ""),
+            None,
+        )
+    if problem is None and texts["positive"] == texts["negative"]:
+        problem = f'"{columns["negative"]}" is the same text as "{columns["positive"]}"'
+    return {
+        "place": row["place"],
+        "problem": problem,
+        "id": key,
+        "clean_id": row_id(texts),
+        "query": texts["query"],
+        **{f"{field}_key": keys.get(field) for field in ("anchor", "positive", "negative")},
+        "line": to_line({"id": key, "place": row["place"], **texts, "contradicts": None}),
+        "changes": "".join(changes),
+        "counts": json.dumps(counts),
+    }
+
+
+def find_rejected(
+    rows: Iterable[Mapping[str, Any]], drop_contradictions: bool
+) -> tuple[dict[int, str], dict[str, str]]:
+    """Which rows are rejected, by index, and why; and which rows contradict another, by id, with
+    the other's id.
+
+    Duplicates are told by their cleaned text; the first one stays. Rows are mappings with the
+    columns of FEATURES but the texts.
+    """
+    rejected: dict[int, str] = {}
+    kept: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for index, row in enumerate(rows):
+        if row["problem"] is not None:
+            rejected[index] = row["problem"]
+        elif row["clean_id"] in kept:
+            rejected[index] = f"exact duplicate of {kept[row['clean_id']][1]['place']}"
+        else:
+            kept[row["clean_id"]] = index, row
+    contradictions = find_contradictions(
+        {
+            "id": row["id"],
+            "query": row["query"],
+            **{field: row[f"{field}_key"] for field in ("anchor", "positive", "negative")},
+        }
+        for _, row in kept.values()
+    )
+    if drop_contradictions:
+        places = {row["id"]: row["place"] for _, row in kept.values()}
+        for index, row in kept.values():
+            if (other := contradictions.get(row["id"])) is not None:
+                rejected[index] = (
+                    f"contradicts {places[other]}: the same context and question, the answers "
+                    "exchanged"
+                )
+    return rejected, contradictions

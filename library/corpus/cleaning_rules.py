@@ -1,0 +1,284 @@
+"""Cleaning as named rules: what each finds in a text, and what it puts in its place.
+
+No rule touches words, numbers, units, Greek letters or sub- and superscripts. Together they are
+idempotent: `clean_text` goes on until no rule finds anything, since removing an invisible character
+can complete an entity.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from html.entities import html5
+
+import ftfy
+
+EXAMPLE_CHARACTERS = 20  # shown on either side of an example
+
+# A literal \u2122, and two of them where they are halves of one character.
+_ESCAPED = re.compile(
+    r"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[0-9a-fA-F]{4})"
+)
+
+# UTF-8 that was read as Windows-1252: a lead byte, then at least one of what continuation bytes
+# look like.
+_CONTINUATION = (
+    "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a"
+    "\u20ac\u2122"
+)
+_MISREAD = re.compile(f"[\u00c2-\u00f4][{_CONTINUATION}]+")
+# Repaired word by word: a part of a word that was misread is more often not than the whole. A
+# no-break space can be such a byte.
+_MOJIBAKE = re.compile(rf"(?<![^ \n\t])[^ \n\t]*?{_MISREAD.pattern}[^ \n\t]*")
+# Ångström and diameter before a power, a fraction or a tolerance are what they look like: 90 Å²,
+# Ø½.
+_UNIT = re.compile("[\u00c5\u00d8][\u00b1-\u00b3\u00b9\u00bc-\u00be]")
+# What Windows-1252 has where Latin-1 has control characters, but for the five that it does not
+# have, and a line end.
+_C1 = re.compile(r"[\x80\x82-\x84\x86-\x8c\x8e\x91-\x9c\x9e\x9f]")
+# An entity with its semicolon: without one, `&para` in a URL would become a pilcrow. However often
+# its ampersand was escaped.
+_ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_AMPERSANDS = re.compile(r"&(?:amp;)+")
+
+# Patterns begin with a literal where they can: the search for it is many times as fast as trying
+# every place.
+_SPACE_BEFORE = tuple(
+    map(
+        re.compile,
+        (
+            r" ,(?<=\w ,)(?=\s|\Z)",
+            r" ;(?<=\w ;)(?=\s|\Z)",
+            r" \.(?<=[a-z] \.)(?=\s+[A-Z][a-z]|\s*\Z)",
+        ),
+    )
+)
+
+# Composition looks no further back than one ASCII character.
+_NOT_ASCII = re.compile(r".?[^\x00-\x7f]+", re.DOTALL)
+
+# Control characters but for white space; zero widths, direction marks, invisible operators, byte
+# order mark; a soft hyphen, but not between digits. The zero-width joiner and non-joiner are
+# orthography between letters of other scripts and parts of an emoji: there they stay, one or two at
+# a time.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
+    r"\u2066-\u2069\ufeff]"
+)
+
+_SOFT_HYPHEN = re.compile(r"\u00ad(?:(?<!\d\u00ad)|(?!\d))")
+
+_JOINER = re.compile(
+    r"[\u200c\u200d](?:[\u200c\u200d]{2,}|(?<![^\x00-\x7f][\u200c\u200d])|(?![^\x00-\x7f]))"
+)
+
+_ODD_SPACE = re.compile(r"[\x0b\x0c\x1c-\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
+_STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
+_OUTER = re.compile(r"\A\s+|(?<!\s)\s+\Z")
+
+# A number in the margin stands before the first word of a paragraph. After one of these words, or
+# before a lower-case one, it is a reference: "see paragraph [0032] below". From 1900 on it can be a
+# year. Some stand twice: "[0036] [0036]FIG. 1 is".
+_REFERRING = (
+    "see See in In to of by from with at and or per under paragraph paragraphs Paragraph para. "
+    "paras. Para. ¶ cf. e.g."
+).split()
+
+_REFERENCE = "".join(rf"(?<!\b{re.escape(word)} \[)" for word in _REFERRING)
+_NUMBER_IN_MARGIN = r"(0\d{3}|1[0-8]\d\d)"
+_FIRST_WORD = r"(?=\s*(?:[^\W_a-z]|[\"'“(]))"
+
+_PARAGRAPH_NUMBER = (
+    re.compile(rf"\[(?<!\S\[){_NUMBER_IN_MARGIN}\][ \t]*\[\1\][ \t]*{_FIRST_WORD}"),
+    re.compile(rf"\[(?<!\S\[){_REFERENCE}{_NUMBER_IN_MARGIN}\][ \t]*{_FIRST_WORD}"),
+)
+
+_FIGURE = r"(?:FIGS?|Figs?)\.? ?\d+[A-Za-z]?"
+
+_FIGURE_REFERENCE = re.compile(
+    rf" \( ?(?:[Ss]ee |cf\. |e\.g\.,? |(?:as )?shown in )?{_FIGURE}"
+    rf"(?:(?:, | and |, and | to |-|–)(?:{_FIGURE}|\d+[A-Za-z]?)){{0,9}} ?\)"
+)
+
+_LIST_LETTER = re.compile(r"\((?<!\S\()[a-z]\) (?=\w)")
+_TRADEMARK = re.compile(r"[\u2122\u2120\u00ae]")
+
+
+@dataclass
+class Finding:
+    """How often a rule changed a text, and its first place, before and after."""
+
+    count: int
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rule looks for and puts in its place.
+
+    `suspect` tells in far less time that there is nothing to look for.
+    """
+
+    patterns: tuple[re.Pattern[str], ...]
+    substitute: Callable[[str], str]  # what stands in the place of a match
+    suspect: Callable[[str], bool]
+
+    def apply(self, text: str) -> tuple[str, Finding | None]:
+        """The text with every match substituted, and what was found: a match that stays as it is
+        does not count.
+        """
+        count = 0
+        example: tuple[str, str] | None = None
+
+        def change(match: re.Match[str]) -> str:
+            nonlocal count, example
+            new = self.substitute(match[0])
+            if new != match[0]:
+                count += 1
+                if example is None:
+                    before, after = (
+                        text[max(0, match.start() - EXAMPLE_CHARACTERS) : match.start()],
+                        text[match.end() :],
+                    )
+                    after = after[:EXAMPLE_CHARACTERS]
+                    old = match[0][: 3 * EXAMPLE_CHARACTERS]
+                    example = before + old + after, before + new[: 3 * EXAMPLE_CHARACTERS] + after
+            return new
+
+        for pattern in self.patterns:
+            text = pattern.sub(change, text)
+        return text, Finding(count, *example) if example else None
+
+
+def _has(*marks: str) -> Callable[[str], bool]:
+    def has(text: str) -> bool:
+        # any() takes twice the time, and most of the time there is goes here
+        for mark in marks:  # noqa: SIM110
+            if mark in text:
+                return True
+        return False
+
+    return has
+
+
+def _misread(text: str) -> bool:
+    return not text.isascii() and bool(_MISREAD.search(text) or _C1.search(text))
+
+
+def _unprintable(text: str) -> bool:
+    return not (text.isprintable() or text.replace("\n", " ").isprintable())
+
+
+# Between two sentences of plain words no rule looks across, so that most of a long text need not be
+# looked at closely.
+_BREAK = re.compile(r" (?<=[a-z]\. )(?=[A-Z][a-z])")
+_marked = _has("&", "\\u", "[", "(", "  ", " ,", " ;", " .", "?,", "? ,")
+
+
+def _plain(text: str) -> bool:
+    """Whether no rule would change a text, told by what it does not hold; in doubt, not."""
+    return text.isascii() and not _unprintable(text) and text == text.strip() and not _marked(text)
+
+
+def _unescape(escaped: str) -> str:
+    character = (
+        bytes(escaped, "ascii")
+        .decode("unicode_escape")
+        .encode("utf-16", "surrogatepass")
+        .decode("utf-16", "replace")
+    )
+    return escaped if character in "\x00\ufffd" else character
+
+
+def _entity(entity: str) -> str:
+    entity = _AMPERSANDS.sub("&", entity)
+    character = html.unescape(entity) if entity.startswith("&#") or entity[1:] in html5 else entity
+    return entity if "\ufffd" in character else character
+
+
+@lru_cache(1024)
+def _repair(word: str) -> str:
+    if len(word) == 1:
+        return word.encode("latin-1").decode("cp1252")
+    return ftfy.fix_encoding(word) if _MISREAD.search(_UNIT.sub("", word)) else word
+
+
+def _compose(run: str) -> str:
+    # Sorting thousands of stacked marks takes time with their square; text has 30 at most (Unicode
+    # Annex 15, stream-safe).
+    stacked = 0
+    for character in run if len(run) > 30 else "":
+        stacked = stacked + 1 if unicodedata.combining(character) else 0
+        if stacked > 30:
+            return run
+    return unicodedata.normalize("NFC", run)
+
+
+# Rules that remove whole words come before those that mend the spaces they leave.
+RULES: dict[str, Rule] = {
+    "escaped_unicode": Rule((_ESCAPED,), _unescape, _has("\\u")),
+    "mojibake": Rule((_MOJIBAKE, _C1), _repair, _misread),
+    "html_entities": Rule((_ENTITY,), _entity, _has("&")),
+    "unicode_nfc": Rule(
+        (_NOT_ASCII,), _compose, lambda text: not unicodedata.is_normalized("NFC", text)
+    ),
+    "invisible_characters": Rule((_CONTROL, _SOFT_HYPHEN, _JOINER), lambda found: "", _unprintable),
+    "paragraph_numbers": Rule(_PARAGRAPH_NUMBER, lambda found: "", _has("[0", "[1")),
+    "figure_references": Rule(
+        (_FIGURE_REFERENCE,),
+        lambda found: "",
+        lambda text: "(" in text and ("FIG" in text or "Fig" in text),
+    ),
+    "list_letters": Rule((_LIST_LETTER,), lambda found: "", _has("(")),
+    "trademark_signs": Rule((_TRADEMARK,), lambda found: "", _has("\u2122", "\u2120", "\u00ae")),
+    "odd_spaces": Rule(
+        (_ODD_SPACE,), lambda found: " ", lambda text: "  " in text or _unprintable(text)
+    ),
+    "space_before_punctuation": Rule(
+        _SPACE_BEFORE, lambda found: found[1:], _has(" ,", " ;", " .")
+    ),
+    "stray_comma": Rule((_STRAY_COMMA,), lambda found: "?", _has("?,", "? ,")),
+    "outer_whitespace": Rule((_OUTER,), lambda found: "", lambda text: text != text.strip()),
+}
+
+
+def clean_text(text: str, rules: Collection[str]) -> tuple[str, dict[str, Finding]]:
+    """Apply the named rules until none changes anything.
+
+    Returns the text, and what each rule found.
+    """
+    found: dict[str, Finding] = {}
+    active = [(name, rule) for name, rule in RULES.items() if name in rules]
+
+    def clean_piece(piece: str) -> str:
+        before = None
+        while piece != before and not _plain(piece):
+            before = piece
+            for name, rule in active:
+                if rule.suspect(piece):
+                    piece, finding = rule.apply(piece)
+                    _add(found, name, finding)
+        return piece
+
+    return " ".join(map(clean_piece, _BREAK.split(text))), found
+
+
+def find_defects(text: str) -> dict[str, Finding]:
+    """What each rule would change in a text as it stands, each rule on its own."""
+    found: dict[str, Finding] = {}
+    for piece in _BREAK.split(text):
+        if not _plain(piece):
+            for name, rule in RULES.items():
+                if rule.suspect(piece):
+                    _add(found, name, rule.apply(piece)[1])
+    return found
+
+
+def _add(found: dict[str, Finding], rule: str, finding: Finding | None) -> None:
+    if finding and rule in found:
+        found[rule].count += finding.count
+    elif finding:
+        found[rule] = finding

@@ -1,0 +1,77 @@
+"""A long context as passages, and which of them a question is about (BM25)."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from library.corpus.words import tokenize_for_search
+from library.records import FormattedRow
+
+# A paragraph ends at a blank line; a sentence at .!? and white space before an upper-case letter, a
+# digit or a bracket.
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\[\"'])")
+
+
+def _pieces(paragraph: str, characters: int) -> Iterator[str]:
+    for sentence in _SENTENCE.split(paragraph):
+        start = 0
+        while len(sentence) - start > characters:
+            cut = sentence.rfind(" ", start + 1, start + characters + 1)
+            end = cut if cut > 0 else start + characters
+            yield sentence[start:end]
+            start = end + (cut > 0)  # the blank at the seam goes
+        yield sentence[start:]
+
+
+def split_passages(text: str, characters: int) -> list[str]:
+    """Cut a text into passages of whole sentences, none across a blank line, with at most
+    `characters` characters each.
+
+    A sentence that is longer than that on its own is cut at white space, and where it has none,
+    inside. Nothing but white space at the seams is lost, and order is kept.
+    """
+    passages: list[str] = []
+    for paragraph in _PARAGRAPH.split(text):
+        passage = ""
+        for piece in _pieces(paragraph, characters):
+            piece = piece.strip()
+            if passage and piece and len(passage) + 1 + len(piece) > characters:
+                passages.append(passage)
+                passage = ""
+            passage = f"{passage} {piece}" if passage and piece else passage or piece
+        if passage:
+            passages.append(passage)
+    return passages
+
+
+def passages_in_prompt(row: FormattedRow, context: str, characters: int) -> list[str]:
+    """The passages of a formatted row that its prompt holds: a template can leave them out."""
+    passages = split_passages(context, characters)
+    prompt = row["messages"][-1]["content"]
+    return [passages[index] for index in row["passages"] if passages[index] in prompt]
+
+
+def rank_passages(
+    passages: Sequence[str], question: str, k1: float = 1.2, b: float = 0.75
+) -> list[int]:
+    """Indices of the passages, the best for the question first; ties in document order.
+
+    BM25 as Lucene computes it, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)), which never goes below
+    zero; k1 and b are Lucene's defaults. Robertson and Zaragoza, The Probabilistic Relevance
+    Framework, 2009.
+    """
+    counts = [Counter(tokenize_for_search(passage)) for passage in passages]
+    lengths = [sum(count.values()) for count in counts]
+    mean_length = sum(lengths) / len(lengths) if lengths else 0.0
+    scores = [0.0] * len(passages)
+    for word in dict.fromkeys(tokenize_for_search(question)):
+        having = [index for index, count in enumerate(counts) if word in count]
+        idf = math.log(1 + (len(passages) - len(having) + 0.5) / (len(having) + 0.5))
+        for index in having:
+            frequency = counts[index][word]
+            scores[index] += (
+                idf * frequency / (frequency + k1 * (1 - b + b * lengths[index] / mean_length))
+            )
+    return sorted(range(len(passages)), key=lambda index: (-scores[index], index))

@@ -1,0 +1,144 @@
+"""What raw rows share and contradict, which defects they hold, and what fits, as numbers."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from library.corpus.cleaning_rules import RULES
+from library.corpus.groups import find_contradictions, group_rows, pair_rows
+from library.corpus.near_duplicates import find_near_duplicates
+from library.corpus.rows import FIELDS
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+EXAMPLES = 3  # places that stand for all
+
+
+def describe_lengths(lengths: "pd.Series[float]") -> dict[str, float]:
+    """Mean, extremes and quantiles of lengths; zeros where there is none."""
+    if lengths.empty:
+        lengths = pd.Series([0.0])
+    numbers: dict[str, Any] = {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()}
+    numbers |= {name: lengths.quantile(share) for name, share in QUANTILES.items()}
+    return {name: round(float(number), 1) for name, number in numbers.items()}
+
+
+def forecast_window(
+    tokens: pd.DataFrame, overhead: int, max_new_tokens: int, window: int
+) -> dict[str, float]:
+    """What a window of so many tokens would hold of rows.
+
+    Given are the tokens of their query, positive and anchor.
+
+    `whole`: the share of rows whose question, answer and context fit. `context_kept`: the mean
+    share of a context that is left once `overhead` (the template and its markup), the question and
+    a reserve of `max_new_tokens` have taken their part.
+    """
+    if tokens.empty:
+        return {"whole": 0.0, "context_kept": 0.0}
+    left = window - overhead - tokens["query"] - max_new_tokens
+    kept = (left / tokens["anchor"]).clip(0, 1)
+    return {
+        "whole": round(float((tokens.sum(axis=1) + overhead <= window).mean()), 6),
+        "context_kept": round(float(kept.mean()), 6),
+    }
+
+
+def count_defects(
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, Any]]]:
+    """How often each rule finds something, by field; and by rule one example.
+
+    An example is its place and field, before and after.
+    """
+    counts = {field: dict.fromkeys(RULES, 0) for field in FIELDS}
+    examples: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for field, found in json.loads(row["defects"]).items():
+            for rule, finding in found.items():
+                counts[field][rule] += finding["count"]
+                examples.setdefault(rule, {"place": row["place"], "field": field, **finding})
+    return counts, examples
+
+
+def describe_rows(
+    table: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What rows share and contradict, as numbers; and by name up to three places for each.
+
+    Rows are mappings with the columns of FEATURES. Only usable ones are compared, and of duplicates
+    the first.
+    """
+    complete = [row for row in table if row["problem"] is None]
+    rows: dict[str, dict[str, Any]] = {}
+    examples: dict[str, list[str]] = {name: [] for name in ("unusable", "duplicates")}
+    examples["unusable"] = [
+        f"{row['place']}: {row['problem']}" for row in table if row["problem"] is not None
+    ]
+    for row in complete:
+        if row["id"] in rows:
+            examples["duplicates"].append(f"{row['place']} is {rows[row['id']]['place']} again")
+        else:
+            keys = {field: row[f"{field}_key"] for field in ("anchor", "positive", "negative")}
+            rows[row["id"]] = {**row, **keys}
+    texts = {
+        key: [row[field] for field in ("anchor", "positive", "negative") if row[field]]
+        for key, row in rows.items()
+    }
+    sizes = Counter(group_rows(texts).values())
+    by_anchor: dict[str, list[str]] = {}
+    positives: dict[str, str] = {}
+    negatives: dict[str, str] = {}
+    for row in rows.values():
+        by_anchor.setdefault(row["anchor"], []).append(row["place"])
+        positives.setdefault(row["positive"], row["place"])
+        if row["negative"]:
+            negatives.setdefault(row["negative"], row["place"])
+    shared = [standing for standing in by_anchor.values() if len(standing) > 1]
+    both = [
+        f"right in {positives[key]}, wrong in {negatives[key]}"
+        for key in positives
+        if key in negatives
+    ]
+    contradictions = find_contradictions(rows.values())
+    pairs = pair_rows([row for row in rows.values() if row["id"] not in contradictions])
+    near = find_near_duplicates({row["anchor"]: row["sketch"] for row in rows.values()})
+    compared = [row for row in rows.values() if row["negative_characters"]]
+    longer = sum(row["positive_characters"] > row["negative_characters"] for row in compared)
+
+    def places(pairs: Mapping[str, str]) -> list[str]:
+        return [
+            f"{rows[one]['place']} and {rows[other]['place']}"
+            for one, other in pairs.items()
+            if one < other
+        ]
+
+    examples |= {
+        "shared_contexts": [", ".join(standing[:EXAMPLES]) for standing in shared],
+        "positive_here_negative_there": both,
+        "swapped_pairs": places(pairs),
+        "contradictory": places(contradictions),
+        "near_duplicate_contexts": [
+            f"{by_anchor[one][0]} and {by_anchor[other][0]}" for one, other in near
+        ],
+    }
+    numbers = {
+        "rows": len(table),
+        "unusable": len(table) - len(complete),
+        "duplicates": len(complete) - len(rows),
+        "with_negative": len(compared),
+        "groups": {"count": len(sizes), "largest": max(sizes.values(), default=0)},
+        "group_sizes": {
+            str(size): count for size, count in sorted(Counter(sizes.values()).items())
+        },
+        "shared_contexts": len(shared),
+        "rows_of_shared_contexts": sum(map(len, shared)),
+        "positive_here_negative_there": len(both),
+        "swapped_pairs": len(pairs) // 2,
+        "contradictory": len(contradictions),
+        "near_duplicate_contexts": len(near),
+        "longer_positive_share": round(longer / len(compared), 6) if compared else 0.0,
+    }
+    return numbers, {name: found[:EXAMPLES] for name, found in examples.items()}

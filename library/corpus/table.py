@@ -1,0 +1,76 @@
+"""Raw rows as an Arrow table on disk: memory does not grow with them, and work on them is spread
+over processes.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, Features, Value, disable_progress_bars
+
+from library.corpus.reading import read_raw
+from library.corpus.rows import FIELDS, find_problem, is_text
+from library.params import Columns
+
+# Rows that one process works through before a second one is worth its start; and rows that are in
+# memory at a time.
+ROWS_PER_PROCESS, ROWS_IN_MEMORY = 1000, 50
+TEXTS = {field: Value("large_string") for field in FIELDS}
+
+
+def _generate(path: Path, columns: Columns) -> Iterator[dict[str, str | None]]:
+    names = columns.model_dump()
+    for row in read_raw(path, columns):
+        texts = {
+            field: value if is_text(value := row.fields.get(field)) else None for field in FIELDS
+        }
+        texts["negative"] = (
+            texts["negative"] if texts["negative"] and not texts["negative"].isspace() else None
+        )
+        yield {"place": row.place, "problem": find_problem(row, names), **texts}
+
+
+def read_table(path: Path, columns: Columns, cache_dir: Path) -> Dataset:
+    """Every row of a file with `place`, `problem` and its texts, null where a field holds none.
+
+    Raises what `read_raw` raises.
+
+    The table lies in `cache_dir`, which must outlive it.
+    """
+    disable_progress_bars()
+    schema = Features({"place": Value("string"), "problem": Value("string"), **TEXTS}).arrow_schema
+    rows = _generate(path, columns)
+    with (
+        pyarrow.OSFile(str(cache_dir / "rows.arrow"), "wb") as file,
+        pyarrow.ipc.new_stream(file, schema) as writer,
+    ):
+        while batch := list(islice(rows, ROWS_IN_MEMORY)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+    return Dataset.from_file(str(cache_dir / "rows.arrow"))
+
+
+def map_table(
+    table: Dataset,
+    function: Callable[..., Mapping[str, Any]],
+    features: Mapping[str, Any],
+    **arguments: Any,
+) -> Dataset:
+    """What `function(row, **arguments)` makes of each row, as a table of the given features.
+
+    Rows are spread over as many processes as there are cores and work for them; the order stays.
+    The function must be one that another process can import.
+    """
+    processes = min(os.cpu_count() or 1, math.ceil(len(table) / ROWS_PER_PROCESS))
+    return table.map(
+        function,
+        fn_kwargs=arguments,
+        features=Features(features),
+        remove_columns=[name for name in table.column_names if name not in features],
+        num_proc=processes if processes > 1 else None,
+        writer_batch_size=ROWS_IN_MEMORY,
+        new_fingerprint=function.__name__,
+    )

@@ -1,0 +1,4 @@
+"""Embedding models. Knows them alone.
+
+Imports no other wing.
+"""

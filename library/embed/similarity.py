@@ -1,0 +1,37 @@
+"""Likeness in meaning, by a sentence embedding model: off unless `evaluate.embedding_model` names
+one.
+"""
+
+from collections.abc import Sequence
+
+from library.errors import InputError
+
+
+def embedding_cosine(model: str, answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Cosine of the embeddings of each answer and its reference, in [-1, 1].
+
+    An empty answer has the cosine of an empty text.
+
+    `model` is a folder that sentence-transformers can load, or the name of one in the hub's cache:
+    nothing is downloaded, and no code of the model's is run. What lies beyond the model's own
+    maximum length is not seen. Raises InputError where the library or the model is missing.
+    """
+    try:
+        # it imports torch: only where it is asked for
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            "evaluate.embedding_model needs sentence-transformers: pip install --editable "
+            "'.[embedding]'"
+        ) from error
+    try:
+        encoder = SentenceTransformer(model, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"params.yaml: evaluate.embedding_model: {model}: no model that can be loaded: {error}"
+        ) from error
+    made = [
+        encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        for texts in (answers, references)
+    ]
+    return [float(value) for value in (made[0] * made[1]).sum(axis=1)]

@@ -1,0 +1,66 @@
+"""How a stage or a command starts, and how it fails when what the user gave, or the disk, is not
+usable.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from errno import EACCES, EEXIST, EISDIR, EPERM, EROFS
+from pathlib import Path
+
+from library.errors import InputError
+
+# Python and safetensors; the last is PyTorch's
+FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a stage with plain log lines; an InputError becomes its message alone and exit status 1,
+    and so does a full disk.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except InputError as error:
+        fail(str(error))
+    except Exception as error:
+        if any(words in str(cause) for cause in causes(error) for words in FULL):
+            fail(
+                "no space is left on a disk (`df -h . checkpoints /tmp` says on which); make room, "
+                "and run it again"
+            )
+        if isinstance(error, NotADirectoryError) and error.filename:
+            path = Path(error.filename)
+            fail(
+                f"{next(part for part in (*reversed(path.parents), path) if not part.is_dir())}: a "
+                "file, where a folder is needed"
+            )
+        if (
+            isinstance(error, OSError)
+            and error.filename
+            and error.errno in (EACCES, EEXIST, EISDIR, EPERM, EROFS)
+        ):
+            fail(f"{error.filename}: {error.strerror}")
+        raise
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and those that it followed."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def fail(message: str) -> None:
+    """End with a message and exit status 1; torchrun, which has the last word of many processes, is
+    told to repeat it.
+    """
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        try:  # it repeats the traceback, too, which is this line then
+            raise InputError(message) from None
+        except InputError as error:
+            get_error_handler().record_exception(error)
+    sys.exit(f"error: {message}")

@@ -1,0 +1,148 @@
+"""Ask a model the formatted rows: its answers, and how likely it finds right and wrong ones."""
+
+import math
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from library.errors import InputError
+from library.llm.batching import Batching
+from library.llm.chat_template import hash_ids, prompt_completion_ids, prompt_ids
+from library.llm.generation import generate_answers
+from library.llm.likelihoods import score_completions
+from library.records import FormattedRow, Likelihoods, Message, Prediction, QuestionAnswer
+
+
+def prompt_variants(row: FormattedRow) -> dict[str, list[Message]]:
+    """What may stand before a row's answers when their likelihood is taken, by name.
+
+    `question`: passages and question; `no_question`: the passages; `bare`: neither.
+    """
+    return {
+        "question": row["messages"],
+        "no_question": row["messages_no_question"],
+        "bare": row["messages_bare"],
+    }
+
+
+# with and without the question a prompt begins with the same passages, which are read once; bare,
+# it shares next to nothing with them
+READ_TOGETHER = (("question", "no_question"), ("bare",))
+
+
+def given_answers(row: FormattedRow) -> dict[str, str]:
+    """The answers that a row comes with, by name: positive and, where it has one, negative."""
+    answers = {"positive": row["positive"]}
+    if row["negative"] is not None:
+        answers["negative"] = row["negative"]
+    return answers
+
+
+def answer_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[FormattedRow],
+    max_new_tokens: int,
+    batching: Batching = Batching(),
+    name: str = "questions",
+) -> list[QuestionAnswer]:
+    """What a model answers to the rows' questions without any passage, in the rows' order."""
+    prompts = [prompt_ids(tokenizer, row["messages_no_context"]) for row in rows]
+    answers = generate_answers(
+        model, tokenizer, prompts, max_new_tokens, batching, f"{name}-answers"
+    )
+    return [
+        {"id": row["id"], "prompt_hash": hash_ids(prompt), **answer}
+        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
+    ]
+
+
+def answer_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[FormattedRow],
+    max_new_tokens: int,
+    batching: Batching = Batching(),
+    name: str = "rows",
+) -> list[Prediction]:
+    """What a model answers to formatted rows, and how likely it finds their own answers.
+
+    Raises InputError where a prompt's tokens are not those that `format` counted.
+    """
+    prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
+    for row, prompt in zip(rows, prompts, strict=True):
+        if hash_ids(prompt) != row["prompt_hash"]:
+            raise InputError(
+                f"row {row['id']}: the prompt is not the one that format wrote; run `dvc repro`"
+            )
+    answers = generate_answers(
+        model, tokenizer, prompts, max_new_tokens, batching, f"{name}-answers"
+    )
+    likelihoods = score_rows(model, tokenizer, rows, batching, f"{name}-likelihoods")
+    return [
+        {
+            "id": row["id"],
+            "group": row["group"],
+            "pair": row["pair"],
+            "prompt_hash": row["prompt_hash"],
+            "prompt_tokens": row["prompt_tokens"],
+            "passages": row["passages"],
+            **answer,
+            "likelihood": likelihood,
+        }
+        for row, answer, likelihood in zip(rows, answers, likelihoods, strict=True)
+    ]
+
+
+def likelihood_requests(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[FormattedRow]
+) -> list[tuple[int, list[tuple[str, str]], list[tuple[list[int], list[int]]]]]:
+    """What to score: the answers that rows come with, after each of `prompt_variants`.
+
+    Each request is a row's index, what is asked of it as pairs of variant and answer, and their
+    prompts and completions as token ids. Prompts that begin alike are in one request.
+    """
+    requests = []
+    for index, row in enumerate(rows):
+        variants, answers = prompt_variants(row), given_answers(row)
+        for together in READ_TOGETHER:
+            asked = [(variant, answer) for variant in together for answer in answers]
+            ids = [
+                prompt_completion_ids(tokenizer, variants[variant], answers[answer])
+                for variant, answer in asked
+            ]
+            requests.append((index, asked, ids))
+    return requests
+
+
+def score_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[FormattedRow],
+    batching: Batching = Batching(),
+    name: str = "likelihoods",
+) -> list[Likelihoods]:
+    """How likely a model finds the answers that rows come with, after each of `prompt_variants`.
+
+    Raises InputError where a likelihood is not finite.
+    """
+    found: list[Likelihoods] = [
+        {"positive": {}, "negative": None if row["negative"] is None else {}} for row in rows
+    ]
+    requests = likelihood_requests(tokenizer, rows)
+    scores = score_completions(model, tokenizer, [ids for _, _, ids in requests], batching, name)
+    for (index, asked, request), sums in zip(requests, scores, strict=True):
+        texts = given_answers(rows[index])
+        for (variant, answer), (_, completion), score in zip(asked, request, sums, strict=True):
+            if not math.isfinite(score):
+                raise InputError(
+                    f"row {rows[index]['id']}: the likelihood of its {answer} is {score}"
+                )
+            by_variant = found[index]["positive" if answer == "positive" else "negative"]
+            assert by_variant is not None
+            by_variant[variant] = {
+                "sum": score,
+                "tokens": len(completion),
+                "bytes": len(texts[answer].encode()),
+            }
+    return found

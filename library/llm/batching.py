@@ -1,0 +1,163 @@
+"""Rows through the model in batches, within memory.
+
+Batches are sorted by length, so little is padding; they are spread over the processes, and each is
+kept once it is done, so that a killed stage goes on where it was.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from library.errors import InputError
+from library.llm.checkpoints import append_line, read_lines
+from library.llm.devices import pick_device
+from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
+from library.llm.processes import broadcast_from_main, gather_from_all, processes
+from library.llm.sharding import takes_same_steps
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How much goes through the model at once, and where what is done is kept.
+
+    Neither changes a result beyond rounding.
+    """
+
+    tokens: int = 8192  # of a batch, padding included
+    kept_dir: Path | None = None
+
+
+def make_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Indices in batches, longest first, each of at most `limit` tokens, padding included.
+
+    A member that is longer than the limit makes a batch of its own.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > limit:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def run_batches(
+    name: str,
+    lengths: Sequence[int],
+    work: Callable[[list[int]], list[Any]],
+    batching: Batching,
+) -> list[Any]:
+    """What `work` makes of each index, in their order.
+
+    It takes a batch of indices and gives a JSON value for each. Every process does its share of the
+    batches, or all of them together where layers are sharded, and returns everything. What stands
+    under `name` in the batching's `kept_dir` is not done again. A batch that is too much for the
+    device's memory is halved. Raises InputError where one row alone is too much.
+    """
+    if not lengths:
+        return []
+    state, together = processes(), takes_same_steps()
+    todo = list(make_batches(lengths, batching.tokens))
+    _log_batches(name, lengths, todo)
+    kept_dir = batching.kept_dir
+    done = _read_done(name, kept_dir)
+    # a batch is done whole or not at all: in another batch, a row would be rounded otherwise
+    missing = [batch for batch in todo if not all(index in done for index in batch)]
+    share = missing if together else missing[state.process_index :: state.num_processes]
+    mine: dict[int, Any] = {}
+    with tqdm(
+        desc=name,
+        total=sum(map(len, share)),
+        unit="row",
+        mininterval=2,
+        disable=not state.is_main_process,
+    ) as progress:
+        for batch in share:
+            results = _halve_until_it_fits(name, batch, lengths, work)
+            mine.update(zip(batch, results, strict=True))
+            if kept_dir is not None and (state.is_main_process or not together):
+                append_line(kept_dir / f"{name}-{state.process_index}.jsonl", [batch, results])
+            progress.update(len(batch))
+    done.update(gather_from_all(list(mine.items())))
+    return [done[index] for index in range(len(lengths))]
+
+
+def _log_batches(name: str, lengths: Sequence[int], batches: Sequence[list[int]]) -> None:
+    if len(lengths) > 1:
+        padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
+        padding = 100 - 100 * sum(lengths) / padded
+        log.info(
+            "%s: %d rows, %d at most in a batch, %.0f%% padding",
+            *(name, len(lengths), max(map(len, batches)), padding),
+        )
+
+
+def _read_done(name: str, kept_dir: Path | None) -> dict[int, Any]:
+    """What a run that was killed has done, by index; the main process reads it for all."""
+    done: dict[int, Any] = {}
+    if kept_dir is not None and processes().is_main_process:
+        for path in kept_dir.glob(f"{name}-*.jsonl"):
+            for indices, results in read_lines(path):
+                done.update(zip(indices, results, strict=True))
+    done = dict(broadcast_from_main(done))
+    if done:
+        log.info("%s: %d rows were done before", name, len(done))
+    return done
+
+
+def _halve_until_it_fits(
+    name: str, batch: list[int], lengths: Sequence[int], work: Callable[[list[int]], list[Any]]
+) -> list[Any]:
+    try:
+        with name_out_of_memory(pick_device()):
+            return work(batch)
+    except OutOfMemoryError:
+        if len(batch) == 1 or takes_same_steps():
+            rows, remedy = f"{len(batch)} rows", "lower TOKENS_PER_BATCH in the environment"
+            if len(batch) == 1:
+                rows = "one row"
+                remedy = (
+                    "lower format.max_length, or set CUDA_VISIBLE_DEVICES to nothing and it is "
+                    "computed on the CPU"
+                )
+            raise InputError(
+                f"{name}: out of memory with {rows} of {lengths[batch[0]]} tokens; {remedy}"
+            ) from None
+    # here, not above: the exception holds on to what was computed
+    gc.collect()
+    torch.cuda.empty_cache()
+    log.warning(
+        "%s: out of memory with %d rows at once, going on with half as many", name, len(batch)
+    )
+    half = len(batch) // 2
+    return [
+        result
+        for part in (batch[:half], batch[half:])
+        for result in _halve_until_it_fits(name, part, lengths, work)
+    ]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], filler: int, side: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and attention mask, each (rows, longest), padded on `side`, "left" or "right"."""
+    width = max(map(len, rows))
+    gaps = [[filler] * (width - len(row)) for row in rows]
+    ids = [
+        gap + list(row) if side == "left" else list(row) + gap
+        for row, gap in zip(rows, gaps, strict=True)
+    ]
+    ones = [
+        [0] * len(gap) + [1] * len(row) if side == "left" else [1] * len(row) + [0] * len(gap)
+        for row, gap in zip(rows, gaps, strict=True)
+    ]
+    return torch.tensor(ids, device=device), torch.tensor(ones, device=device)

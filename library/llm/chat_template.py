@@ -1,0 +1,86 @@
+"""How a model's chat template turns messages into tokens.
+
+Up to where the answer begins, and from there to the end of its turn.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from library.errors import InputError
+from library.records import Message
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template, an end-of-turn token and a padding token.
+
+    Raises InputError without them.
+    """
+    try:
+        tokenizer = cast(
+            PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: no usable tokenizer: {error}") from error
+    if tokenizer.chat_template is None:
+        raise InputError(f"{folder}: the tokenizer has no chat template; choose an instruct model")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{folder}: the tokenizer names no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def find_markup(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """The tokenizer's markup that one of the texts holds, if any does: it would be read as such."""
+    for text in texts:
+        for token in tokenizer.all_special_tokens:
+            if token in text:
+                return str(token)
+    return None
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of the messages up to where the model's answer begins."""
+    ids = tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return [int(token) for token in ids]
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """Sixteen hexadecimal digits that tell one prompt from another, as the model sees it."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
+
+
+def prompt_completion_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of the messages up to where the answer begins, and of the answer.
+
+    The answer's go up to the end-of-turn token, which is among them.
+    Raises InputError where the chat template does not continue the prompt's tokens, or ends no
+    answer with that token.
+    """
+    prompt = prompt_ids(tokenizer, messages)
+    turns = [*messages, {"role": "assistant", "content": answer}]
+    ids = [
+        int(token)
+        for token in tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    ]
+    if ids[: len(prompt)] != prompt:
+        raise InputError(
+            "the tokenizer's chat template changes the prompt once an answer follows it"
+        )
+    completion = ids[len(prompt) :]
+    while completion and completion[-1] != tokenizer.eos_token_id:
+        completion.pop()
+    if not completion:
+        raise InputError(
+            "the tokenizer's chat template ends no answer with its eos_token "
+            f"{tokenizer.eos_token!r}"
+        )
+    return prompt, completion

@@ -1,0 +1,58 @@
+"""Where a stage keeps what it has done so far, so that it can be killed at any moment and go on.
+
+Outside its outputs: under checkpoints/.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from library.files import hash_file
+from library.imports import ROOT, computing_modules
+from library.paths import CHECKPOINTS_DIR
+from library.versions import package_versions
+
+
+def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any) -> Path:
+    """The folder for this very run of a stage, made if need be: checkpoints/STAGE-KEY.
+
+    The key is a hash of the input files (folders count file by file), the parameters, the modules
+    that the stage's outputs follow from, and the libraries' versions. What was kept under another
+    key is never looked at.
+    """
+    files = [file for path in input_paths for file in _files_of(path)]
+    identity = {
+        "inputs": [[path.as_posix(), hash_file(path)] for path in files],
+        "parameters": parameters,
+        "code": [[path.as_posix(), hash_file(ROOT / path)] for path in computing_modules(stage)],
+        "versions": package_versions(),
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = CHECKPOINTS_DIR / f"{stage}-{key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a value to a file of JSON lines in one write.
+
+    After a line that was torn by a kill it starts a new one.
+    """
+    with path.open("ab") as file:
+        file.write(b"\n" + json.dumps(value).encode() + b"\n")
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The values in a file of JSON lines; a torn line is passed over."""
+    for line in path.read_bytes().split(b"\n"):
+        if line:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue

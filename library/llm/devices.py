@@ -1,0 +1,55 @@
+"""What is computed on, in which type, and with which attention."""
+
+from typing import Literal
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from library.llm.processes import processes
+
+
+def pick_device() -> torch.device:
+    """The CUDA device of the process that asks, or the CPU where there is none."""
+    return (
+        torch.device("cuda", processes().local_process_index)
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def lacks_bfloat16(device: torch.device) -> bool:
+    """Whether a card computes no bfloat16 of its own: compute capability below 8.0, such as the GTX
+    1650's 7.5.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+
+
+def pick_attention(device: torch.device) -> Literal["flash_attention_2", "sdpa"]:
+    """FlashAttention where it is installed and the card has what it takes, else PyTorch's own."""
+    return (
+        "flash_attention_2"
+        if device.type == "cuda" and not lacks_bfloat16(device) and is_flash_attn_2_available()
+        else "sdpa"
+    )
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """What to compute in: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU.
+
+    `torch.cuda.is_bf16_supported` counts emulation and says yes to older cards. CPUs without
+    AVX512-BF16 are thirty times slower in bfloat16 than in float32.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    return torch.float16 if lacks_bfloat16(device) else torch.bfloat16
+
+
+def describe_device() -> str:
+    """What is computed on, and in which type: results of one and another do not mix."""
+    device = pick_device()
+    return f"{device.type}, {pick_dtype(device)}"
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()

@@ -1,0 +1,166 @@
+"""How likely the model finds given answers."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from library.errors import InputError
+from library.llm.batching import Batching, pad, run_batches
+from library.llm.memory.formula import SCORING_HEAD_BYTES
+
+MOST_LOGIT_DIFFERENCE = 0.1  # nats of rounding: an architecture that changes its logits is off
+PARTS = 4  # in which what follows a beginning is scored, shortest first: little is padding then
+
+
+@torch.no_grad()
+def score_completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]],
+    batching: Batching = Batching(),
+    name: str = "likelihoods",
+) -> list[list[float]]:
+    """Log-likelihoods in nats of completions after their prompts, all as token ids.
+
+    They are summed over a completion's tokens. A request is a list of (prompt, completion); what
+    its prompts have in common at their beginning is read once. Raises InputError where an
+    architecture does more to its logits than the output embedding.
+    """
+    scorer = _Scorer(model, tokenizer.pad_token_id)
+    if requests:
+        scorer.check_logits(requests[0][0][0])
+    shared = [common_prefix_length([prompt for prompt, _ in request]) for request in requests]
+
+    def work(batch: list[int]) -> list[list[float]]:
+        cache, mask = scorer.read([requests[i][0][0][: shared[i]] for i in batch])
+        rests = [
+            _Rest(owner, list(prompt[shared[i] :]), list(completion))
+            for owner, i in enumerate(batch)
+            for prompt, completion in requests[i]
+        ]
+        order = sorted(range(len(rests)), key=lambda at: rests[at].length)
+        sums = [math.nan] * len(rests)
+        for part in torch.tensor_split(torch.tensor(order), min(PARTS, len(order))):
+            places = part.tolist()
+            scores = scorer.score([rests[at] for at in places], cache, mask)
+            for at, score in zip(places, scores, strict=True):
+                sums[at] = score
+        following = iter(sums)
+        return [[next(following) for _ in requests[i]] for i in batch]
+
+    lengths = [
+        count + sum(len(prompt) - count + len(completion) for prompt, completion in request)
+        for request, count in zip(requests, shared, strict=True)
+    ]
+    return run_batches(name, lengths, work, batching)
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What follows a beginning that was read: the rest of a prompt, and its completion.
+
+    `owner` is the beginning's place in the batch.
+    """
+
+    owner: int
+    prompt: list[int]
+    completion: list[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+    @property
+    def ids(self) -> list[int]:
+        """All but the last token, which nothing follows."""
+        return self.prompt + self.completion[:-1]
+
+
+class _Scorer:
+    """A model taken apart into decoder and head.
+
+    Logits are computed for the completions' positions alone, SCORING_HEAD_BYTES of them at most at
+    a time and in float32: a vocabulary of 150,000 makes 600 kB for each token.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
+        self.base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.decoder, self.head = self.base.get_decoder(), self.base.get_output_embeddings()
+        self.device, self.pad_token_id = model.device, pad_token_id
+        self.at_once = max(1, SCORING_HEAD_BYTES // (4 * self.head.weight.shape[0]))
+
+    def check_logits(self, prompt: Sequence[int]) -> None:
+        """Raise InputError where decoder and head alone do not make the model's logits."""
+        ids = torch.tensor([prompt], device=self.device)
+        whole = self.base(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1]
+        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1:]
+        headed = self.head(hidden)[0, -1]
+        difference = whole.float().log_softmax(-1) - headed.float().log_softmax(-1)
+        if difference.abs().max() > MOST_LOGIT_DIFFERENCE:
+            raise InputError(
+                f"{type(self.base).__name__} changes its logits after the output embedding; it "
+                "can't be scored here"
+            )
+
+    def read(self, beginnings: Sequence[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor]:
+        """Keys and values of token ids that are padded on the left, and their attention mask."""
+        ids, mask = pad(beginnings, self.pad_token_id, "left", self.device)
+        cache = DynamicCache(config=self.base.config)
+        self.decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return cache, mask
+
+    def score(self, rests: Sequence[_Rest], cache: DynamicCache, mask: torch.Tensor) -> list[float]:
+        """The log-likelihood of each completion after its beginning and the rest of its prompt."""
+        owners = torch.tensor([rest.owner for rest in rests], device=mask.device)
+        cache = copy.deepcopy(cache)
+        cache.batch_select_indices(owners)
+        ids, inner = pad([rest.ids for rest in rests], self.pad_token_id, "right", mask.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        hidden = self.decoder(
+            input_ids=ids,
+            attention_mask=torch.cat([mask[owners], inner], dim=1),
+            position_ids=mask.sum(1)[owners][:, None] + positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        before = torch.cat(
+            [
+                hidden[at, len(rest.prompt) - 1 :][: len(rest.completion)]
+                for at, rest in enumerate(rests)
+            ]
+        )
+        completions = [token for rest in rests for token in rest.completion]
+        tokens = torch.tensor(completions, device=hidden.device)
+        losses = [
+            cross_entropy(self.head(part).float(), wanted, reduction="none")
+            for part, wanted in zip(
+                torch.split(before, self.at_once), torch.split(tokens, self.at_once), strict=True
+            )
+        ]
+        counts = [len(rest.completion) for rest in rests]
+        return [-float(part.sum()) for part in torch.split(torch.cat(losses).double(), counts)]
+
+
+def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with alike.
+
+    Less one where that is a whole prompt: what follows it is asked of its last.
+    """
+    count = 0
+    for tokens in zip(*prompts, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    return min(count, min(map(len, prompts)) - 1)

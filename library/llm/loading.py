@@ -1,0 +1,145 @@
+"""Put the base model into memory: quantized or not, with an adapter or without, set up to answer
+and nothing else.
+
+No code of a model's author is ever run, and weights are safetensors alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from library.errors import InputError
+from library.files import read_json
+from library.llm.chat_template import load_tokenizer
+from library.llm.devices import lacks_bfloat16, pick_attention, pick_device, pick_dtype
+from library.llm.manifest import check_manifest, find_model_folder
+from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
+from library.llm.patches import keep_weights_unpacked, repeat_key_value_heads
+from library.llm.sharding import find_sharding, shard_layers
+
+
+@contextmanager
+def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Raise InputError with advice where memory runs out in loading."""
+    try:
+        with name_out_of_memory(device):
+            yield
+    except OutOfMemoryError:
+        raise InputError(f"out of memory while the model is loaded; {advice}") from None
+
+
+def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
+    """Raise InputError where base or adapter is not there, or does not belong to the other."""
+    made_by = {base_dir / "manifest.json": "base"}
+    if adapter_dir is not None:
+        made_by[adapter_dir / "base.json"] = "sft"
+    for path, stage in made_by.items():
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    manifests = [read_json(path) for path in made_by]
+    if manifests[0] != manifests[-1]:
+        raise InputError(
+            f"{adapter_dir}: was trained on another base model than {base_dir}; run `dvc repro`"
+        )
+
+
+def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Greedy answers up to an end-of-turn token.
+
+    Qwen's own configuration would bring sampling and a repetition penalty.
+    """
+    ends = model.generation_config.eos_token_id
+    known = [ends] if isinstance(ends, int) else ends or []
+    return GenerationConfig(
+        do_sample=False,
+        eos_token_id=sorted({tokenizer.eos_token_id, *known}),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def load_model(
+    base_dir: Path,
+    quantization: Literal["nf4", "none"],
+    adapter_dir: Path | None = None,
+    shard: bool = True,
+) -> PreTrainedModel:
+    """The base model that the manifest in `base_dir` names, ready to answer.
+
+    With an adapter on it if one is given. Where FSDP in the environment asks for it, its layers are
+    sharded; with `shard` off it waits for that on the CPU, since what adds an adapter must see the
+    weights whole. Raises InputError where files changed, or where the adapter was trained on
+    another base.
+    """
+    check_artifacts(base_dir, adapter_dir)
+    manifest = read_json(base_dir / "manifest.json")
+    folder = find_model_folder(manifest["source"])
+    check_manifest(manifest, folder)
+    device = pick_device()
+    dtype = pick_dtype(device)
+    if lacks_bfloat16(device):
+        repeat_key_value_heads()
+    sharded = find_sharding() is not None
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        # FSDP takes floating-point types alone
+        bnb_4bit_quant_storage=dtype if sharded else torch.uint8,
+    )
+    with explain_out_of_memory(
+        device, "choose a smaller model, or set FSDP=offload in the environment"
+    ):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            quantization_config=config if quantization == "nf4" else None,
+            device_map={"": torch.device("cpu") if sharded else device},
+            attn_implementation=pick_attention(device),
+        )
+    keep_weights_unpacked(model)
+    model.generation_config = greedy_config(model, load_tokenizer(base_dir))
+    if adapter_dir is not None:
+        # by way of the CPU: PEFT would read it to the first card, whichever is this process's own
+        model = PeftModel.from_pretrained(
+            model, adapter_dir, local_files_only=True, torch_device="cpu"
+        )
+    if shard:
+        shard_layers(model, device)
+    model.eval()
+    return cast(PreTrainedModel, model)
+
+
+def load_merged(folder: Path) -> PreTrainedModel:
+    """A model folder, not quantized, ready to answer as `load_model` makes it."""
+    device = pick_device()
+    if lacks_bfloat16(device):
+        repeat_key_value_heads()
+    with explain_out_of_memory(
+        device,
+        "it is not quantized: set CUDA_VISIBLE_DEVICES to nothing, and it is asked on the CPU",
+    ):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=pick_dtype(device),
+            device_map={"": device},
+            attn_implementation=pick_attention(device),
+        )
+    model.generation_config = greedy_config(model, load_tokenizer(folder))
+    model.eval()
+    return cast(PreTrainedModel, model)

@@ -1,0 +1,232 @@
+"""How much memory a model needs, predicted from its config alone.
+
+Predictions count tensors, in bytes. Their coefficients were fitted to the peaks of Qwen2 layers of
+different widths on a CPU, in bfloat16 under autocast and in float32; benchmarks/memory_fit.py does
+it again, and checks them on other shapes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from library.errors import InputError
+from library.units import gib
+
+NF4_STORED_BYTES = 0.5  # per weight
+# per weight: a byte for each 64 weights, and a float for each 256 of those
+NF4_SCALES_BYTES = 1 / 64 + 4 / (64 * 256)
+HEAD_ROWS, HEAD_COLUMNS = 4096, 32768  # the tile in which TRL's fused head computes logits
+# the same on CUDA without Triton, where plain PyTorch makes several copies of a tile
+PLAIN_HEAD_ROWS = 256
+SCORING_HEAD_BYTES = 2**26  # logits at a time when given answers are scored
+
+# Per token and per element of the width: tensors alive in the backward pass of one layer, tensors
+# that a layer keeps where nothing is recomputed, and those alive in one layer's forward pass
+# without gradients. Keyed by the bytes of the computing type.
+BACKWARD = {
+    2: {"hidden": 16, "intermediate": 6.7, "key_value": 2},
+    4: {"hidden": 5.3, "intermediate": 5.9, "key_value": 2},
+}
+
+KEPT = {
+    2: {"hidden": 11.6, "intermediate": 4.3, "key_value": 2.1},
+    4: {"hidden": 5.4, "intermediate": 4.3, "key_value": 2.1},
+}
+
+FORWARD = {
+    2: {"hidden": 6, "intermediate": 6, "key_value": 0},
+    4: {"hidden": 4, "intermediate": 4, "key_value": 0},
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA as params.yaml names it."""
+
+    r: int
+    target_modules: Sequence[str] | Literal["all-linear"]
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """What a prediction depends on beside the model's config: how it is loaded and computed.
+
+    Of its layers' weights a process holds `held_share` all the time and gathers `gathered_layers`
+    more: see library.llm.sharding.
+    """
+
+    quantization: Literal["nf4", "none"]
+    gradient_checkpointing: bool
+    adapter: Adapter
+    dtype: torch.dtype
+    device_type: str
+    held_share: float = 1.0
+    gathered_layers: float = 0.0
+    triton: bool = True  # whether TRL's fused head runs as Triton's kernels on CUDA
+    ddp: bool = False  # whether DDP averages gradients, by copies of its own
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number in the computing type."""
+        return self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by what they are for. A layer's and the head's are not needed at the same time."""
+
+    weights: int
+    adapter: int  # LoRA with gradients and Adam's two moments when training
+    # checkpoints or kept activations when training, keys and values when answering
+    activations: int
+    attention: int
+    layer: int
+    head: int
+
+    @property
+    def peak(self) -> int:
+        """Most bytes in tensors at one time."""
+        return (
+            self.weights
+            + self.adapter
+            + self.activations
+            + self.attention
+            + max(self.layer, self.head)
+        )
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "adapter": self.adapter,
+            "activations": self.activations,
+            "attention": self.attention,
+        }
+        parts["a layer" if self.layer >= self.head else "the head"] = max(self.layer, self.head)
+        return (
+            f"{gib(self.peak)} ({', '.join(f'{name} {gib(size)}' for name, size in parts.items())})"
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model in numbers of parameters, and its widths."""
+
+    linear: int  # in linear layers other than the output embedding: what is quantized
+    other: int  # embeddings, norms, biases
+    lora: int
+    vocabulary: int
+    layers: int
+    hidden: int
+    intermediate: int
+    key_value: int
+
+    def per_token(self, coefficients: Mapping[str, float]) -> float:
+        """Elements for each token in one layer."""
+        return sum(factor * int(getattr(self, width)) for width, factor in coefficients.items())
+
+
+def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
+    """Count a model's parameters without its weights: it is built where tensors have shapes only.
+
+    Raises InputError where the adapter names a linear layer that the model does not have; names are
+    matched as PEFT does.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    targets = adapter.target_modules
+    for target in [] if targets == "all-linear" else targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+            raise InputError(
+                f"sft.lora.target_modules: the model has no linear layer {target!r}, but {there}"
+            )
+    adapted = [
+        module
+        for name, module in linear.items()
+        if targets == "all-linear" or any(f".{name}".endswith(f".{target}") for target in targets)
+    ]
+    quantized = sum(module.weight.numel() for module in linear.values())
+    text = config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Sizes(
+        linear=quantized,
+        other=sum(parameter.numel() for parameter in model.parameters()) - quantized,
+        lora=adapter.r * sum(module.in_features + module.out_features for module in adapted),
+        vocabulary=head.weight.shape[0],
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        key_value=head_size
+        * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+    )
+
+
+def _weights(sizes: Sizes, setting: ComputeSettings) -> int:
+    stored, scales = (
+        (NF4_STORED_BYTES, NF4_SCALES_BYTES) if setting.quantization == "nf4" else (setting.size, 0)
+    )
+    there = setting.held_share + setting.gathered_layers / sizes.layers
+    return int(sizes.linear * (stored * there + scales) + sizes.other * setting.size)
+
+
+def predict_training(
+    sizes: Sizes, setting: ComputeSettings, rows: int, length: int, answer: int
+) -> MemoryEstimate:
+    """Bytes of one training step on `rows` rows of `length` tokens each, `answer` of them with a
+    loss.
+    """
+    tokens, size = rows * length, setting.size
+    # while a layer's gradient passes through a 4-bit weight, that is there in the computing type
+    layer = tokens * size * sizes.per_token(BACKWARD[size])
+    layer += (setting.quantization == "nf4") * sizes.hidden * sizes.intermediate * size
+    if setting.gradient_checkpointing:
+        activations, masks = tokens * size * sizes.layers * sizes.hidden, 1
+    else:  # what the last layer keeps is part of its backward pass
+        activations, masks = (
+            int(tokens * size * sizes.layers * sizes.per_token(KEPT[size])),
+            sizes.layers,
+        )
+        layer -= tokens * size * sizes.per_token(KEPT[size])
+    # in Triton's kernels positions without a label are left out of the head; elsewhere TRL computes
+    # all, and in plain PyTorch
+    kernels = setting.device_type == "cuda" and setting.triton
+    labelled = rows * answer if kernels else tokens
+    tile = min(labelled, HEAD_ROWS if kernels or setting.device_type == "cpu" else PLAIN_HEAD_ROWS)
+    head = tile * HEAD_COLUMNS * size + labelled * sizes.hidden * (4 + size)
+    if not kernels:
+        head += tile * min(sizes.vocabulary, HEAD_COLUMNS) * 29
+    # the mask, and in the computing type for each layer that keeps it; a batch of one has no
+    # padding, and then none
+    attention = (rows > 1) * rows * length**2 * (1 + size * masks)
+    adapter = (20 if setting.ddp else 16) * sizes.lora
+    return MemoryEstimate(
+        _weights(sizes, setting), adapter, activations, attention, int(layer), head
+    )
+
+
+def predict_answering(
+    sizes: Sizes, setting: ComputeSettings, rows: int, prompt: int, new: int
+) -> MemoryEstimate:
+    """Bytes of answering `rows` prompts of `prompt` tokens with `new` tokens each."""
+    size = setting.size
+    cache = rows * (prompt + new) * size * 2 * sizes.layers * sizes.key_value
+    layer = rows * prompt * size * sizes.per_token(FORWARD[size])
+    attention = (rows > 1) * rows * prompt**2
+    # once read, the prompt's cache is copied, and rows of the copy are chosen layer by layer, for a
+    # quarter of what is scored
+    logits = min(SCORING_HEAD_BYTES // 4, 4 * rows * new * sizes.vocabulary)
+    head = int(cache * (1 + 2 / sizes.layers)) + max(
+        8 * logits, (size + 8) * rows * sizes.vocabulary
+    )
+    return MemoryEstimate(
+        _weights(sizes, setting), 4 * sizes.lora, cache, attention, int(layer), head
+    )

@@ -1,0 +1,151 @@
+"""How much memory there is, how much was taken, and whether it ran out."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
+
+from library.errors import InputError
+from library.llm.memory.formula import MemoryEstimate
+from library.llm.processes import gather_from_all, processes
+from library.units import GIB
+
+SPARE = 0.05  # of what is free, for what lies unused between tensors
+CONTEXT_BYTES = 450_000_000  # of CUDA itself and cuBLAS's workspace: 0.3 to 0.5 GB
+
+
+def memory_limit() -> int | None:
+    """Bytes of MEMORY_LIMIT_GIB in the environment; None where it is not set.
+
+    Raises InputError where it is no positive number.
+    """
+    value = os.environ.get("MEMORY_LIMIT_GIB", "")
+    try:
+        limit = float(value or "1") * GIB
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise InputError(
+            f"MEMORY_LIMIT_GIB in the environment: expected a positive number, got {value!r}"
+        )
+    return int(limit) if value else None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that tensors may take: what is free on the device, or less where MEMORY_LIMIT_GIB in
+    the environment says so.
+
+    The limit is a smaller card than is there: on CUDA what CUDA itself needs comes off it, and
+    PyTorch is held to the rest.
+    """
+    limit = memory_limit()
+    if device.type != "cuda":
+        free = psutil.virtual_memory().available
+        return int(free if limit is None else min(free, limit))
+    free, total = torch.cuda.mem_get_info(device)
+    if limit is not None:
+        allowed = max(0, limit - CONTEXT_BYTES)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
+        free = min(free, allowed)
+    return int(free)
+
+
+def fits(prediction: MemoryEstimate, free: float) -> bool:
+    """Whether a prediction leaves a little of what is free."""
+    return prediction.peak <= free * (1 - SPARE)
+
+
+def count_ooms(device: torch.device) -> int:
+    """How often PyTorch ran out of a device's memory in this process."""
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
+
+
+def ran_out_of_memory(error: RuntimeError, device: torch.device, before: int = 0) -> bool:
+    """Whether the device's memory was full, `before` being what `count_ooms` said when it was not
+    yet.
+
+    transformers hides it in loading, where the allocator's own count still tells.
+    """
+    said = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
+    return isinstance(error, torch.OutOfMemoryError) or said or count_ooms(device) > before
+
+
+class OutOfMemoryError(Exception):
+    """A device's memory is full, whichever library found out and however it said so."""
+
+
+@contextmanager
+def name_out_of_memory(device: torch.device) -> Iterator[None]:
+    """Raise OutOfMemoryError where memory runs out, whose errors differ from library to library.
+
+    Once it is handled, what was computed can be freed: nothing holds on to it.
+    """
+    before = count_ooms(device)
+    try:
+        yield
+    except RuntimeError as error:  # PyTorch's own, and those of the libraries that it calls
+        if not ran_out_of_memory(error, device, before):
+            raise
+        raise OutOfMemoryError from None
+
+
+def resident_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a process's share of parameters, gradients and buffers, what bitsandbytes needs to
+    read 4-bit ones included.
+    """
+    size = 0
+    for tensor in [*model.parameters(), *model.buffers()]:
+        held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        size += held.nbytes + (0 if tensor.grad is None else tensor.grad.nbytes)
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            size += sum(
+                part.nbytes
+                for part in (state.absmax, *([state.state2.absmax] if state.nested else []))
+            )
+    return size
+
+
+def measure_peak(device: torch.device, run: Callable[[], Any]) -> int:
+    """The most bytes that tensors took while `run` ran, beyond those there before on a CPU and with
+    them on CUDA.
+
+    On CUDA this is the allocator's own count. On a CPU it is the running sum of what PyTorch's
+    profiler saw allocated and freed, from run to run the same to 1%, which the process's resident
+    memory is not.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
+        run()
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: int(event.start_ns())):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def measure_free(device: torch.device) -> int:
+    """Bytes that are free for tensors in the process that has least, once CUDA and what joins
+    processes have taken theirs.
+    """
+    if device.type == "cuda":
+        square = torch.ones(64, 64, device=device, dtype=torch.float16)
+        (square @ square).sum().item()  # loads cuBLAS, and waits for it
+    processes().wait_for_everyone()
+    return int(min(gather_from_all([free_bytes(device)])))

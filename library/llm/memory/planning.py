@@ -1,0 +1,332 @@
+"""Before a model is loaded: does it fit, how many rows at a time, and what would fit if not."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from library.errors import InputError
+from library.llm.devices import device_name, pick_device
+from library.llm.memory.formula import (
+    Adapter,
+    ComputeSettings,
+    MemoryEstimate,
+    Sizes,
+    measure_sizes,
+    predict_answering,
+    predict_training,
+)
+from library.llm.memory.measuring import fits, measure_free
+from library.llm.memory.misfit import (
+    Alternative,
+    Misfit,
+    ShorterLength,
+    describe_answering_misfit,
+    describe_training_misfit,
+)
+from library.llm.processes import processes
+from library.llm.sharding import count_layers, find_sharding
+from library.params import FormatParams, HubModel, LocalModel, ModelFile, SftParams, load_model_file
+from library.paths import MODELS_DIR
+from library.records import FormattedRow
+from library.units import gib
+
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 65536  # in a batch that is answered: beyond, a card gets no faster
+MOST_TOKENS_ON_CPU = 8192  # the same on a CPU
+
+
+@dataclass(frozen=True)
+class LongestRow:
+    """Tokens of the longest rows: prompt and answer together, and the answer alone."""
+
+    length: int
+    answer: int
+    shorter: Sequence[ShorterLength] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How sft goes about its work on this machine, and what it needs."""
+
+    device: str
+    free: int  # bytes
+    processes: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    predicted: MemoryEstimate
+
+    def record(self) -> dict[str, object]:
+        """The plan as JSON, in MB: the same where nothing changed, so without what is free."""
+        values = asdict(self)
+        del values["free"]
+        predicted = {"peak": self.predicted.peak, **asdict(self.predicted)}
+        return values | {"predicted": {name: round(size / 1e6) for name, size in predicted.items()}}
+
+
+def lengths_below(max_length: int, least: int) -> range:
+    """Values of format.max_length to try, the largest first, of which none is below `least`."""
+    step = max(16, max_length // 512 * 16)
+    return range((max_length - 1) // step * step, least - 1, -step)
+
+
+def shorter_lengths(rows: Sequence[FormattedRow], params: FormatParams) -> list[ShorterLength]:
+    """Lower values of format.max_length, and what each would make of the formatted rows.
+
+    Down to the least that leaves each question the room for its answer: below, rows would be
+    rejected.
+    """
+    reserves = [max(row["answer_tokens"], params.max_new_tokens) for row in rows]
+    least = max(
+        row["question_tokens"] + reserve for row, reserve in zip(rows, reserves, strict=True)
+    )
+    passages = sum(len(row["passages"]) for row in rows)
+    passage_tokens = sum(row["prompt_tokens"] - row["question_tokens"] for row in rows)
+
+    def longest(max_length: int) -> int:
+        return max(
+            min(row["prompt_tokens"], max_length - reserve) + row["answer_tokens"]
+            for row, reserve in zip(rows, reserves, strict=True)
+        )
+
+    return [
+        ShorterLength(length, longest(length), length - least, passage_tokens // max(1, passages))
+        for length in lengths_below(params.max_length, least)
+    ]
+
+
+def make_settings(
+    model_file: ModelFile, sft: SftParams, device_type: str, count: int | None = None
+) -> ComputeSettings:
+    """How the stages load and compute a model on such a device.
+
+    In `count` processes, or in those that there are.
+    """
+    count = count or processes().num_processes
+    sharding = find_sharding(count)
+    held, gathered = count_layers(sharding, device_type, count)
+    return ComputeSettings(
+        quantization=model_file.quantization,
+        gradient_checkpointing=model_file.gradient_checkpointing,
+        adapter=Adapter(sft.lora.r, sft.lora.target_modules),
+        dtype=torch.bfloat16 if device_type == "cuda" else torch.float32,
+        device_type=device_type,
+        held_share=held,
+        gathered_layers=gathered,
+        ddp=count > 1 and sharding is None,
+    )
+
+
+def can_offload(settings: ComputeSettings) -> bool:
+    """Whether FSDP=offload would keep frozen weights off the device that are there now."""
+    return settings.device_type == "cuda" and settings.held_share > 0
+
+
+def offload(settings: ComputeSettings) -> ComputeSettings:
+    """The same with the layers' frozen weights in the computer's memory."""
+    held, gathered = count_layers("offload", settings.device_type, processes().num_processes)
+    return replace(settings, held_share=held, gathered_layers=gathered, ddp=False)
+
+
+def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | None:
+    """A model's sizes without its weights: from what its file says, or from config.json.
+
+    None where neither is there.
+    """
+    if isinstance(model_file, HubModel):
+        if model_file.config is None:
+            return None
+        return measure_sizes(AutoConfig.for_model(**model_file.config.model_dump()), adapter)
+    folder = Path(model_file.path)
+    return read_sizes(folder, adapter) if (folder / "config.json").is_file() else None
+
+
+def read_sizes(folder: Path, adapter: Adapter) -> Sizes:
+    """The sizes of the model whose config.json is in a folder."""
+    return measure_sizes(AutoConfig.from_pretrained(folder, local_files_only=True), adapter)
+
+
+def read_count(name: str) -> int | None:
+    """A positive whole number in the environment; None where it is not set.
+
+    Raises InputError where it is something else.
+    """
+    value = os.environ.get(name, "")
+    if value and not (value.isdecimal() and int(value)):
+        raise InputError(
+            f"{name} in the environment: expected a positive whole number, got {value!r}"
+        )
+    return int(value) if value else None
+
+
+def batch_size_choices(effective_batch_size: int) -> list[int]:
+    """The batch sizes that a process may take, largest first.
+
+    They, times the processes, divide the effective batch size. PER_DEVICE_TRAIN_BATCH_SIZE in the
+    environment leaves that number alone. Raises InputError where the processes, or it, do not
+    divide.
+    """
+    count = processes().num_processes
+    if effective_batch_size % count:
+        raise InputError(
+            f"LAUNCHER in the environment: {count} processes do not divide "
+            f"sft.effective_batch_size, {effective_batch_size}"
+        )
+    share = effective_batch_size // count
+    wanted = read_count("PER_DEVICE_TRAIN_BATCH_SIZE")
+    if wanted is None:
+        return [rows for rows in range(share, 0, -1) if share % rows == 0]
+    if share % wanted:
+        raise InputError(
+            f"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: {wanted} does not divide "
+            f"sft.effective_batch_size, {effective_batch_size}"
+            + (f", in {count} processes" if count > 1 else "")
+        )
+    return [wanted]
+
+
+def plan_training(
+    config_dir: Path,
+    settings: ComputeSettings,
+    sft: SftParams,
+    longest: LongestRow,
+    most_rows: int | None = None,
+) -> Plan:
+    """The largest batch size, `most_rows` at most, that is predicted to fit; the same everywhere.
+
+    Raises InputError where one row is too much, with what would fit and how much that takes.
+    """
+    sizes = read_sizes(config_dir, settings.adapter)
+    device = pick_device()
+    free = measure_free(device)
+    choices = [
+        rows
+        for rows in batch_size_choices(sft.effective_batch_size)
+        if most_rows is None or rows <= most_rows
+    ]
+    if not choices:
+        raise InputError(
+            "PER_DEVICE_TRAIN_BATCH_SIZE in the environment: so many rows are too much for memory; "
+            "unset it"
+        )
+    found = choose_batch_size(sizes, settings, longest, choices, free)
+    if isinstance(found, Misfit):
+        raise InputError("\n".join(describe_training_misfit(found)))
+    rows, predicted = found
+    count = processes().num_processes
+    steps = sft.effective_batch_size // rows // count
+    return Plan(device_name(device), free, count, rows, steps, predicted)
+
+
+def choose_batch_size(
+    sizes: Sizes, settings: ComputeSettings, longest: LongestRow, choices: Sequence[int], free: int
+) -> tuple[int, MemoryEstimate] | Misfit:
+    """The first batch size whose training step fits, with its prediction; or what would fit."""
+    for rows in choices:
+        predicted = predict_training(sizes, settings, rows, longest.length, longest.answer)
+        if fits(predicted, free):
+            return rows, predicted
+    alternatives = [
+        alternative
+        for alternative in _training_alternatives(sizes, settings, longest, rows, free)
+        if fits(alternative.predicted, free)
+    ]
+    return Misfit(longest.length, rows, predicted, free, settings.device_type, alternatives)
+
+
+def _training_alternatives(
+    sizes: Sizes, settings: ComputeSettings, longest: LongestRow, rows: int, free: int
+) -> Iterator[Alternative]:
+    """Changes of one thing that could make a training step fit; not all of them do."""
+
+    def need(
+        sizes: Sizes = sizes,
+        settings: ComputeSettings = settings,
+        rows: int = rows,
+        length: int = longest.length,
+    ) -> MemoryEstimate:
+        return predict_training(sizes, settings, rows, length, longest.answer)
+
+    if rows > 1:  # or fewer would have been tried
+        change = "PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment, or unset"
+        yield Alternative(change, need(rows=1))
+    if settings.quantization == "none":
+        quantized = replace(settings, quantization="nf4")
+        yield Alternative("quantization: nf4 in the model's file", need(settings=quantized))
+    if not settings.gradient_checkpointing:
+        saving = replace(settings, gradient_checkpointing=True)
+        yield Alternative("gradient_checkpointing: true in the model's file", need(settings=saving))
+    if can_offload(settings):
+        yield Alternative("FSDP=offload in the environment", need(settings=offload(settings)))
+    for shorter in longest.shorter:
+        if fits(predicted := need(length=shorter.longest), free):
+            yield Alternative(f"format.max_length={shorter.max_length}", predicted, shorter)
+            break
+    rank = settings.adapter.r // 2
+    while rank:
+        smaller = replace(sizes, lora=sizes.lora * rank // settings.adapter.r)
+        if fits(predicted := need(smaller), free):
+            yield Alternative(f"sft.lora.r={rank}", predicted)
+            break
+        rank //= 2
+    for name, model_file, other in _smaller_models(sizes, settings.adapter):
+        changed = replace(
+            settings,
+            quantization=model_file.quantization,
+            gradient_checkpointing=model_file.gradient_checkpointing,
+        )
+        yield Alternative(f"model={name}", need(other, changed))
+
+
+def _smaller_models(sizes: Sizes, adapter: Adapter) -> Iterator[tuple[str, HubModel, Sizes]]:
+    for path in sorted(MODELS_DIR.glob("*.yaml")):
+        model_file = load_model_file(path.stem)
+        if isinstance(model_file, HubModel):
+            other = load_sizes(model_file, adapter)
+            if other is not None and other.linear + other.other < sizes.linear + sizes.other:
+                yield path.stem, model_file, other
+
+
+def plan_answering(config_dir: Path, settings: ComputeSettings, longest: LongestRow) -> int:
+    """Tokens of a batch when answering, padding included.
+
+    TOKENS_PER_BATCH in the environment, or what is predicted to fit. Raises InputError where one
+    row is too much; what the environment says is not refused, and warned of.
+    """
+    sizes = read_sizes(config_dir, settings.adapter)
+    free = measure_free(pick_device())
+    prompt, new = longest.length - longest.answer, longest.answer
+
+    def need(tokens: int, settings: ComputeSettings = settings) -> MemoryEstimate:
+        rows = max(1, tokens // longest.length)
+        return predict_answering(sizes, settings, rows, prompt, new)
+
+    wanted = read_count("TOKENS_PER_BATCH")
+    if wanted is not None:
+        tokens = wanted
+    else:
+        tokens = MOST_TOKENS_ON_CPU if settings.device_type == "cpu" else MOST_TOKENS
+        while tokens > longest.length and not fits(need(tokens), free):
+            tokens //= 2
+    predicted = need(tokens)
+    log.info("%d tokens at a time need %s, %s are free", tokens, predicted, gib(free))
+    if fits(predicted, free):
+        return tokens
+    if wanted is None:
+        offloaded = need(1, offload(settings)) if can_offload(settings) else None
+        alternatives = (
+            [Alternative("FSDP=offload in the environment", offloaded)]
+            if offloaded is not None and fits(offloaded, free)
+            else []
+        )
+        misfit = Misfit(longest.length, 1, predicted, free, settings.device_type, alternatives)
+        raise InputError(describe_answering_misfit(misfit, prompt))
+    log.warning(
+        "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
+    )
+    return tokens

@@ -1,0 +1,50 @@
+"""A fine-tuned model as one folder that needs no adapter."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from library.files import write_json
+from library.llm.chat_template import load_tokenizer
+from library.llm.loading import check_artifacts, greedy_config
+from library.llm.manifest import check_manifest, find_model_folder
+
+
+def merge_adapter(base_dir: Path, adapter_dir: Path, folder: Path) -> None:
+    """Write the base model with the adapter's weights added to its own: weights in bfloat16,
+    configuration and tokenizer.
+
+    The base is loaded as it is published, not quantized, and in float32, which takes four bytes a
+    parameter of the processor's memory: sums are rounded once, when all is done. Raises InputError
+    as `check_made` does, or where files changed.
+    """
+    check_artifacts(base_dir, adapter_dir)
+    manifest = json.loads((base_dir / "manifest.json").read_text())
+    source = find_model_folder(manifest["source"])
+    check_manifest(manifest, source)
+    tokenizer = load_tokenizer(base_dir)
+    base = AutoModelForCausalLM.from_pretrained(
+        source, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
+    adapted = PeftModel.from_pretrained(
+        base, adapter_dir, local_files_only=True, torch_device="cpu"
+    )
+    merged = adapted.merge_and_unload().to(torch.bfloat16)
+    merged.generation_config = greedy_config(merged, tokenizer)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # how the tokenizer was loaded here is nothing to pass on
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            name: value
+            for name, value in settings.items()
+            if name not in ("is_local", "local_files_only")
+        },
+    )
+    for path in folder.iterdir():
+        path.chmod(0o644)

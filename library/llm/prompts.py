@@ -1,0 +1,146 @@
+"""What the model is asked: a template of prompts/, the passages that fit, and their messages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from library.corpus.passages import rank_passages, split_passages
+from library.errors import InputError
+from library.llm.chat_template import prompt_ids
+from library.records import Message
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked about one context: the messages, and the same with parts of them left out.
+
+    `passages` are the texts that fit, at `indices` of the context's `passages_in_context`;
+    `best_passage` is the one that BM25 ranks first, "" where there is none. Token ids are those up
+    to where the answer begins: `ids` of the whole, `question_ids` of the question alone.
+    """
+
+    messages: list[Message]
+    messages_no_context: list[Message]
+    messages_no_question: list[Message]
+    messages_bare: list[Message]
+    indices: list[int]
+    passages: list[str]
+    passages_in_context: int
+    best_passage: str
+    ids: list[int]
+    question_ids: list[int]
+
+
+def load_prompt(path: Path) -> Template:
+    """Read a template with the blocks `system` and `user`.
+
+    Raises InputError naming the file where it has not both.
+    """
+    # Nothing is escaped: the text goes to a tokenizer, never to a page.
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    try:
+        template = environment.from_string(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.jinja")))
+        raise InputError(
+            f"{path}: no such prompt template; there are: {known} (format.prompt in params.yaml)"
+        ) from None
+    except TemplateError as error:
+        raise InputError(f"{path}: {error}") from error
+    missing = {"system", "user"} - set(template.blocks)
+    if missing:
+        raise InputError(f"{path}: needs the block {' and '.join(sorted(missing))}")
+    return template
+
+
+def build_messages(template: Template, passages: Sequence[str], question: str) -> list[Message]:
+    """The system and user messages of one row.
+
+    No passages or an empty question leave that part of the prompt out. The system message is always
+    there: chat templates such as Qwen's put one of their own in its place otherwise.
+    """
+
+    def render(block: str) -> str:
+        context = template.new_context({"passages": list(passages), "question": question})
+        return "".join(template.blocks[block](context)).strip()
+
+    return [
+        {"role": "system", "content": render("system")},
+        {"role": "user", "content": render("user")},
+    ]
+
+
+def reads_passages(template: Template) -> bool:
+    """Whether a template shows the model the passages that it is given."""
+    return build_messages(template, ["A passage."], "A question?") != build_messages(
+        template, [], "A question?"
+    )
+
+
+def build_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    question: str,
+    context: str,
+    budget: int,
+    passage_characters: int,
+) -> Prompt:
+    """The prompt of a question: with the passages of its context that fit into `budget` tokens.
+
+    The context is cut into passages of at most `passage_characters`. A question that is longer than
+    the budget is asked without any.
+    """
+    passages = split_passages(context, passage_characters)
+    ranked = rank_passages(passages, question)
+    indices = choose_passages(tokenizer, template, passages, ranked, question, budget)
+    kept = [passages[index] for index in indices]
+    messages = build_messages(template, kept, question)
+    without_context = build_messages(template, [], question)
+    return Prompt(
+        messages=messages,
+        messages_no_context=without_context,
+        messages_no_question=build_messages(template, kept, ""),
+        messages_bare=build_messages(template, [], ""),
+        indices=indices,
+        passages=kept,
+        passages_in_context=len(passages),
+        best_passage=passages[ranked[0]] if ranked else "",
+        ids=prompt_ids(tokenizer, messages),
+        question_ids=prompt_ids(tokenizer, without_context),
+    )
+
+
+def choose_passages(
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    passages: list[str],
+    ranked: list[int],
+    question: str,
+    budget: int,
+) -> list[int]:
+    """Indices of the passages that go into the prompt, in document order.
+
+    In the order of `ranked`, each whole, up to the first that would take the prompt beyond `budget`
+    tokens. None where the template leaves passages out.
+    """
+    if not reads_passages(template):
+        return []
+    left = budget - len(prompt_ids(tokenizer, build_messages(template, [], question)))
+    chosen: list[int] = []
+    for index in ranked:
+        left -= len(tokenizer(passages[index] + "\n\n", add_special_tokens=False)["input_ids"])
+        if left < 0:
+            break
+        chosen.append(index)
+    # tokens at the seams, and a template's own words, can make the whole longer than its parts:
+    # measure it
+    while chosen:
+        kept = [passages[index] for index in sorted(chosen)]
+        if len(prompt_ids(tokenizer, build_messages(template, kept, question))) <= budget:
+            break
+        chosen.pop()
+    return sorted(chosen)

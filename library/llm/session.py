@@ -1,0 +1,97 @@
+"""A model with the rows it is asked, set up to answer within memory and to go on after a kill."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from library.files import read_jsonl, write_json, write_jsonl
+from library.llm.answering import answer_questions, answer_rows
+from library.llm.batching import Batching
+from library.llm.chat_template import load_tokenizer
+from library.llm.checkpoints import checkpoint_dir
+from library.llm.devices import describe_device, device_name, pick_device
+from library.llm.loading import load_model
+from library.llm.memory.planning import LongestRow, make_settings, plan_answering
+from library.llm.processes import start_processes
+from library.params import load_model_file, load_params
+from library.paths import BASE_DIR, DEVICE_PATH, formatted_path, predictions_path
+from library.records import FormattedRow, Prediction, QuestionAnswer
+
+ASKED = ("test", "train_sample")  # every test row and, so that over-fitting shows, some train rows
+
+
+@dataclass(frozen=True)
+class AnsweringSession:
+    """The model that one stage asks, the rows, and where what is done is kept meanwhile."""
+
+    state: PartialState
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: Mapping[str, Sequence[FormattedRow]]
+    max_new_tokens: int
+    batching: Batching
+    kept_dir: Path
+
+    def answer(self, split: str, name: str) -> list[Prediction]:
+        """Answers to a split's rows, with likelihoods; `name` is the system's, for progress."""
+        return answer_rows(
+            self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
+        )
+
+    def answer_without_context(self, split: str, name: str) -> list[QuestionAnswer]:
+        """Answers to a split's questions alone."""
+        return answer_questions(
+            self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
+        )
+
+    def close(
+        self, predictions: Mapping[str, Sequence[Mapping[str, Any]]], with_device: bool = False
+    ) -> None:
+        """Write predictions by name and, if asked for, what computed them; forget the progress.
+
+        The main process does; the others wait for it.
+        """
+        if self.state.is_main_process:
+            for name, records in predictions.items():
+                write_jsonl(predictions_path(name), records)
+            if with_device:
+                dtype = str(self.model.dtype).removeprefix("torch.")
+                write_json(DEVICE_PATH, {"device": device_name(self.model.device), "dtype": dtype})
+            shutil.rmtree(self.kept_dir)
+        self.state.wait_for_everyone()
+
+
+def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
+    """Load the base model of params.yaml, with an adapter if one is given, to ask it for a stage.
+
+    Raises InputError where one row does not fit into memory, before anything is loaded.
+    """
+    state = start_processes()
+    params = load_params()
+    model_file = load_model_file(params.model)
+    paths = {split: formatted_path(split) for split in ASKED}
+    rows = {split: cast(list[FormattedRow], list(read_jsonl(paths[split]))) for split in ASKED}
+    limit = params.format.max_new_tokens
+    kept_dir = checkpoint_dir(
+        stage,
+        [*paths.values(), BASE_DIR, *([] if adapter_dir is None else [adapter_dir])],
+        [limit, model_file.model_dump(), describe_device()],
+    )
+    every = [row for split in ASKED for row in rows[split]]
+    longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in every)
+    settings = make_settings(model_file, params.sft, pick_device().type)
+    tokens = plan_answering(BASE_DIR, settings, LongestRow(longest, limit))
+    return AnsweringSession(
+        state=state,
+        model=load_model(BASE_DIR, model_file.quantization, adapter_dir),
+        tokenizer=load_tokenizer(BASE_DIR),
+        rows=rows,
+        max_new_tokens=limit,
+        batching=Batching(tokens, kept_dir),
+        kept_dir=kept_dir,
+    )

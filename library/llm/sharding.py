@@ -1,0 +1,140 @@
+"""A model too large for a card: of its frozen layers each card holds a share, or none, and gathers
+one layer when that computes.
+
+`FSDP` in the environment says which, by PyTorch's FSDP2: `full_shard` spreads each layer's weights
+over the processes, `offload` keeps them in the computer's own memory. LoRA adapters, embeddings and
+the output head stay whole in every process.
+"""
+
+import logging
+import os
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from library.errors import InputError
+from library.llm.processes import processes
+from library.units import gib
+
+log = logging.getLogger(__name__)
+
+Sharding = Literal["full_shard", "offload"]
+
+
+def find_sharding(count: int | None = None) -> Sharding | None:
+    """What FSDP in the environment says to `count` processes, or to those that there are.
+
+    Raises InputError where it says something else, or there is nothing to share with.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise InputError(
+            "the accelerate config turns FSDP on; leave it off there, and set FSDP=full_shard in "
+            "the environment"
+        )
+    value = os.environ.get("FSDP", "")
+    if value == "":
+        return None
+    if value not in ("full_shard", "offload"):
+        raise InputError(f"FSDP in the environment: expected full_shard or offload, got {value!r}")
+    if value == "full_shard" and (count or processes().num_processes) == 1:
+        raise InputError(
+            "FSDP=full_shard in the environment: there is one process, and nothing to share with; "
+            "start several, such as by "
+            'LAUNCHER="torchrun --nproc-per-node 2" (to ask make memory: PROCESSES=2), or unset '
+            "FSDP"
+        )
+    return "full_shard" if value == "full_shard" else "offload"
+
+
+def takes_same_steps() -> bool:
+    """Whether all processes must take the same steps: layers are gathered from all of them."""
+    return find_sharding() is not None and processes().num_processes > 1
+
+
+def count_layers(sharding: Sharding | None, device_type: str, count: int) -> tuple[float, float]:
+    """The share of all layers' weights that one of `count` processes holds all the time, and how
+    many layers it gathers.
+
+    Between processes, what the next layer is gathered into is there while one computes, once as it
+    comes and once sorted: three in all, as measured on a CPU. Alone, a process copies one, matrix
+    by matrix. On a CPU offloaded layers count as held.
+    """
+    if sharding is None:
+        return 1.0, 0.0
+    return (
+        0.0 if sharding == "offload" and device_type == "cuda" else 1 / count,
+        3.0 if count > 1 else 1.25,
+    )
+
+
+def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bool:
+    """Shard the frozen weights of a model's layers, in place, and put all else on the device; say
+    whether FSDP asked for it.
+
+    4-bit weights must be stored in the type of the rest. Adapters are left to the trainer to keep
+    the same in every process.
+    """
+    sharding = find_sharding()
+    if sharding is None:
+        return False
+    count = processes().num_processes
+    if not dist.is_initialized():  # one process, which offloads
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh(device.type, (count,))
+    policy = (
+        CPUOffloadPolicy(pin_memory=device.type == "cuda")
+        if sharding == "offload"
+        else OffloadPolicy()
+    )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    decoder = base.get_decoder()
+    layers = [
+        module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
+    for layer in layers:
+        adapter = {parameter for name, parameter in layer.named_parameters() if "lora_" in name}
+        fully_shard(
+            layer,
+            mesh=mesh,
+            reshard_after_forward=True,
+            offload_policy=policy,
+            ignored_params=adapter,
+        )
+    # nothing of its own: it ties the layers together, so that one is gathered while the last one
+    # computes
+    fully_shard(
+        decoder,
+        mesh=mesh,
+        ignored_params={
+            parameter for parameter in decoder.parameters() if not is_sharded(parameter)
+        },
+    )
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if not is_sharded(tensor):
+            tensor.data = tensor.data.to(device)
+    base.hf_device_map = {"": device}
+    held = sum(
+        parameter.to_local().nbytes for parameter in decoder.parameters() if is_sharded(parameter)
+    )
+    where = "in the computer's memory" if sharding == "offload" else "on its device"
+    log.info(
+        "%d layers are sharded: of their weights this process, of %d, keeps %s %s",
+        len(layers),
+        count,
+        gib(held),
+        where,
+    )
+    return True
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a process has a share of a tensor, not all of it."""
+    return isinstance(tensor, DTensor)

@@ -1,0 +1,69 @@
+"""What a profile needs of a raw row in place of its texts: lengths in tokens among it."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cachetools import LRUCache, cached
+from datasets import List, Value
+
+from library.corpus.cleaning_rules import find_defects
+from library.corpus.groups import hash_text
+from library.corpus.near_duplicates import sketch
+from library.corpus.rows import FIELDS, row_id
+from library.llm.chat_template import load_tokenizer
+
+# of texts that a process has just measured: rows share their contexts and answers
+CACHED_CHARACTERS = 20_000_000
+FEATURES = {
+    "place": Value("string"),
+    "problem": Value("string"),
+    "id": Value("string"),
+    "query": Value("large_string"),
+    "sketch": List(Value("uint32")),
+    "defects": Value("string"),  # a JSON object
+    **{f"{field}_key": Value("string") for field in FIELDS},
+    **{f"{field}_{unit}": Value("int64") for field in FIELDS for unit in ("characters", "tokens")},
+}
+
+_tokenizer = cache(load_tokenizer)
+
+
+@cached(LRUCache(CACHED_CHARACTERS, getsizeof=lambda measured: measured["characters"]))
+def _measure(text: str, base_dir: Path, sketched: bool) -> dict[str, Any]:
+    tokens = _tokenizer(base_dir).backend_tokenizer.encode_batch_fast(
+        [text], add_special_tokens=False
+    )[0]
+    return {
+        "key": hash_text(text),
+        "characters": len(text),
+        "tokens": len(tokens),
+        "sketch": sketch(text) if sketched else [],
+        "defects": {rule: vars(finding) for rule, finding in find_defects(text).items()},
+    }
+
+
+def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
+    """What the profile needs of a row in place of its texts.
+
+    FEATURES are its columns; null where a field holds no text.
+    """
+    measured = {
+        field: _measure(row[field], base_dir, field == "anchor") for field in FIELDS if row[field]
+    }
+    present = {field: numbers for field, numbers in measured.items() if not row[field].isspace()}
+    return {
+        "place": row["place"],
+        "problem": row["problem"],
+        "id": row_id(row),
+        "query": row["query"],
+        "sketch": present["anchor"]["sketch"] if "anchor" in present else [],
+        "defects": json.dumps({field: numbers["defects"] for field, numbers in measured.items()}),
+        **{
+            f"{field}_{name}": present.get(field, {}).get(name)
+            for field in FIELDS
+            for name in ("key", "characters", "tokens")
+        },
+    }

@@ -1,0 +1,68 @@
+"""What happens around the trainer's steps: the epoch's order, progress, and whole checkpoints."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from library.llm.processes import processes
+from library.llm.training_rows import EpochSampler
+
+COMPLETE = "complete"  # the file that marks a whole checkpoint
+
+
+class AdvanceEpoch(TrainerCallback):  # type: ignore[misc]  # transformers ships types that mypy is told to skip
+    """Tells the sampler which epoch begins."""
+
+    def __init__(self, order: EpochSampler) -> None:
+        self.order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the order of the epoch that begins, or that a resumed run is in."""
+        self.order.epoch = int(state.epoch or 0)
+
+
+class Progress(ProgressCallback):  # type: ignore[misc]
+    """One bar, and a line for each evaluation."""
+
+    loss = float("nan")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the bar, which need not move at each step."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.mininterval = 2
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show no bar for an evaluation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Say what was logged last, once there is a validation loss beside it."""
+        self.loss = logs.get("loss", self.loss)
+        if "eval_loss" in logs and self.training_bar is not None:
+            self.training_bar.write(
+                f"step {state.global_step} of {state.max_steps}: loss {self.loss:.4f}, validation "
+                f"loss {logs['eval_loss']:.4f}"
+            )
+
+
+class MarkComplete(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint once all of it is written: a kill can leave half of one."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the mark into the checkpoint that was just written, by all processes."""
+        processes().wait_for_everyone()
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in a folder that was written whole; what was not is removed."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return max(
+        folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None
+    )

@@ -1,0 +1,175 @@
+"""Fine-tuning with TRL: the trainer that params.yaml describes, and what is kept of its run."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import disable_progress_bars
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig
+
+from library.files import read_json, write_json
+from library.llm.devices import pick_device, pick_dtype
+from library.llm.patches import (
+    keep_adapter_in_float32,
+    mark_as_sharded,
+    read_adapters_on_cpu,
+    use_one_card,
+)
+from library.llm.processes import processes
+from library.llm.sharding import shard_layers
+from library.llm.trainer import CheckedTrainer
+from library.llm.trainer_callbacks import MarkComplete, Progress
+from library.llm.training_rows import check_dataset, count_steps, to_dataset
+from library.params import SftParams
+from library.paths import MANIFEST_PATH
+from library.records import FormattedRow
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What is trained on, and how: all but how much goes through the device at once.
+
+    Checkpoints go to `output_dir`. With `padding_free` the rows of a batch stand one after the
+    other, which is for attention that needs no mask to keep them apart.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[FormattedRow]
+    validation: Sequence[FormattedRow]
+    params: SftParams
+    max_length: int
+    gradient_checkpointing: bool
+    output_dir: Path
+    padding_free: bool = False
+
+
+def logging_steps(eval_steps: int, steps: int) -> int:
+    """How often the training loss is logged: about ten times in all, and once at each evaluation.
+
+    It divides `eval_steps`: a run that goes on from a checkpoint then logs the same means as one
+    that was never stopped.
+    """
+    wanted = max(1, min(eval_steps // 4, steps // 10))
+    return next(every for every in range(wanted, 0, -1) if eval_steps % every == 0)
+
+
+def training_arguments(task: TrainingTask, per_device: int, device: torch.device) -> SFTConfig:
+    """TRL's configuration of a task, with `per_device` rows at a time in each process.
+
+    The adapter with the least validation loss is the one that training ends with.
+    """
+    params, dtype = task.params, pick_dtype(device)
+    steps = count_steps(len(task.train), params)
+    args = SFTConfig(
+        output_dir=str(task.output_dir),
+        seed=params.seed,
+        num_train_epochs=params.num_train_epochs,
+        per_device_train_batch_size=per_device,
+        # the mean over rows: in larger batches, the loss that chooses the adapter would depend on
+        # which rows share one
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=(
+            params.effective_batch_size // (per_device * processes().num_processes)
+        ),
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=params.lr_scheduler_type,
+        warmup_steps=params.warmup_steps,
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_grad_norm,
+        # Two tokens to spare: after the end of turn, a chat template may close with a line end.
+        # Without padding TRL cuts nothing, and wants no number; check_dataset holds the rows to it.
+        max_length=None if task.padding_free else task.max_length + 2,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        gradient_checkpointing=task.gradient_checkpointing,
+        padding_free=task.padding_free,
+        ddp_find_unused_parameters=False,
+        eval_strategy="steps",
+        eval_steps=params.eval_steps,
+        save_strategy="steps",
+        save_steps=params.eval_steps,
+        # the best one, the last that is marked complete, and the one that is being written
+        save_total_limit=3,
+        restore_callback_states_from_checkpoint=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        logging_steps=logging_steps(params.eval_steps, steps),
+        report_to="none",
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,  # Progress has its own
+    )
+    use_one_card(args)
+    return args
+
+
+def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -> CheckedTrainer:
+    """A trainer on a loaded base model, with a new LoRA adapter in float32 and every row checked.
+
+    It takes `per_device` rows at a time in each process, as many times as make the effective batch
+    size.
+    """
+    disable_progress_bars()  # five bars of half a second each
+    device = pick_device()
+    patience = task.params.early_stopping_patience
+    trainer = CheckedTrainer(
+        model=model,
+        args=training_arguments(task, per_device, device),
+        train_dataset=to_dataset(task.train),
+        eval_dataset=to_dataset(task.validation),
+        processing_class=task.tokenizer,
+        # given here, not applied before: only then TRL seeds before the adapter is initialized
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **task.params.lora.model_dump()),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=patience), MarkComplete()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress)
+    check_dataset(trainer.train_dataset, task.train, task.tokenizer, task.max_length)
+    check_dataset(trainer.eval_dataset, task.validation, task.tokenizer, task.max_length)
+    trainer.add_blank(task.tokenizer.pad_token_id, task.params.effective_batch_size)
+    keep_adapter_in_float32(trainer.model)
+    read_adapters_on_cpu(trainer.model)
+    if shard_layers(trainer.model, device):
+        mark_as_sharded(trainer)
+    return trainer
+
+
+def history_csv(log_history: Iterable[Mapping[str, Any]]) -> str:
+    """The trainer's log as CSV: step, epoch, losses, learning rate and gradient norm.
+
+    Seconds are left out: nothing here may change when nothing changed.
+    """
+    columns = ["step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm"]
+    entries = pd.DataFrame(list(log_history)).reindex(columns=columns)
+    merged = entries.groupby("step", as_index=False).first()
+    return str(merged.dropna(subset=["loss", "eval_loss"], how="all").to_csv(index=False))
+
+
+def save_adapter(model: Any, adapter_dir: Path) -> None:
+    """Save the adapter and the manifest of its base; the same adapter gives the same bytes.
+
+    PEFT holds `target_modules` as a set, whose order changes from process to process, and notes the
+    base's folder on this disk.
+    """
+    shutil.rmtree(adapter_dir, ignore_errors=True)
+    adapter_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=adapter_dir.parent) as folder:
+        complete = Path(folder) / "adapter"
+        model.save_pretrained(complete)
+        (complete / "README.md").unlink(missing_ok=True)
+        manifest = read_json(MANIFEST_PATH)
+        source = manifest["source"]
+        config = read_json(complete / "adapter_config.json")
+        config["target_modules"] = sorted(config["target_modules"])
+        config["base_model_name_or_path"] = source.get("id", source.get("path"))
+        write_json(complete / "adapter_config.json", config)
+        write_json(complete / "base.json", manifest)
+        complete.replace(adapter_dir)

@@ -1,0 +1,134 @@
+"""Training within memory: proved on the longest rows before the first step, gone on with later."""
+
+import gc
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from library.errors import InputError
+from library.llm.devices import pick_device
+from library.llm.memory.measuring import (
+    OutOfMemoryError,
+    measure_peak,
+    name_out_of_memory,
+    resident_bytes,
+)
+from library.llm.memory.planning import Plan
+from library.llm.sharding import takes_same_steps
+from library.llm.trainer import CheckedTrainer
+from library.llm.trainer_callbacks import find_checkpoint
+from library.units import gib
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def measure_answer(model: PreTrainedModel, length: int) -> int:
+    """The most bytes in tensors while an answer of two tokens ends at `length`.
+
+    Keys and values are then as many as ever. Raises torch.OutOfMemoryError where it does not fit.
+    """
+    model.eval()
+    same_steps = takes_same_steps()
+    resident = 0 if model.device.type == "cuda" else resident_bytes(model)
+    ids = torch.full((1, length - 2), model.generation_config.eos_token_id[0], device=model.device)
+
+    def answer() -> None:
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=2,
+            min_new_tokens=2,
+            synced_gpus=same_steps,
+        )
+
+    return resident + measure_peak(model.device, answer)
+
+
+def train_within_memory(
+    plan_rows: Callable[[int | None], Plan],
+    build: Callable[[int], CheckedTrainer],
+    length: int,
+    checkpoints: Path,
+) -> tuple[CheckedTrainer, dict[str, Any]]:
+    """A trainer that has trained to the end, and what that took, for the report.
+
+    It goes on from the last whole checkpoint where there is one. `plan_rows` says how many rows go
+    through the device at once, at most so many where a number is given; `build` makes the trainer.
+    Before the first step it is proved on the longest rows, and takes fewer until it fits; later,
+    memory may run out once.
+    """
+    most_rows: int | None = None
+    measured: dict[str, int] | None = None
+    incidents: list[str] = []
+    while True:
+        plan = plan_rows(most_rows)
+        rows = plan.per_device_train_batch_size
+        log.info(
+            "rows of %d tokens, %d at a time, need %s; %s are free",
+            *(length, rows, plan.predicted, gib(plan.free)),
+        )
+        trainer: CheckedTrainer | None = None
+        try:
+            with name_out_of_memory(pick_device()):
+                trainer = build(rows)
+                if measured is None:
+                    measured = _prove(trainer, length)
+                _train(trainer, checkpoints)
+                # to two digits: the rest differs from run to run
+                measured_mb = {
+                    name: int(float(f"{size / 1e6:.2g}")) for name, size in measured.items()
+                }
+                return trainer, {**plan.record(), "measured": measured_mb, "incidents": incidents}
+        except OutOfMemoryError:
+            when = "before the first step"
+            if measured is not None and trainer is not None:
+                when = f"at step {trainer.state.global_step}"
+            if rows == 1 or plan.processes > 1 or incidents:
+                raise InputError(_explain(plan, length, when)) from None
+        # here, not above: the exception holds on to what was computed
+        log.warning(
+            "out of memory %s with %d rows at a time; going on with fewer, the effective batch "
+            "size stays",
+            *(when, rows),
+        )
+        if measured is not None:
+            incidents.append(f"out of memory {when} with {rows} rows at a time")
+        most_rows = rows - 1
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _prove(trainer: CheckedTrainer, length: int) -> dict[str, int]:
+    measured = {
+        "train": trainer.measure_training_step(),
+        "answer": measure_answer(trainer.model, length),
+    }
+    log.info(
+        "proved on the longest rows: a step takes %s, an answer %s", *map(gib, measured.values())
+    )
+    return measured
+
+
+def _train(trainer: CheckedTrainer, checkpoints: Path) -> None:
+    checkpoint = find_checkpoint(checkpoints)
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _explain(plan: Plan, length: int, when: str) -> str:
+    rows = plan.per_device_train_batch_size
+    advice = "set PER_DEVICE_TRAIN_BATCH_SIZE to less in the environment"
+    if rows == 1:
+        advice = "lower format.max_length"
+    return (
+        f"sft: out of memory {when} with rows of {length} tokens, {rows} at a time, where "
+        f"{plan.predicted} were predicted and {gib(plan.free)} were free; {advice}, and run it "
+        "again"
+    )

@@ -1,0 +1,106 @@
+"""What the trainer trains on: TRL's rows, checked, each once an epoch."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from library.errors import InputError
+from library.llm.chat_template import prompt_completion_ids
+from library.params import SftParams
+
+IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+BLANK = "blank"  # the id of the row without a label
+
+
+def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
+    """Formatted rows as TRL's conversational prompt-completion rows."""
+    return Dataset.from_list(
+        [
+            {
+                "id": row["id"],
+                "prompt": row["messages"],
+                "completion": [{"role": "assistant", "content": row["positive"]}],
+            }
+            for row in rows
+        ]
+    )
+
+
+def check_dataset(
+    dataset: Dataset,
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> None:
+    """Raise InputError where what TRL made of the rows is not what they ask: see each message.
+
+    TRL cuts overlong rows at the end, so the answer goes first, and drops rows that are left
+    without labels.
+    """
+    if len(dataset) != len(rows):
+        raise InputError(f"sft: {len(rows)} rows went in, {len(dataset)} came out of tokenization")
+    for made, row in zip(dataset, rows, strict=True):
+        prompt, completion = prompt_completion_ids(tokenizer, row["messages"], row["positive"])
+        ids, labels = made["input_ids"], made["labels"]
+        end = len(prompt) + len(completion)
+        if ids[: len(prompt)] != prompt:
+            raise InputError(
+                f"sft: row {row['id']}: the trained prompt is not the prompt that is asked"
+            )
+        if ids[len(prompt) : end] != completion:
+            raise InputError(
+                f"sft: row {row['id']}: the answer is cut off or changed before training"
+            )
+        if (
+            any(label != IGNORED for label in labels[: len(prompt)])
+            or labels[len(prompt) : end] != completion
+        ):
+            raise InputError(
+                f"sft: row {row['id']}: the loss is not on the answer and its end-of-turn token "
+                "alone"
+            )
+        if end > max_length:
+            raise InputError(
+                f"sft: row {row['id']}: {end} tokens, format.max_length is {max_length}"
+            )
+
+
+def count_steps(rows: int, params: SftParams) -> int:
+    """How many optimizer steps training on `rows` rows takes.
+
+    Raises InputError where its warm-up would never end.
+    """
+    steps = math.ceil(params.num_train_epochs * math.ceil(rows / params.effective_batch_size))
+    if params.warmup_steps >= max(1, steps):
+        raise InputError(
+            f"params.yaml: sft.warmup_steps: {params.warmup_steps}, but {rows} train rows make "
+            f"only {steps} optimizer steps in {params.num_train_epochs:g} epochs of "
+            f"{params.effective_batch_size} rows a step; lower it, to 0 if need be"
+        )
+    return steps
+
+
+class EpochSampler(Sampler[int]):
+    """Every row once an epoch, in an order drawn from seed and epoch, then blanks.
+
+    They fill the last optimizer step. A blank is the dataset's last row, without a label. So no row
+    is lost or seen twice, however many rows a process takes at a time and however many processes
+    there are, and all of them make the same steps of the same rows.
+    """
+
+    def __init__(self, rows: int, seed: int, effective_batch_size: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.blanks = -rows % effective_batch_size
+
+    def __len__(self) -> int:
+        return self.rows + self.blanks
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.rows, generator=generator).tolist()
+        yield from [self.rows] * self.blanks

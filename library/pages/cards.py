@@ -1,0 +1,256 @@
+"""Cards: of the adapter or of what is shipped (what it was made of, how to ask it, what was
+measured), and of the data.
+"""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruamel.yaml import YAML
+
+from library.files import read_json
+from library.pages.rendering import TEMPLATES_DIR
+from library.pages.statements import (
+    Statement,
+    contradiction_sentence,
+    escape,
+    format_interval,
+    knowledge_statement,
+    render_table,
+    style_statement,
+    title,
+)
+from library.params import Params, load_model_file
+from library.paths import EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH, prompt_path
+from library.records import SPLITS, Message
+from library.versions import package_versions
+
+QUANTIZATIONS = {"nf4": "4 bits (NF4)", "none": "16 bits, or 32 on a CPU"}
+
+# Nothing is escaped on the way: this is Markdown. The template itself says where text of the user's
+# stands.
+_cards = Environment(
+    loader=FileSystemLoader(TEMPLATES_DIR),
+    autoescape=False,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def fence(text: str, language: str = "") -> str:
+    """Text as a Markdown code block, between more backticks in a row than it holds itself."""
+    marks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{marks}{language}\n{text.rstrip()}\n{marks}"
+
+
+def to_yaml(value: Mapping[str, Any]) -> str:
+    """A mapping as YAML, in its own order."""
+    yaml = YAML()
+    yaml.width = 10_000  # a text is not folded
+    stream = io.StringIO()
+    yaml.dump(dict(value), stream)
+    return stream.getvalue().rstrip()
+
+
+def front_matter(source: Mapping[str, str], library: str) -> str:
+    """What a hub reads of a card. The base model is named where it is one of a hub."""
+    fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
+    if "id" in source:
+        fields |= {
+            "base_model": source["id"],
+            "base_model_relation": "finetune" if library == "transformers" else "adapter",
+        }
+    return to_yaml(fields | {"tags": ["lora", "sft", "trl", "question-answering"]})
+
+
+def describe_base(manifest: Mapping[str, Any]) -> str:
+    """The base model and its revision; of a folder its name, and the hashes of its weights, but not
+    where it lies.
+    """
+    source = manifest["source"]
+    if "id" in source:
+        return (
+            f"[{source['id']}](https://huggingface.co/{source['id']}) at revision "
+            f"{source['revision']}"
+        )
+    weights = [
+        f"{escape(name)} {file['sha256']}"
+        for name, file in manifest["files"].items()
+        if name.endswith(".safetensors")
+    ]
+    return (
+        f"a model folder named {escape(PurePath(source['path']).name)}, with the SHA-256 of "
+        f"{', '.join(weights)}"
+    )
+
+
+def shipped_statement(shipped: Mapping[str, Any]) -> Statement:
+    """Is what is shipped worse than what was measured?
+
+    `shipped` is what `compare_shipped` of the export makes.
+    """
+    metrics = shipped["metrics"]
+    worse, better = (
+        [title(name) for name, result in metrics.items() if result["verdict"] == verdict]
+        for verdict in (-1, 1)
+    )
+    others = f" By {', '.join(better)} it is better." if better else ""
+    same = f" {shipped['same']} of {shipped['n']} answers are the same word for word."
+    if worse:
+        return Statement(
+            "What is shipped is worse than what was measured",
+            f", by {', '.join(worse)}.{others}{same}",
+        )
+    result = metrics["rouge_l"]
+    return Statement(
+        "There is no evidence that what is shipped is worse than what was measured",
+        f": ROUGE-L went from {result['adapter']:.3f} to {result['merged']:.3f} "
+        f"({result['delta']:+.3f}, interval {format_interval(result)}).{others}{same}",
+    )
+
+
+def shipped_table(shipped: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """The adapter's metrics beside the merged model's, as a Markdown table.
+
+    Zero-shot ones are from the evaluation.
+    """
+    lines = [
+        "| metric | zero-shot | adapter, as measured | merged, as shipped | change | interval | p "
+        "(Holm) | n |",
+        "|---|--:|--:|--:|--:|:-:|--:|--:|",
+    ]
+    for name, row in shipped["metrics"].items():
+        lines.append(
+            f"| {title(name)} | {metrics[name]['zeroshot']:.3f} | {row['adapter']:.3f} | "
+            f"{row['merged']:.3f} | {row['delta']:+.3f} | {format_interval(row)} | "
+            f"{row['p_holm']:.4f} | {row['n']} |"
+        )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model was made of and how it did: all of a card but what computed its answers.
+
+    `metrics` is metrics/evaluation.json, `splits` metrics/format.json, `prompt` the template's own
+    text, `versions` those of the packages.
+    """
+
+    params: Params
+    quantization: str
+    metrics: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    splits: Mapping[str, Any]
+    prompt: str
+    versions: Mapping[str, str]
+
+
+def read_model_facts(params: Params) -> ModelFacts:
+    """The facts of the model that the pipeline made last, from its files."""
+    return ModelFacts(
+        params=params,
+        quantization=load_model_file(params.model).quantization,
+        metrics=read_json(EVALUATION_PATH),
+        manifest=read_json(MANIFEST_PATH),
+        splits=read_json(SPLITS_PATH),
+        prompt=prompt_path(params.format.prompt).read_text(encoding="utf-8"),
+        versions=package_versions(),
+    )
+
+
+def render_card(
+    facts: ModelFacts,
+    devices: Mapping[str, Mapping[str, str]],
+    shipped: Mapping[str, Any] | None = None,
+    messages: Sequence[Message] = (),
+) -> str:
+    """The model's card as Markdown with YAML front matter.
+
+    It is the adapter's, or the merged model's where one was `shipped`. `devices` are what computed
+    the `measured` and the `shipped` answers, `messages` what the template makes of two passages and
+    a question. No path of this machine's goes into it.
+    """
+    params, metrics = facts.params, facts.metrics
+    return _cards.get_template("card.md.jinja").render(
+        front_matter=front_matter(facts.manifest["source"], "transformers" if shipped else "peft"),
+        base=describe_base(facts.manifest),
+        data=escape(PurePath(params.data.path).name),
+        splits={name: facts.splits[name] for name in SPLITS},
+        groups=facts.splits["groups"],
+        rules=[name for name, on in params.clean.rules if on],
+        params=params,
+        budget=params.format.max_length - params.format.max_new_tokens,
+        quantization=QUANTIZATIONS[facts.quantization],
+        sft=fence(to_yaml(params.sft.model_dump()), "yaml"),
+        prompt=fence(facts.prompt, "jinja"),
+        messages=fence(load_and_ask(messages, params.format.max_new_tokens), "python"),
+        statements=[
+            style_statement(metrics, params.evaluate.primary),
+            knowledge_statement(metrics, params.evaluate.confidence),
+        ],
+        contradictions=contradiction_sentence(metrics, params.evaluate.primary),
+        table=render_table(metrics, params.evaluate.primary),
+        verdict=metrics["verdict"],
+        with_passages=metrics["with_passages"],
+        shipped=shipped_statement(shipped) if shipped else "",
+        shipped_table=shipped_table(shipped, metrics) if shipped else "",
+        devices={
+            name: f"{device['dtype']} on {escape(device['device'])}"
+            for name, device in devices.items()
+        },
+        versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
+    )
+
+
+def render_data_card(
+    profile: Mapping[str, Any],
+    cleaning: Mapping[str, Any],
+    splits: Mapping[str, Any],
+    params: Params,
+    sha256: str,
+) -> str:
+    """The data's card as Markdown, from the metrics of profile, clean and format.
+
+    `sha256` is the file's.
+    """
+    return _cards.get_template("data_card.md.jinja").render(
+        name=escape(PurePath(params.data.path).name),
+        sha256=sha256,
+        profile=profile,
+        cleaning=cleaning,
+        splits={name: splits[name] for name in SPLITS},
+        groups=splits["groups"],
+        beyond=splits["rejected"],
+        params=params,
+        columns={
+            field: escape(column or "none")
+            for field, column in params.data.columns.model_dump().items()
+        },
+        off=[name.replace("_", " ") for name, on in params.clean.rules if not on],
+    )
+
+
+def load_and_ask(messages: Sequence[Message], max_new_tokens: int) -> str:
+    """Python that loads the folder with transformers and asks it.
+
+    The same prompt, the same greedy answer.
+    """
+    return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # where this card lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+messages = {json.dumps(messages, indent=4, ensure_ascii=False)}
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens={max_new_tokens})
+answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+print(answer)"""

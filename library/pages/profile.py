@@ -1,0 +1,248 @@
+"""The page about the raw rows: twelve things to know before training, then the numbers."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from skrub import TableReport
+
+from library.pages.rendering import render_page
+
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Insight:
+    """One thing to know: what was counted, whether it calls for a decision, what it means, and
+    where to look.
+    """
+
+    title: str
+    value: str
+    attention: bool
+    consequence: str
+    examples: Sequence[str] = ()
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 2 rows."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def list_insights(
+    profile: Mapping[str, Any],
+    examples: Mapping[str, Sequence[str]],
+    format: Mapping[str, Any],
+    rules: Sequence[str],
+    defects: Sequence[str],
+) -> list[Insight]:
+    """The twelve things, those that call for a decision first.
+
+    `rules` are those of cleaning that are on.
+    """
+    max_length, max_new_tokens = format["max_length"], format["max_new_tokens"]
+    window = profile["forecast"][str(max_length)]
+    largest, groups = profile["groups"]["largest"], profile["groups"]["count"]
+    longer = profile["longer_positive_share"]
+    found = sum(counts[rule] for counts in profile["defects"].values() for rule in rules)
+    things = [
+        Insight(
+            "Contexts in more than one row",
+            count(profile["shared_contexts"], "context"),
+            profile["shared_contexts"] > 0,
+            f"They stand in {count(profile['rows_of_shared_contexts'], 'row')}. Split row by row, "
+            "a test question's context would have been trained on. The split here goes by group.",
+            examples["shared_contexts"],
+        ),
+        Insight(
+            "Independent groups",
+            count(groups, "group"),
+            groups < 100,
+            "Rows that share a context or an answer are one group, and count as one draw in every "
+            f"interval. The largest has {count(largest, 'row')}. Below a hundred groups only large "
+            "differences can be shown.",
+        ),
+        Insight(
+            "Right here, wrong there",
+            count(profile["positive_here_negative_there"], "text"),
+            profile["positive_here_negative_there"] > 0,
+            "The same text is the right answer of one row and the wrong one of another: a model "
+            "can't tell them by style, which is good, and a row-by-row split would leak them, "
+            "which is not.",
+            examples["positive_here_negative_there"],
+        ),
+        Insight(
+            "Pairs that swap their answers",
+            count(profile["swapped_pairs"], "pair"),
+            False,
+            "Of one context, each other's wrong answer is the right one: only the question "
+            "decides. They are judged as pairs.",
+            examples["swapped_pairs"],
+        ),
+        Insight(
+            "Contradictory labels",
+            count(profile["contradictory"], "row"),
+            profile["contradictory"] > 0,
+            "The same question about the same context, the answers exchanged: one of the two must "
+            "be wrong. They are never repaired, but flagged; clean.on_contradiction: drop leaves "
+            "them out.",
+            examples["contradictory"],
+        ),
+        Insight(
+            "Contexts that are nearly the same",
+            count(profile["near_duplicate_contexts"], "pair"),
+            profile["near_duplicate_contexts"] > 0,
+            "They share four fifths of their word sequences, but not every letter, so that they "
+            "may be in training and test alike. Look at the examples: if they are versions of one "
+            "document, give them one text.",
+            examples["near_duplicate_contexts"],
+        ),
+        Insight(
+            "Exact duplicates",
+            count(profile["duplicates"], "row"),
+            profile["duplicates"] > 0,
+            "The first of each is kept, the others are rejected.",
+            examples["duplicates"],
+        ),
+        Insight(
+            "Rows that can't be used",
+            count(profile["unusable"], "row"),
+            profile["unusable"] > 0,
+            "They are rejected with their reason in data/clean/rejected.jsonl.",
+            examples["unusable"],
+        ),
+        Insight(
+            f"Contexts in a window of {max_length:,} tokens",
+            f"{window['context_kept']:.0%} of a context",
+            window["context_kept"] < 1,
+            f"Question, answer and whole context fit in {window['whole']:.0%} of the rows. Of the "
+            "others the passages that the question is about are kept, by BM25. Cut at the end "
+            "instead, they would lose the question and the answer.",
+        ),
+        Insight(
+            "Answers beyond max_new_tokens",
+            count(profile["answers_beyond_max_new_tokens"], "answer"),
+            profile["answers_beyond_max_new_tokens"] > 0,
+            f"The reserve is {max_new_tokens:,} tokens, the end of the turn included. In training "
+            "they take their place from their own passages; in test a model's answer is cut there, "
+            "and counted as cut.",
+        ),
+        Insight(
+            "The longer answer is the right one",
+            f"{longer:.0%}" if profile["with_negative"] else "no negatives",
+            profile["with_negative"] > 0 and abs(longer - 0.5) > 0.1,
+            "Far from one half, a judge that only looks at length looks clever. The controls of "
+            "the evaluation show how far.",
+        ),
+        Insight(
+            "Defects in the text",
+            count(found, "place"),
+            found > 0,
+            "What the rules of cleaning that are on find, all fields together; each is on or off "
+            "in params.yaml, and every change is in data/clean/changes.jsonl.",
+            defects,
+        ),
+    ]
+    return sorted(things, key=lambda thing: not thing.attention)
+
+
+def show_marks(text: str) -> str:
+    """The text with what can't be seen, and what is stacked on a letter, written as an escape."""
+
+    def seen(character: str) -> bool:
+        return character in " \n" or (
+            character.isprintable() and not unicodedata.combining(character)
+        )
+
+    return "".join(
+        character if seen(character) else f"\\u{ord(character):04x}" for character in text
+    )
+
+
+def histogram(lengths: "pd.Series[float]") -> list[tuple[float, float, int]]:
+    """From, to and count of up to 24 bins of equal width."""
+    if lengths.empty:
+        return []
+    counts, edges = np.histogram(
+        lengths, bins=min(BINS, max(1, int(lengths.max() - lengths.min())))
+    )
+    return [
+        (float(low), float(high), int(number))
+        for low, high, number in zip(edges, edges[1:], counts, strict=False)
+    ]
+
+
+def render_rows(rows: pd.DataFrame) -> Markup:
+    """The rows as skrub's interactive table, which escapes what it shows; the same rows give the
+    same text.
+    """
+    report = TableReport(
+        rows, title="rows", verbose=0, plot_distributions=False, compute_associations=False
+    )
+    snippet = str(report.html_snippet())
+    for number, drawn in enumerate(
+        dict.fromkeys(re.findall(r'id="(?:report_)?([0-9a-f]{8})[-"]', snippet))
+    ):
+        # skrub draws the names of its elements at random
+        snippet = snippet.replace(drawn, f"{number:08x}")
+    return Markup(snippet)
+
+
+@dataclass(frozen=True)
+class ProfileData:
+    """What the page shows.
+
+    `format` holds format's parameters, `rules` those of cleaning that are on, `profile` is
+    metrics/profile.json, `examples` are places by its numbers, `defects` one example by rule,
+    `tokens` has a column by field, `rows` are those of the table.
+    """
+
+    path: Path
+    columns: Mapping[str, str | None]
+    format: Mapping[str, Any]
+    rules: Sequence[str]
+    profile: Mapping[str, Any]
+    examples: Mapping[str, Sequence[str]]
+    defects: Mapping[str, Mapping[str, str]]
+    tokens: pd.DataFrame
+    rows: pd.DataFrame
+
+
+def render_profile(data: ProfileData) -> str:
+    """The page, self-contained."""
+    by_field = data.profile["defects"]
+    kinds = {}
+    for rule in by_field["anchor"]:
+        counts = [by_field[field][rule] for field in data.columns]
+        if any(counts):
+            kinds[rule] = counts
+    ordered = sorted(kinds.items(), key=lambda kind: -sum(kind[1]))
+    most = [
+        f"{sum(counts):,} {rule.replace('_', ' ')}"
+        for rule, counts in ordered
+        if rule in data.rules
+    ]
+    defects = {
+        rule: {name: show_marks(str(value)) for name, value in example.items()}
+        for rule, example in data.defects.items()
+    }
+    lengths = {field: data.tokens[field].dropna() for field in data.columns}
+    return render_page(
+        "profile.html.jinja",
+        path=data.path,
+        columns=data.columns,
+        asked=data.format,
+        profile=data.profile,
+        things=list_insights(data.profile, data.examples, data.format, data.rules, most[:3]),
+        kinds=kinds,
+        rules=data.rules,
+        defects=defects,
+        histograms={field: histogram(found) for field, found in lengths.items() if len(found)},
+        table=render_rows(data.rows),
+    )

@@ -1,0 +1,283 @@
+"""The report: gathered once as data, and rendered as Markdown, as a page and for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import markupsafe
+import pandas as pd
+from markupsafe import Markup
+from rapidfuzz.distance import LCSseq
+
+from library.corpus.words import locate_tokens
+from library.pages.rendering import render_page
+from library.pages.statements import (
+    TITLES,
+    Statement,
+    contradiction_sentence,
+    escape,
+    format_holm,
+    format_interval,
+    knowledge_statement,
+    overfitting_sentence,
+    render_table,
+    style_statement,
+    title,
+    votes_statement,
+)
+from library.records import FormattedRow, ScoredRow
+from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
+from library.verdict.scoring import style_tells
+
+SYSTEM_NAMES = {"zeroshot": "zero-shot", "sft": "fine-tuned"}
+BASELINE_NAMES = {
+    "no_context": "zero-shot, asked without the passages",
+    "best_passage": "the best passage, copied",
+    "longer": "the longer answer wins",
+    "gold": "the reference itself",
+}
+HOW_TO_READ = (
+    "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
+    "two systems group by group. The control of bare answers sees neither passages nor question: "
+    "far from 0.5, style or length gives the right answer away. Pair matching and contrastive "
+    "judge how the model takes given answers, not what it writes: for that, read the answers "
+    "below. Where a metric differs in few groups, its interval is Student's, and can disagree with "
+    "p."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said first: the statements, the table of all metrics, and notes on both."""
+
+    statements: Sequence[Statement]
+    table: str
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test row to be shown: both systems' answers, their scores, and the passages they were
+    given.
+    """
+
+    row: FormattedRow
+    answers: Mapping[str, str]
+    scores: Mapping[str, float]
+    passages: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the report shows.
+
+    `metrics` is metrics/evaluation.json, `facts` are listed by name, `versions` say what made it,
+    `splits` is metrics/format.json by split, `history` the losses by step, `points` by test row the
+    length of its reference and both systems' scores, `params` params.yaml as text.
+    """
+
+    metrics: Mapping[str, Any]
+    primary: str
+    confidence: float
+    verdict: Verdict
+    facts: Mapping[str, str]
+    gained: Sequence[Case]
+    lost: Sequence[Case]
+    versions: Mapping[str, str]
+    splits: Mapping[str, Mapping[str, Any]]
+    history: pd.DataFrame
+    points: Sequence[tuple[int, float, float]]
+    params: str
+
+
+def give_verdict(metrics: Mapping[str, Any], primary: str, confidence: float) -> Verdict:
+    """The verdict of metrics/evaluation.json, in words."""
+    notes = (left_out(metrics), contradiction_sentence(metrics, primary))
+    return Verdict(
+        statements=(
+            style_statement(metrics, primary),
+            knowledge_statement(metrics, confidence),
+            votes_statement(metrics),
+        ),
+        table=render_table(metrics, primary),
+        notes=[note for note in notes if note],
+    )
+
+
+def describe_model(source: Mapping[str, str]) -> str:
+    """The base model by what its manifest says of its source."""
+    return f"{source['id']} at {source['revision']}" if "id" in source else source["path"]
+
+
+def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
+    """The data's file and how its rows are split."""
+    counts = [f"{split['rows']} {name}" for name, split in splits.items()]
+    return f"{path}: {', '.join(counts)} rows"
+
+
+def make_case(
+    row: FormattedRow,
+    scores: ScoredRow,
+    answers: Mapping[str, str],
+    passages: Sequence[str],
+    primary: str,
+) -> Case:
+    """A row to be shown, with its answers by system."""
+    by_system = {system: scores.systems[system][primary] for system in answers}
+    return Case(row, answers, by_system, passages)
+
+
+def left_out(metrics: Mapping[str, Any]) -> str:
+    """Which metrics no test row has what they need for, or nothing."""
+    optional = "embedding_cosine"
+    missing = [title(name) for name in METRICS if name not in metrics and name != optional]
+    if not missing:
+        return ""
+    needs = (
+        "a negative; for pair matching a row that swaps answers with it, for contrastive none; "
+        "numbers in both answers"
+    )
+    return f"Left out, since no test row has what they need ({needs}): {'; '.join(missing)}."
+
+
+def mark_common(text: str, other: str) -> Markup:
+    """A text, escaped, with those words marked that it shares with the other in the same order.
+
+    They are those that ROUGE-L counts.
+    """
+    places, words = locate_tokens(text), [word for _, _, word in locate_tokens(other)]
+    made, end = [Markup()], 0
+    for operation in LCSseq.opcodes([word for _, _, word in places], words):
+        if operation.tag == "equal" and operation.src_start < operation.src_end:
+            start, stop = places[operation.src_start][0], places[operation.src_end - 1][1]
+            made += [
+                markupsafe.escape(text[end:start]),
+                Markup("<mark>"),
+                markupsafe.escape(text[start:stop]),
+                Markup("</mark>"),
+            ]
+            end = stop
+    return Markup().join([*made, markupsafe.escape(text[end:])])
+
+
+def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """By metric what both systems and the baselines score, None where that can't be said."""
+    baselines = metrics["baselines"]
+    names = [name for name in METRICS if any(name in scores for scores in baselines.values())]
+    return {
+        name: [
+            *(metrics.get(name, {}).get(system) for system in SYSTEM_NAMES),
+            *(baselines[key].get(name) for key in BASELINE_NAMES),
+        ]
+        for name in names
+    }
+
+
+def render_baselines(metrics: Mapping[str, Any]) -> str:
+    """The same as a Markdown table."""
+    heads = ["metric", *SYSTEM_NAMES.values(), *BASELINE_NAMES.values()]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    for name, values in baselines_table(metrics).items():
+        cells = ["" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| {title(name)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def render_case(case: Case, primary: str) -> str:
+    """One test row as Markdown: its question, the reference, and both answers."""
+    row = case.row
+    scores = ", ".join(f"{system} {score:.3f}" for system, score in case.scores.items())
+    answers = [
+        f"- {SYSTEM_NAMES[system]}: {escape(answer) or '(empty)'}"
+        for system, answer in case.answers.items()
+    ]
+    return "\n".join(
+        [
+            f"**{escape(row['question'])}** ({row['id']}; {title(primary)}: {scores})",
+            "",
+            f"- reference: {escape(row['positive'])}",
+            *answers,
+            "",
+        ]
+    )
+
+
+def render_summary(verdict: Verdict, facts: Mapping[str, str]) -> str:
+    """The verdict for a terminal, in Markdown, with the facts that are given."""
+    listed = "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items())
+    statements = map(str, verdict.statements)
+    return "\n\n".join(
+        ["# Does fine-tuning help?", *statements, verdict.table, *verdict.notes, listed]
+    )
+
+
+def render_markdown(report: Report) -> str:
+    """The report as Markdown: the verdict first. Text from data is escaped."""
+    gained, lost = (
+        "\n".join(render_case(case, report.primary) for case in cases)
+        for cases in (report.gained, report.lost)
+    )
+    paragraphs = [
+        "# Does fine-tuning help?",
+        *map(str, report.verdict.statements),
+        report.verdict.table,
+        *report.verdict.notes,
+        HOW_TO_READ,
+        "\n".join(f"- {name}: {escape(value)}" for name, value in report.facts.items()),
+        "## Beside simple baselines",
+        render_baselines(report.metrics),
+        "## Learned by heart?",
+        overfitting_sentence(report.metrics, report.primary),
+        "## Rows that gained most",
+        gained or "None gained.",
+        "## Rows that gained least, or lost",
+        lost,
+    ]
+    return "\n\n".join(paragraph.strip() for paragraph in paragraphs if paragraph) + "\n"
+
+
+def render_html(report: Report) -> str:
+    """The report as a page."""
+    metrics, primary, history = report.metrics, report.primary, report.history
+
+    def shown(cases: Sequence[Case]) -> list[dict[str, Any]]:
+        return [
+            {
+                "row": case.row,
+                "passages": case.passages,
+                "answers": [
+                    (
+                        SYSTEM_NAMES[system],
+                        case.scores[system],
+                        mark_common(answer, case.row["positive"]),
+                    )
+                    for system, answer in case.answers.items()
+                ],
+            }
+            for case in cases
+        ]
+
+    names = [name for name in METRICS if name in metrics]
+    claims = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {"bits_per_byte"}
+    losses = [name for name in ("loss", "eval_loss") if name in history]
+    return render_page(
+        "report.html.jinja",
+        report=report,
+        metrics=metrics,
+        primary=primary,
+        confidence=report.confidence,
+        titles=TITLES,
+        title=title,
+        names=names,
+        plotted=[name for name in names if name in claims and "low" in metrics[name]],
+        lower=LOWER_IS_BETTER,
+        format_interval=format_interval,
+        format_holm=format_holm,
+        overfitting=overfitting_sentence(metrics, primary),
+        style_tells=style_tells(metrics),
+        baseline_heads=[*SYSTEM_NAMES.values(), *BASELINE_NAMES.values()],
+        baselines=baselines_table(metrics),
+        losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in losses},
+        gained=shown(report.gained),
+        lost=shown(report.lost),
+    )

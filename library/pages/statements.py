@@ -1,0 +1,302 @@
+"""What is said of numbers: names, intervals and statements that all pages share."""
+
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from library.verdict.scoring import style_tells
+
+SHOWN_CHARACTERS = 600
+FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
+
+TITLES = {
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF++",
+    "token_f1": "token F1",
+    "embedding_cosine": "embedding cosine",
+    "bits_per_byte": "bits per byte of the reference (lower is better)",
+    "pair_matching": "pair matching: the question decides",
+    "contrastive": "contrastive: the context decides",
+    "contrastive_no_question": "contrastive without the question: what the passages alone tell",
+    "answer_only": "bare answers: a control, per byte",
+    "naive_preference": "likelier per byte: the naive comparison, which style moves",
+    "ngram_support": "three-word sequences found in the context",
+    "number_support": "numbers found in the context",
+    "copied_span": "longest run copied from the context, in words",
+    "length_ratio": "length, for each character of the reference",
+    "repetition": "four-word sequences that repeat (lower is better)",
+    "truncated": "answers cut off at max_new_tokens (lower is better)",
+    "empty": "empty answers (lower is better)",
+}
+
+
+def title(metric: str) -> str:
+    """A metric's name alone, without what is said of it."""
+    return TITLES[metric].split(" (")[0].split(":")[0]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A claim, and what it rests on. As text, the claim is bold in Markdown."""
+
+    claim: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"**{self.claim}**{self.detail}"
+
+
+def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+    """Text from data on one line, shortened, in which Markdown and HTML find nothing."""
+    line = " ".join(text.split())
+    if len(line) > characters:
+        line = line[:characters] + " …"
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 2 rows."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def format_p(p: float) -> str:
+    """A p-value as it is written in a sentence."""
+    return "p < 0.0001" if p < 0.00005 else f"p = {p:.4f}"
+
+
+def format_interval(result: Mapping[str, Any], digits: int = 3) -> str:
+    """The interval of a change, or that there is none."""
+    if "low" not in result:
+        return "none, of a single group"
+    return f"{result['low']:+.{digits}f} to {result['high']:+.{digits}f}"
+
+
+def format_holm(name: str, row: Mapping[str, Any], primary: str) -> str:
+    """The corrected p-value, or why there is none: what is no claim need not be corrected for."""
+    if name == primary:
+        return "primary"
+    return f"{row['p_holm']:.4f}" if "p_holm" in row else "describes"
+
+
+def verdict_words(verdict: int, primary: str) -> str:
+    """What a better, worse or undecided primary metric means, and no more.
+
+    Likeness, likelihood, or telling right from wrong.
+    """
+    if primary in ("pair_matching", "contrastive"):
+        words = {
+            1: "The fine-tuned model tells right from wrong better",
+            -1: "The fine-tuned model tells right from wrong worse",
+            0: "There is no evidence that fine-tuning changed how well right is told from wrong",
+        }
+    elif primary == "bits_per_byte":
+        words = {
+            1: "The fine-tuned model finds the references likelier",
+            -1: "The fine-tuned model finds the references less likely",
+            0: "There is no evidence that fine-tuning changed how likely the references are",
+        }
+    else:
+        words = {
+            1: "Fine-tuned answers are more like the references",
+            -1: "Fine-tuned answers are less like the references",
+            0: "There is no evidence that fine-tuning changed how like the references the answers "
+            "are",
+        }
+    return words[verdict]
+
+
+def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
+    """Does it answer more like the references? The verdict on the primary metric."""
+    result = metrics["primary"]
+    units = "pairs of test rows" if primary == "pair_matching" else "test rows"
+    power = ""
+    if "detectable" in result:
+        power = (
+            " The smallest true difference that these rows would likely have shown is "
+            f"{result['detectable']:.3f}."
+        )
+    elif result["groups"] < FEW_GROUPS:
+        power = " These are too few groups to show any difference, however large."
+    return Statement(
+        verdict_words(metrics["verdict"], primary),
+        f": {title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
+        f"({result['delta']:+.3f}, interval {format_interval(result)}, {format_p(result['p'])}) on "
+        f"{result['n']} {units} in {plural(result['groups'], 'group')}.{power}",
+    )
+
+
+def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statement:
+    """Does it know better, or only sound better? By what a text's own likelihood can't move.
+
+    That judges given answers, not the model's own: it may tell a right answer from a wrong one and
+    still write wrong ones.
+    """
+    reads = metrics.get("with_passages", 1) > 0
+    speaks = "passages and question speak" if reads else "the question alone speaks"
+    rows = "other rows" if "pair_matching" in metrics else "rows"
+    said = {
+        "pair_matching": (
+            "the answers that two questions share are matched to the right one of them in {} of {} "
+            "pairs"
+        ),
+        "contrastive": (
+            f"{speaks} for the right answer more than for the wrong one in {{}} of {{}} {rows}"
+        ),
+    }
+    judged = {name: metrics[name] for name in said if name in metrics}
+    if not judged:
+        return Statement(
+            "Whether it knows better can't be told",
+            ": no test row has a negative with which its context or a second question could be "
+            "held against the right answer.",
+        )
+    parts = [
+        said[name].format(f"{result['sft']:.0%}", result["n"])
+        + f", {result['zeroshot']:.0%} before (interval of the change {format_interval(result, 2)})"
+        for name, result in judged.items()
+    ]
+    without = ""
+    if "contrastive_no_question" in metrics and reads:
+        control = metrics["contrastive_no_question"]
+        without = (
+            f" The passages alone do so in {control['sft']:.0%}, {control['zeroshot']:.0%} before."
+        )
+    caveat = ""
+    if style_tells(metrics):
+        caveat = " Bare answers already differ in style (see the control): some of it may be style."
+    claim = _knowledge_claim(judged, confidence)
+    return Statement(claim, f": {'; '.join(parts)}.{without}{caveat}")
+
+
+def _knowledge_claim(judged: Mapping[str, Mapping[str, Any]], confidence: float) -> str:
+    sure = [
+        result
+        for result in judged.values()
+        if result.get("p_holm", result["p"]) <= 1 - confidence and "low" in result
+    ]
+    gained = any(result["low"] > 0 for result in sure)
+    lost = any(result["high"] < 0 for result in sure)
+    if gained and lost:
+        return "It tells right from wrong better in some ways and worse in others"
+    if gained:
+        return "It tells right from wrong better"
+    if lost:
+        return "It tells right from wrong worse"
+    return "There is no evidence that it tells right from wrong better"
+
+
+def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """What the primary metric is without the test rows that contradict another row, if any do."""
+    if not metrics["contradictory"]:
+        return ""
+    sentence = (
+        f"{metrics['contradictory']} test rows contradict another row: the same context and "
+        "question, the answers exchanged. "
+    )
+    if "unflagged" not in metrics:
+        return sentence + "No other row has what the primary metric needs."
+    result = metrics["unflagged"]["primary"]
+    return (
+        f"{sentence}Without them {title(primary)} goes from {result['zeroshot']:.3f} to "
+        f"{result['sft']:.3f} ({result['delta']:+.3f}, interval {format_interval(result)}) on "
+        f"{result['n']} rows."
+    )
+
+
+def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """How much better train rows are answered, and how much of their answers is taken over."""
+    part = metrics["overfitting"]
+    runs = part["longest_run"]
+    copied = (
+        "The longest run of words that a test answer shares with a training answer is "
+        f"{runs['sft']['max']} words, {runs['sft']['mean']:.1f} on average; before, "
+        f"{runs['zeroshot']['max']} and {runs['zeroshot']['mean']:.1f}; the test rows' own "
+        f"references, {runs['references']['max']} and {runs['references']['mean']:.1f}."
+    )
+    if primary not in part["gap"]:
+        return copied
+    gap, train = part["gap"][primary], part["train"]
+    return (
+        f"On {part['train_rows']} train rows {title(primary)} is {train['sft'][primary]:.3f}, "
+        f"{gap['sft']:+.3f} against the test rows; before, {train['zeroshot'][primary]:.3f}, "
+        f"{gap['zeroshot']:+.3f}. {copied}"
+    )
+
+
+def votes_statement(metrics: Mapping[str, Any]) -> Statement:
+    """What people said who did not know whose answer was which."""
+    votes = metrics["votes"]
+    others = votes["files_of_other_reviews"]
+    skipped = ""
+    if others:
+        files = f"{others} file{'s are' if others > 1 else ' is'}"
+        skipped = f" {files} of another review: the answers have changed since."
+    if not votes["rows"]:
+        return Statement(
+            "Nobody has voted on these answers yet",
+            ": reports/review.html is the page for it; files go to data/votes/." + skipped,
+        )
+    said = [
+        f", the zero-shot one in {votes['losses']}, none in {votes['ties']} "
+        f"({plural(votes['raters'], 'rater')}). Ties as halves, that is {votes['win_rate']:.0%}"
+    ]
+    if "win_rate_low" in votes:
+        said.append(f" ({votes['win_rate_low']:.0%} to {votes['win_rate_high']:.0%})")
+    if "wins_share" in votes:
+        said.append(
+            f"; of the {votes['wins'] + votes['losses']} decided, {votes['wins_share']:.0%} "
+            f"({votes['wins_share_low']:.0%} to {votes['wins_share_high']:.0%}, sign test "
+            f"{format_p(votes['p'])})"
+        )
+    said.append(".")
+    if "left_pick" in votes:
+        said.append(
+            f" The left one was picked in {votes['left_pick']:.0%} ({votes['left_pick_low']:.0%} "
+            f"to {votes['left_pick_high']:.0%})."
+        )
+    if "self_agreement" in votes:
+        said.append(
+            " Pairs shown again with sides swapped were voted on alike in "
+            f"{votes['self_agreement']:.0%}."
+        )
+    if "identical_called_equal" in votes:
+        share = f"{votes['identical_called_equal']:.0%}"
+        said.append(f" Identical answers were called equal in {share}.")
+    if "alpha" in votes:
+        said.append(f" Krippendorff's alpha between raters is {votes['alpha']:.2f}.")
+    if votes["revised"]:
+        said.append(f" Not counted: {votes['revised']} changed after the reference was shown.")
+    claim = f"People chose the fine-tuned answer in {votes['wins']} of {votes['rows']} pairs"
+    return Statement(claim, "".join(said) + skipped)
+
+
+def memory_sentence(record: Mapping[str, Any]) -> str:
+    """What a training step was predicted to take, what it took, and what went otherwise."""
+    measured, predicted, longest = record["measured"], record["predicted"], record["longest"]
+    rows, count = record["per_device_train_batch_size"], record["processes"]
+    parts = [
+        f"{measured['train']:,} MB in tensors at most, {predicted['peak']:,} MB predicted, on "
+        f"{record['device']} with the longest rows: {rows} of {longest['length']:,} tokens at a "
+        "time" + (f" in each of {count} processes" if count > 1 else ""),
+        f"an answer that ends at that length took {measured['answer']:,} MB",
+    ]
+    return "; ".join([*parts, *record["incidents"]])
+
+
+def render_table(metrics: Mapping[str, Any], primary: str) -> str:
+    """All metrics before and after, as a Markdown table."""
+    lines = [
+        "| metric | zero-shot | fine-tuned | change | interval | p | p (Holm) | n |",
+        "|---|--:|--:|--:|:-:|--:|--:|--:|",
+    ]
+    for name, title in TITLES.items():
+        if name in metrics:
+            row = metrics[name]
+            holm = format_holm(name, row, primary)
+            lines.append(
+                f"| {title} | {row['zeroshot']:.3f} | {row['sft']:.3f} | {row['delta']:+.3f} | "
+                f"{format_interval(row)} | {row['p']:.4f} | {holm} | {row['n']} |"
+            )
+    return "\n".join(lines)

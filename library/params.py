@@ -1,0 +1,396 @@
+"""params.yaml and models/*.yaml as typed, validated objects.
+
+YAML is read by 1.2 rules (ruamel), under which `1e-4` is a number. No parameter has a default here:
+the files say every value.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from library.errors import InputError
+from library.paths import MODELS_DIR, PARAMS_PATH, model_path
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+
+
+class Section(BaseModel):
+    """A part of a file in which every name is known, and every value of its type."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Columns(Section):
+    """The user's names for a row's fields."""
+
+    anchor: str
+    """The column of the context that the answer is in."""
+    query: str
+    """The column of the question."""
+    positive: str
+    """The column of the right answer."""
+    negative: str | None
+    """The column of a wrong answer; null where the data has none."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Columns":
+        names = [
+            name
+            for name in (self.anchor, self.query, self.positive, self.negative)
+            if name is not None
+        ]
+        if len(set(names)) < len(names):
+            raise ValueError(f"each field needs a column of its own, not {', '.join(names)}")
+        return self
+
+
+class DataParams(Section):
+    """`data`: the raw rows."""
+
+    path: str
+    """The file of raw rows: .json, .jsonl, .csv or .parquet, each also as .gz."""
+    columns: Columns
+    """The file's own names for the four fields."""
+
+
+class SampleParams(Section):
+    """`sample`: the embedded default data."""
+
+    seed: Seed
+    """Which inventions are drawn for the embedded default data."""
+
+
+class Rules(Section):
+    """`clean.rules`: each on or off; see library/corpus/cleaning_rules.py."""
+
+    escaped_unicode: bool
+    r"""A literal \u2122 becomes its character."""
+    mojibake: bool
+    """UTF-8 that was read as Windows-1252 is read again."""
+    html_entities: bool
+    """&amp; becomes &."""
+    unicode_nfc: bool
+    """A letter and its accent become one character."""
+    invisible_characters: bool
+    """Soft hyphens, zero widths, invisible operators and control characters go."""
+    paragraph_numbers: bool
+    """[0001] before a paragraph goes."""
+    figure_references: bool
+    """(FIG. 2) in brackets goes."""
+    list_letters: bool
+    """(a) goes."""
+    trademark_signs: bool
+    """™ and ® go."""
+    odd_spaces: bool
+    """Tabs, no-break spaces and runs of blanks become one blank."""
+    space_before_punctuation: bool
+    """The blank before a comma, semicolon or full stop goes."""
+    stray_comma: bool
+    """A question's end in ?, becomes ?."""
+    outer_whitespace: bool
+    """White space around a text goes."""
+
+
+class CleanParams(Section):
+    """`clean`."""
+
+    max_rejected_share: Share
+    """The share of rows that may be unusable before a stage stops."""
+    on_contradiction: Literal["keep", "drop"]
+    """Whether rows that state the opposite of another are kept, and flagged, or dropped."""
+    rules: Rules
+    """Which rules of cleaning are on."""
+
+
+class Shares(Section):
+    """`split.shares`: they add up to 1."""
+
+    train: Annotated[float, Field(gt=0, lt=1)]
+    """The share of rows to train on."""
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    """The share that chooses the adapter and stops training."""
+    test: Annotated[float, Field(gt=0, lt=1)]
+    """The share that is judged, and used for nothing else."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> "Shares":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train, validation and test must add up to 1, not {total:g}")
+        return self
+
+
+class SplitParams(Section):
+    """`split`."""
+
+    seed: Seed
+    """Which groups of equal size go to which split."""
+    shares: Shares
+    """The wanted sizes of the splits; whole groups come as near as they can."""
+
+
+class FormatParams(Section):
+    """`format`."""
+
+    prompt: Name
+    """The template of the prompt: a file in prompts/."""
+    max_length: Annotated[int, Field(ge=16)]
+    """Tokens of prompt and answer together."""
+    max_new_tokens: Count
+    """Tokens of these that are kept free for the answer."""
+    passage_characters: Annotated[int, Field(ge=50)]
+    """The longest passage that a context is cut into."""
+    train_sample: Count
+    """How many train rows the models are asked, too."""
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> "FormatParams":
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens ({self.max_new_tokens}) must be below max_length "
+                f"({self.max_length})"
+            )
+        return self
+
+
+class LoraParams(Section):
+    """`sft.lora`, as PEFT's LoraConfig takes it."""
+
+    r: Count
+    """The adapter's rank."""
+    lora_alpha: Count
+    """The adapter's scale, times its rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)]
+    """The share of the adapter's inputs that is dropped in training."""
+    target_modules: Annotated[list[Name], Field(min_length=1)] | Literal["all-linear"]
+    """The linear layers that get an adapter, by name."""
+
+
+class SftParams(Section):
+    """`sft`, under the names of transformers' TrainingArguments."""
+
+    seed: Seed
+    """The adapter's first weights and the order of the rows."""
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    """How often every train row is seen."""
+    effective_batch_size: Count
+    """Rows per optimizer step, however many the device takes at a time."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """The largest learning rate."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    """How it falls from there."""
+    warmup_steps: Annotated[float, Field(ge=0)]
+    """Steps in which it rises; below 1 a share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """AdamW's."""
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    """Larger gradients are scaled down to this norm."""
+    eval_steps: Count
+    """Steps between two evaluations on the validation rows."""
+    early_stopping_patience: Count
+    """Evaluations in a row without a smaller loss that end training."""
+    lora: LoraParams
+    """The adapter."""
+
+
+Primary = Literal[
+    "rouge_l",
+    "chrf",
+    "token_f1",
+    "bits_per_byte",
+    "pair_matching",
+    "contrastive",
+    "embedding_cosine",
+]
+
+
+class EvaluateParams(Section):
+    """`evaluate`."""
+
+    primary: Primary
+    """The metric that the verdict is about, named before the run."""
+    seed: Seed
+    """Which groups the bootstrap draws, and which systems the test swaps."""
+    draws: Annotated[int, Field(ge=1000)]
+    """How many draws and swaps; with fewer, the corrected p-values can't be small."""
+    embedding_model: str | None
+    """A folder with a sentence-transformers model for one more metric, or null."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    """The confidence of intervals and verdict."""
+
+
+class ReviewParams(Section):
+    """`review`: the page for blind votes."""
+
+    seed: Seed
+    """Which rows are voted on, and whose answer is on which side."""
+    pairs: Count
+    """How many pairs of answers are shown."""
+    repeats: Annotated[int, Field(ge=0)]
+    """How many come again at the end with sides swapped."""
+    catch_trials: Annotated[int, Field(ge=0)]
+    """How many have the same answer on both sides."""
+
+    @model_validator(mode="after")
+    def _repeats_pairs(self) -> "ReviewParams":
+        if self.repeats > self.pairs:
+            raise ValueError(f"repeats ({self.repeats}) must not be more than pairs ({self.pairs})")
+        return self
+
+
+class Params(Section):
+    """params.yaml."""
+
+    model: Name
+    """The base model: a file in models/."""
+    data: DataParams
+    """The raw rows."""
+    sample: SampleParams
+    """The embedded default data."""
+    clean: CleanParams
+    """What cleaning does."""
+    split: SplitParams
+    """How rows are split."""
+    format: FormatParams
+    """How the model is asked."""
+    sft: SftParams
+    """How it is fine-tuned."""
+    review: ReviewParams
+    """The page for blind votes."""
+    evaluate: EvaluateParams
+    """How answers are judged."""
+
+
+class ModelFile(Section):
+    """What every file of models/ says."""
+
+    quantization: Literal["nf4", "none"]
+    """4 bits (NF4), or as published."""
+    gradient_checkpointing: bool
+    """Whether training computes activations again to save memory."""
+
+
+class ModelConfig(Section):
+    """What a model's memory follows from, as its config.json says it."""
+
+    model_type: Name
+    """The architecture, as transformers names it."""
+    hidden_size: Count
+    """The width of the residual stream."""
+    intermediate_size: Count
+    """The width of the feed-forward layers."""
+    num_hidden_layers: Count
+    """How many layers there are."""
+    num_attention_heads: Count
+    """Heads of queries in a layer."""
+    num_key_value_heads: Count
+    """Heads of keys and values in a layer."""
+    vocab_size: Count
+    """Rows of the embedding."""
+    tie_word_embeddings: bool
+    """Whether the output head is the embedding."""
+
+
+class HubModel(ModelFile):
+    """A model of a hub, pinned to a commit: a branch or tag can move, and with it the result."""
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """OWNER/NAME on the hub."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    """The commit, 40 hexadecimal digits."""
+    config: ModelConfig | None
+    """As in its config.json, so that its memory is known before it is downloaded, or null."""
+
+
+class LocalModel(ModelFile):
+    """A model folder on this disk."""
+
+    path: str
+    """The folder, as save_pretrained writes it."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """That of its model.safetensors, or null where it need not be checked."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping.
+
+    Raises InputError naming file and line otherwise.
+    """
+    try:
+        loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not a file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from error
+    except YAMLError as error:
+        raise InputError(f"{path}: not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: expected a mapping of names to values")
+    return loaded
+
+
+def validate(section: type[S], path: Path) -> S:
+    """A YAML file as a section.
+
+    Raises InputError naming file and key of every value that is unknown, missing or not allowed.
+    """
+    values = read_yaml(path)
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+            if problem["type"] == "extra_forbidden":
+                problems.append(f"{path}: {key}: unknown parameter")
+            elif problem["type"] == "missing":
+                problems.append(f"{path}: {key}: missing")
+            else:
+                problems.append(f"{path}: {key}: {problem['msg']}, got {problem['input']!r}")
+        raise InputError("\n".join(problems)) from error
+
+
+def load_params(path: Path = PARAMS_PATH) -> Params:
+    """Read and check every parameter.
+
+    Raises InputError naming each one that is unknown, missing or out of range.
+    """
+    return validate(Params, path)
+
+
+def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | LocalModel:
+    """Read models/NAME.yaml: a hub model where it has an `id`, a folder where it has a `path`."""
+    path = models_dir / model_path(name).name
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in models_dir.glob("*.yaml")))
+        raise InputError(f"params.yaml: model: {path} does not exist; there are: {known}")
+    return validate(HubModel, path) if "id" in read_yaml(path) else validate(LocalModel, path)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

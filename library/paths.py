@@ -1,0 +1,55 @@
+"""Where everything lies, as seen from the project's folder."""
+
+from pathlib import Path
+
+PARAMS_PATH = Path("params.yaml")
+PIPELINE_PATH = Path("dvc.yaml")
+LOCK_PATH = Path("dvc.lock")
+
+MODELS_DIR = Path("models")
+PROMPTS_DIR = Path("prompts")
+
+CLEAN_DIR = Path("data/clean")
+CLEAN_ROWS_PATH = CLEAN_DIR / "rows.jsonl"
+FORMATTED_DIR = Path("data/formatted")
+TEST_PATH = FORMATTED_DIR / "test.jsonl"
+PREDICTIONS_DIR = Path("data/predictions")
+DEVICE_PATH = PREDICTIONS_DIR / "device.json"
+SCORES_PATH = PREDICTIONS_DIR / "scores.jsonl"
+VOTES_DIR = Path("data/votes")
+
+BASE_DIR = Path("artifacts/base")
+MANIFEST_PATH = BASE_DIR / "manifest.json"
+ADAPTER_DIR = Path("artifacts/adapter")
+MERGED_DIR = Path("artifacts/merged")
+
+PROFILE_PATH = Path("metrics/profile.json")
+CLEANING_PATH = Path("metrics/clean.json")
+SPLITS_PATH = Path("metrics/format.json")
+EVALUATION_PATH = Path("metrics/evaluation.json")
+
+HISTORY_PATH = Path("reports/sft_history.csv")
+MEMORY_PATH = Path("reports/sft_memory.json")
+REVIEW_KEY_PATH = Path("reports/review_key.json")
+
+CHECKPOINTS_DIR = Path("checkpoints")  # outside all outputs: what a killed stage has done so far
+
+
+def model_path(name: str) -> Path:
+    """The file of a base model: models/NAME.yaml."""
+    return MODELS_DIR / f"{name}.yaml"
+
+
+def prompt_path(name: str) -> Path:
+    """A way of asking: prompts/NAME.jinja."""
+    return PROMPTS_DIR / f"{name}.jinja"
+
+
+def formatted_path(name: str) -> Path:
+    """Formatted rows: of a split, or `train_sample`."""
+    return FORMATTED_DIR / f"{name}.jsonl"
+
+
+def predictions_path(name: str) -> Path:
+    """A system's predictions for the test rows, or with `_train` at its end for some train rows."""
+    return PREDICTIONS_DIR / f"{name}.jsonl"

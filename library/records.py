@@ -1,0 +1,142 @@
+"""The rows that travel from stage to stage, as their files under data/ hold them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+SPLITS = ("train", "validation", "test")
+SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it is, and tuned
+
+
+class Message(TypedDict):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class CleanRow(TypedDict):
+    """A usable row, cleaned (data/clean/rows.jsonl).
+
+    `place` is where it stands in the user's file, `contradicts` the id of a row that says the
+    opposite.
+    """
+
+    id: str
+    place: str
+    anchor: str
+    query: str
+    positive: str
+    negative: str | None
+    contradicts: str | None
+
+
+class RejectedRow(TypedDict):
+    """A row that is not used, where it stands, and why."""
+
+    file: str
+    place: str
+    id: str
+    reason: str
+
+
+class FormattedRow(TypedDict):
+    """A row as the model is asked it and trained on it (data/formatted/).
+
+    `passages` are indices of those passages of its context that fit, of `passages_in_context`.
+    `answer_tokens` are the positive's, `tokens` those of the prompt and the longer answer. `pair`
+    is the id of the row that swaps its answers with this one.
+    """
+
+    group: str
+    id: str
+    messages: list[Message]
+    messages_no_context: list[Message]
+    messages_no_question: list[Message]
+    messages_bare: list[Message]
+    question: str
+    positive: str
+    negative: str | None
+    contradicts: str | None
+    passages: list[int]
+    passages_in_context: int
+    best_passage: str
+    prompt_tokens: int
+    question_tokens: int
+    prompt_hash: str
+    prompt_hash_no_context: str
+    answer_tokens: int
+    tokens: int
+    pair: str | None
+
+
+class Likelihood(TypedDict):
+    """How likely an answer is: its log-probability in nats, over its tokens and UTF-8 bytes."""
+
+    sum: float
+    tokens: int
+    bytes: int
+
+
+class Likelihoods(TypedDict):
+    """Of a row's two answers, each by what the model saw before it: `question`, `no_question`
+    or `bare`.
+    """
+
+    positive: dict[str, Likelihood]
+    negative: dict[str, Likelihood] | None
+
+
+class Answer(TypedDict):
+    """What a model wrote.
+
+    `finish_reason` is "stop", or "length" where `max_new_tokens` cut it off; `generated_tokens`
+    count the end-of-turn token.
+    """
+
+    prediction: str
+    finish_reason: str
+    generated_tokens: int
+
+
+class QuestionAnswer(Answer):
+    """An answer to a question without its passages (data/predictions/no_context.jsonl)."""
+
+    id: str
+    prompt_hash: str
+
+
+class Prediction(Answer):
+    """A system's answer to a formatted row, and its likelihoods (data/predictions/SYSTEM.jsonl)."""
+
+    id: str
+    group: str
+    pair: str | None
+    prompt_hash: str
+    prompt_tokens: int
+    passages: list[int]
+    likelihood: Likelihoods
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A test row's metrics by system (data/predictions/scores.jsonl).
+
+    Systems are what answers it, by name: zeroshot, sft, and the baselines. A metric that says
+    nothing of a row, or of a system, is left out.
+    """
+
+    id: str
+    group: str
+    pair: str | None
+    systems: dict[str, dict[str, float]]
+
+    def to_record(self) -> dict[str, Any]:
+        """The row as JSON: systems stand beside id, group and pair."""
+        return {"id": self.id, "group": self.group, "pair": self.pair, **self.systems}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "ScoredRow":
+        """The row that `to_record` gave."""
+        systems = {name: dict(value) for name, value in record.items() if isinstance(value, dict)}
+        return cls(str(record["id"]), str(record["group"]), record["pair"], systems)

@@ -1,0 +1,125 @@
+"""The experiments that DVC knows: what their own files say, and what the cache still has."""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import pandas as pd
+from ruamel.yaml import YAML
+
+from library.errors import InputError
+from library.files import read_jsonl
+from library.params import flatten
+from library.paths import (
+    EVALUATION_PATH,
+    HISTORY_PATH,
+    PARAMS_PATH,
+    SCORES_PATH,
+    TEST_PATH,
+    model_path,
+)
+from library.records import ScoredRow
+from library.repository.client import find_cache_dir, read_git
+from library.repository.lock import is_consistent
+from library.repository.revisions import WORKSPACE, Revision
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment.
+
+    `params` are flat, under dotted names. `metrics` are None where they are not its own: a run that
+    ended with `sft` carries those of its parent on. `test` says which questions and references it
+    was judged on, whatever the prompt. `scores` and `validation_loss` are None where the cache no
+    longer has them.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, Any] | None
+    validation_loss: float | None
+    test: Any
+    scores: list[ScoredRow] | None
+
+    @property
+    def primary(self) -> str:
+        """The metric that was named before the run."""
+        return str(self.params["evaluate.primary"])
+
+
+def questions_and_references(path: Path) -> list[list[Any]]:
+    """The questions and references of formatted rows, without the prompt that was made of them."""
+    return [[row["id"], row["group"], row["question"], row["positive"]] for row in read_jsonl(path)]
+
+
+def read_run(name: str, revision: Revision) -> Run | None:
+    """A run by its name and commit; None where that has no params.yaml and dvc.lock."""
+    text, stages = revision.text(str(PARAMS_PATH)), revision.stages
+    if text is None or not stages:
+        return None
+    yaml = YAML(typ="safe", pure=True)
+    params = flatten(yaml.load(text))
+    path = model_path(str(params.get("model"))).as_posix()
+    known = params | flatten(yaml.load(revision.text(path) or "{}"), f"{path}:")
+
+    def find(stage: str, kind: str, path: Path) -> tuple[str | None, Path | None]:
+        """The hash that a stage has of a file, and where the cache has that."""
+        entries = stages.get(stage, {}).get(kind, [])
+        md5 = next((entry["md5"] for entry in entries if entry["path"] == path.as_posix()), None)
+        return md5, None if md5 is None else revision.cached(md5)
+
+    metrics = scores = None
+    if is_consistent(stages, known) and (text := revision.text(EVALUATION_PATH.as_posix())):
+        metrics = json.loads(text)
+        _, cached = find("evaluate", "outs", SCORES_PATH)
+        if cached is not None:
+            scores = [ScoredRow.from_record(record) for record in read_jsonl(cached)]
+    loss = None
+    _, history = find("sft", "outs", HISTORY_PATH)
+    if history is not None and is_consistent(stages, known, "sft"):
+        losses = pd.read_csv(StringIO(history.read_text()))["eval_loss"].dropna()
+        loss = None if losses.empty else float(losses.min())
+    test_md5, test = find("evaluate", "deps", TEST_PATH)
+    return Run(
+        name=name,
+        params=params,
+        metrics=metrics,
+        validation_loss=loss,
+        test=test_md5 if test is None else questions_and_references(test),
+        scores=scores,
+    )
+
+
+def find_baselines() -> list[str]:
+    """The commit that the workspace stands on, and those that there are experiments of."""
+    known = [read_git("rev-parse", "HEAD").strip()]
+    # refs/exps/FIRST TWO DIGITS/THE OTHERS/NAME; some are of commits that this clone does not have
+    refs = read_git("for-each-ref", "--format=%(refname)", "refs/exps")
+    for first, rest in re.findall(r"^refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/", refs, re.MULTILINE):
+        with suppress(InputError):
+            commit = f"{first}{rest}^{{commit}}"
+            known.append(read_git("rev-parse", "--verify", "--quiet", commit).strip())
+    return list(dict.fromkeys(known))
+
+
+def list_runs() -> list[Run]:
+    """HEAD, every experiment of any commit, and the workspace where it is none of them."""
+    runs: list[Run] = []
+    cache_dir = find_cache_dir()
+    experiments = dvc.api.exp_show(revs=find_baselines())
+    shown = [entry for entry in experiments if entry["rev"] != WORKSPACE]
+    for entry in [*shown, {"Experiment": None, "rev": WORKSPACE}]:
+        if entry.get("State") in ("Queued", "Running", "Failed"):
+            continue
+        run = read_run(entry["Experiment"] or entry["rev"], Revision(entry["rev"], cache_dir))
+        if run is not None and all(
+            (run.params, run.metrics) != (other.params, other.metrics) for other in runs
+        ):
+            runs.append(run)
+    return runs

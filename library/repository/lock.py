@@ -1,0 +1,118 @@
+"""Whether dvc.lock is that of the code, the parameters and the data beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from library.params import flatten
+from library.paths import PARAMS_PATH
+from library.repository.client import read_dvc_json, run_dvc
+
+ABSENT = {"deleted", "not in cache"}  # what `dvc status` says of data that is only not here
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `dvc repro` would run, as far as it could be asked; `failure` is what it said if not.
+
+    Data that is only not here doesn't count.
+    """
+
+    stages: list[str]
+    failure: str | None
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether another DVC is at work here."""
+        return self.failure is not None and "it is being blocked by" in self.failure
+
+    @property
+    def lacks_data(self) -> bool:
+        """Whether it ended at data that is not here."""
+        return self.failure is not None and "No such file" in self.failure
+
+
+def dry_run() -> DryRun:
+    """Ask DVC what it would run."""
+    done = run_dvc("repro", "--dry", "--allow-missing")
+    stages = re.findall(r"^Running stage '([^']+)'", done.stdout, re.MULTILINE)
+    said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+    return DryRun(stages, (said or "it said nothing") if done.returncode else None)
+
+
+def find_stale() -> dict[str, list[str]] | None:
+    """Why `dvc repro` would run something, by stage; None where dvc.lock is current."""
+    would_run = dry_run()
+    if would_run.failure is None and not would_run.stages:
+        return None
+    reasons: dict[str, list[str]] = {}
+    for stage, entries in read_dvc_json("status", "--json").items():
+        for entry in entries:
+            found = [entry] if isinstance(entry, str) else _changed_paths(entry)
+            if found:
+                reasons.setdefault(stage, []).extend(found)
+    if reasons:
+        return reasons
+    if would_run.stages:
+        return {stage: ["runs anew"] for stage in would_run.stages}
+    return {"dvc repro": [would_run.failure or "fails"]}
+
+
+def _changed_paths(entry: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The paths, and the parameters after their file's, that `dvc status` says have changed."""
+    found: list[str] = []
+
+    def add(path: str, state: Any) -> None:
+        if isinstance(state, Mapping):
+            for name, inner in state.items():
+                add(f"{path}: {name}", inner)
+        elif state not in ABSENT or (path.endswith((".py", ".jinja")) and not Path(path).exists()):
+            found.append(path)
+
+    for changes in entry.values():
+        for path, state in changes.items():
+            add(path, state)
+    return found
+
+
+def is_consistent(
+    stages: Mapping[str, Any], params: Mapping[str, Any], stage: str = "evaluate"
+) -> bool:
+    """Whether a stage, and all before it, ran on what the others made, and with these parameters.
+
+    By the `stages` of a dvc.lock alone, such as another commit's. `params` are flat, those of
+    another file than params.yaml after its name and a colon. A lock of which one half is older than
+    the other is not consistent.
+    """
+    if stage not in stages:
+        return False
+    made = {
+        out["path"]: (name, out["md5"])
+        for name, other in stages.items()
+        for out in other.get("outs", [])
+    }
+    for path, values in stages[stage].get("params", {}).items():
+        prefix = "" if path == str(PARAMS_PATH) else f"{path}:"
+        for name, value in flatten(values).items():
+            if params.get(f"{prefix}{name}", value) != value:
+                return False
+    for dep in stages[stage].get("deps", []):
+        if len(_hashes_read(stages, dep["path"])) > 1:  # two stages ran on different versions of it
+            return False
+        maker, md5 = made.get(dep["path"], (None, None))
+        if maker is not None and (md5 != dep["md5"] or not is_consistent(stages, params, maker)):
+            return False
+    return True
+
+
+def _hashes_read(stages: Mapping[str, Any], path: str) -> set[str]:
+    return {
+        dep["md5"]
+        for stage in stages.values()
+        for dep in stage.get("deps", [])
+        if dep["path"] == path
+    }

@@ -1,0 +1,159 @@
+"""Commits as git and DVC know them: their files, and what dvc.lock names of them."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from library.errors import InputError
+from library.files import read_jsonl
+from library.repository.client import read_git
+
+
+def check_numbers(values: Mapping[str, Any], name: str, prefix: str = "") -> None:
+    """Raise InputError, naming the key, where a file of metrics holds anything but numbers.
+
+    Sentences are made of them.
+    """
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            check_numbers(value, name, f"{prefix}{key}.")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(f"{name}: {prefix}{key}: expected a number, got {value!r}")
+
+
+WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit, or the workspace: its files, and what its dvc.lock names, as far as the cache has
+    it.
+
+    `commit` is WORKSPACE for the latter.
+    """
+
+    commit: str
+    cache_dir: Path
+
+    def __str__(self) -> str:
+        return self.commit if self.commit == WORKSPACE else self.commit[:7]
+
+    def text(self, path: str) -> str | None:
+        """A file that git has, or the workspace; None where it has none."""
+        if self.commit == WORKSPACE:
+            return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
+        try:
+            return read_git("show", f"{self.commit}:./{path}")
+        except InputError:
+            return None
+
+    def metrics(self, path: str) -> dict[str, Any]:
+        """A file of metrics; empty where the commit has none."""
+        try:
+            values = json.loads(self.text(path) or "{}")
+        except ValueError:
+            raise InputError(f"{path} in {self}: not JSON") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{path} in {self}: expected an object of numbers")
+        check_numbers(values, f"{path} in {self}")
+        return values
+
+    @cached_property
+    def stages(self) -> dict[str, Any]:
+        """The stages of dvc.lock; empty where the commit has none."""
+        try:
+            lock = YAML(typ="safe", pure=True).load(self.text("dvc.lock") or "{}")
+        except YAMLError as error:
+            raise InputError(f"dvc.lock in {self}: not YAML: {error}") from error
+        stages = lock.get("stages") or {} if isinstance(lock, dict) else None
+        if not isinstance(stages, dict) or not all(
+            isinstance(stage, dict) for stage in stages.values()
+        ):
+            raise InputError(f"dvc.lock in {self}: expected stages by name")
+        return stages
+
+    def _files(self, kind: str) -> dict[str, str]:
+        return {
+            str(file["path"]): str(file.get("md5"))
+            for stage in self.stages.values()
+            for file in stage.get(kind, [])
+        }
+
+    @cached_property
+    def outs(self) -> dict[str, str]:
+        """What the stages wrote: hash by path."""
+        return self._files("outs")
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """What the stages read and none wrote, such as code, prompts and raw rows: hash by path."""
+        made = tuple(f"{path}/" for path in self.outs)
+        return {
+            path: md5
+            for path, md5 in self._files("deps").items()
+            if path not in self.outs and not path.startswith(made)
+        }
+
+    def hash(self, path: str) -> str | None:
+        """The hash that dvc.lock has of a file or folder, or None."""
+        return (self._files("deps") | self.outs).get(path)
+
+    def cached(self, md5: str) -> Path | None:
+        """Where the cache has a file of this hash, or None."""
+        # no path is made of what is no hash: dvc.lock may be anybody's
+        if not re.fullmatch(r"[0-9a-f]{32}(\.dir)?", md5):
+            return None
+        path = self.cache_dir / "files" / "md5" / md5[:2] / md5[2:]
+        return path if path.is_file() else None
+
+    def data(self, path: str) -> Path | None:
+        """Where the cache has a file, also one of a folder that a stage wrote, or None."""
+        md5 = self.hash(path)
+        folder = str(Path(path).parent)
+        if md5 is None and (listing := self.cached(self.outs.get(folder, ""))):
+            files = json.loads(listing.read_text(encoding="utf-8"))
+            md5 = next(
+                (str(file["md5"]) for file in files if f"{folder}/{file['relpath']}" == path), None
+            )
+        return self.cached(md5) if md5 else None
+
+    def rows(self, path: str) -> list[dict[str, Any]] | None:
+        """The rows of such a file."""
+        found = self.data(path)
+        return None if found is None else list(read_jsonl(found))
+
+
+def find_commits(base: str) -> tuple[str, str]:
+    """HEAD and its merge base with `base`, which may be a branch of origin.
+
+    Raises InputError where there is none.
+    """
+    head = read_git("rev-parse", "--verify", "HEAD^{commit}").strip()
+    for name in (base, f"origin/{base}"):
+        try:
+            tip = read_git(
+                "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"
+            ).strip()
+            break
+        except InputError:
+            continue
+    else:
+        raise InputError(
+            f"{base}: no such branch or commit; `git fetch origin` it, or name another: make "
+            "pr-report BASE=origin/main"
+        )
+    try:
+        return head, read_git("merge-base", head, tip).strip()
+    except InputError:
+        if read_git("rev-parse", "--is-shallow-repository").strip() == "true":
+            raise InputError(
+                f"this clone is shallow and ends before HEAD and {base} meet: git fetch --unshallow"
+            ) from None
+        raise InputError(f"HEAD and {base} have no commit in common") from None

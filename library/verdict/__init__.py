@@ -1,0 +1,4 @@
+"""Metrics, statistics, votes. Knows numbers, knows no model, writes no page.
+
+Of the other wings it imports `corpus` alone, for what a word is.
+"""

@@ -1,0 +1,296 @@
+"""Answer metrics: pure functions of texts and of log-likelihoods.
+
+All logarithms of likelihoods are natural (nats).
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import LCSseq
+from sacrebleu.metrics.chrf import CHRF
+
+from library.corpus.words import tokenize
+from library.records import FormattedRow, Likelihood, Likelihoods, Prediction
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_CHRF = CHRF(word_order=2)
+SUPPORT_WORDS, REPETITION_WORDS = 3, 4
+# all others lie between 0 and 1
+UNBOUNDED = {"embedding_cosine", "bits_per_byte", "copied_span", "length_ratio"}
+
+METRICS = (
+    "rouge_l",
+    "chrf",
+    "token_f1",
+    "embedding_cosine",
+    "bits_per_byte",
+    "pair_matching",
+    "contrastive",
+    "contrastive_no_question",
+    "answer_only",
+    "naive_preference",
+    "ngram_support",
+    "number_support",
+    "copied_span",
+    "length_ratio",
+    "repetition",
+    "truncated",
+    "empty",
+)
+
+# The others describe an answer, or are controls: neither more nor less of them is better.
+HIGHER_IS_BETTER = frozenset(
+    {"rouge_l", "chrf", "token_f1", "embedding_cosine", "pair_matching", "contrastive"}
+)
+
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "repetition", "truncated", "empty"})
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F1 over tokens, without stemming, in [0, 1].
+
+    Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
+    """
+    predicted, expected = tokenize(prediction), tokenize(reference)
+    if not predicted or not expected:
+        return 0.0
+    return 2 * LCSseq.similarity(predicted, expected) / (len(predicted) + len(expected))
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """F1 of the bags of tokens, in [0, 1]. Rajpurkar et al., SQuAD, 2016, with the tokens above."""
+    predicted, expected = Counter(tokenize(prediction)), Counter(tokenize(reference))
+    shared = (predicted & expected).total()
+    if not shared:
+        return 0.0
+    return 2 * shared / (predicted.total() + expected.total())
+
+
+def chrf(prediction: str, reference: str) -> float:
+    """chrF++ as sacrebleu computes it, in [0, 1] where sacrebleu says 0 to 100.
+
+    Popović, chrF++, 2017.
+    """
+    return float(_CHRF.sentence_score(prediction, [reference]).score) / 100
+
+
+def chrf_signature() -> str:
+    """What sacrebleu asks to be quoted with its figures: version and settings."""
+    scorer = CHRF(word_order=2)
+    scorer.corpus_score(["a"], [["a"]])  # it knows the number of references only then
+    return str(scorer.get_signature().format())
+
+
+def length_ratio(prediction: str, reference: str) -> float:
+    """Characters of the prediction for each of the reference."""
+    return len(prediction) / len(reference)
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def repetition(prediction: str) -> float:
+    """Share of the four-word sequences that stood in the answer before.
+
+    Welleck et al., Neural Text Generation with Unlikelihood Training, 2020 (seq-rep-4). 0 where
+    there is none.
+    """
+    ngrams = _ngrams(tokenize(prediction), REPETITION_WORDS)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+class _Context(NamedTuple):
+    ngrams: set[tuple[str, ...]]
+    numbers: set[str]
+    matcher: "SequenceMatcher[str]"
+
+
+@lru_cache(maxsize=4)  # all answers of a row are held against one context
+def _context(text: str) -> _Context:
+    tokens = tokenize(text)
+    return _Context(
+        set(_ngrams(tokens, SUPPORT_WORDS)),
+        set(_NUMBER.findall(text)),
+        SequenceMatcher(None, b=tokens, autojunk=False),
+    )
+
+
+def ngram_support(prediction: str, context: str) -> float | None:
+    """Share of the answer's three-word sequences that are in the context; None without any."""
+    ngrams = _ngrams(tokenize(prediction), SUPPORT_WORDS)
+    return (
+        sum(ngram in _context(context).ngrams for ngram in ngrams) / len(ngrams) if ngrams else None
+    )
+
+
+def number_support(prediction: str, context: str) -> float | None:
+    """Share of the answer's numbers that stand in the context; None where it has none."""
+    numbers = _NUMBER.findall(prediction)
+    return (
+        sum(number in _context(context).numbers for number in numbers) / len(numbers)
+        if numbers
+        else None
+    )
+
+
+def copied_span(prediction: str, context: str) -> int:
+    """Words of the longest run that the answer takes from the context as it stands."""
+    matcher = _context(context).matcher
+    matcher.set_seq1(tokenize(prediction))
+    return matcher.find_longest_match().size
+
+
+def longest_shared_runs(answers: Sequence[str], texts: Iterable[str]) -> list[int]:
+    """For each answer the words of its longest run that stands, word for word, in one of the texts.
+
+    A run of n words is shared only where its first n - 1 are: of answers and texts alike, only the
+    places that still are go on.
+    """
+    known: dict[str, int] = {}
+
+    def number(many: Iterable[str]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        words: list[int] = []
+        owners: list[int] = []
+        for owner, text in enumerate(many):
+            ids = [known.setdefault(word, len(known) + 1) for word in tokenize(text)]
+            words += [*ids, 0]  # 0 ends a text: no run goes beyond it
+            owners += [owner] * (len(ids) + 1)
+        return np.array(words, dtype=np.uint64), np.array(owners, dtype=np.int64)
+
+    (asked, owner), (given, _) = number(answers), number(texts)
+    longest = np.zeros(len(answers), dtype=np.int64)
+    at, there = np.flatnonzero(asked), np.flatnonzero(given)
+    runs, known_runs = asked[at], given[there]
+    length = 1
+    while True:
+        alive, known_alive = np.isin(runs, known_runs), np.isin(known_runs, runs)
+        at, runs, there, known_runs = (
+            at[alive],
+            runs[alive],
+            there[known_alive],
+            known_runs[known_alive],
+        )
+        if not len(at):
+            return [int(value) for value in longest]
+        longest[owner[at]] = length
+        further, known_further = asked[at + length] > 0, given[there + length] > 0
+        at, runs, there, known_runs = (
+            at[further],
+            runs[further],
+            there[known_further],
+            known_runs[known_further],
+        )
+        # a hash of 64 bits by Horner's rule, modulo 2^64
+        runs = runs * _BASE + asked[at + length]
+        known_runs = known_runs * _BASE + given[there + length]
+        length += 1
+
+
+def bits_per_byte(likelihood: Likelihood) -> float:
+    """Bits that the model needs for each UTF-8 byte of the answer: lower is better, whatever the
+    tokenizer.
+    """
+    return -likelihood["sum"] / math.log(2) / likelihood["bytes"]
+
+
+def prefer(one: float, other: float) -> float:
+    """1 where the first is larger, 0 where the second is, one half where they are equal."""
+    return 1.0 if one > other else 0.0 if one < other else 0.5
+
+
+def _of_both(row: Likelihoods, variant: str) -> tuple[Likelihood, Likelihood]:
+    """The likelihoods of positive and negative after one way of asking."""
+    assert row["negative"] is not None, "asked only of rows with a negative"
+    return row["positive"][variant], row["negative"][variant]
+
+
+def pair_matching(first: Likelihoods, second: Likelihoods) -> float:
+    """Whether both questions together match two rows' swapped answers A and B right.
+
+    log p(A|q1) + log p(B|q2) against log p(B|q1) + log p(A|q2): each text stands on both sides, so
+    its own likelihood cancels.
+    """
+    (right_1, wrong_1), (right_2, wrong_2) = (_of_both(row, "question") for row in (first, second))
+    return prefer(right_1["sum"] + right_2["sum"], wrong_1["sum"] + wrong_2["sum"])
+
+
+def contrastive(row: Likelihoods, variant: str = "question") -> float:
+    """Whether the prompt speaks for the positive more than for the negative.
+
+    The gain of each answer is log p(answer|prompt) − log p(answer|neither context nor question).
+    `variant` is `question`, or `no_question` for the control that sees the passages alone.
+    """
+    positive, negative = _of_both(row, variant)
+    bare_positive, bare_negative = _of_both(row, "bare")
+    return prefer(positive["sum"] - bare_positive["sum"], negative["sum"] - bare_negative["sum"])
+
+
+def answer_only(row: Likelihoods) -> float:
+    """Whether the positive is likelier per byte than the negative with nothing else seen.
+
+    Far from one half, style tells.
+    """
+    positive, negative = _of_both(row, "bare")
+    return prefer(-bits_per_byte(positive), -bits_per_byte(negative))
+
+
+def naive_preference(row: Likelihoods) -> float:
+    """Whether the positive, asked for in full, is likelier per byte than the negative.
+
+    Style moves it: no evidence of knowledge.
+    """
+    positive, negative = _of_both(row, "question")
+    return prefer(-bits_per_byte(positive), -bits_per_byte(negative))
+
+
+def score_answer(answer: str, reference: str, context: str) -> dict[str, float]:
+    """Every metric of an answer's text, whoever wrote it.
+
+    Those that say nothing of it are left out: the support of no number.
+    """
+    scores = {
+        "rouge_l": rouge_l(answer, reference),
+        "chrf": chrf(answer, reference),
+        "token_f1": token_f1(answer, reference),
+        "ngram_support": ngram_support(answer, context),
+        "number_support": number_support(answer, context),
+        "copied_span": copied_span(answer, context),
+        "length_ratio": length_ratio(answer, reference),
+        "repetition": repetition(answer),
+        "empty": float(not answer.strip()),
+    }
+    return {name: float(value) for name, value in scores.items() if value is not None}
+
+
+def score_likelihood(likelihood: Likelihoods, paired: bool) -> dict[str, float]:
+    """Every metric of one row's likelihoods. Those that need a negative are left out without one.
+
+    `contrastive` and its control are for rows that are not of a swapped pair: there the question
+    decides, and `pair_matching` asks.
+    """
+    scores = {"bits_per_byte": bits_per_byte(likelihood["positive"]["question"])}
+    if likelihood["negative"] is not None:
+        scores["answer_only"] = answer_only(likelihood)
+        scores["naive_preference"] = naive_preference(likelihood)
+        if not paired:
+            scores["contrastive"] = contrastive(likelihood)
+            scores["contrastive_no_question"] = contrastive(likelihood, "no_question")
+    return scores
+
+
+def score_row(row: FormattedRow, prediction: Prediction, context: str) -> dict[str, float]:
+    """Every metric of one row under one system that needs no other row."""
+    return {
+        **score_answer(prediction["prediction"], row["positive"], context),
+        "truncated": float(prediction["finish_reason"] == "length"),
+        **score_likelihood(prediction["likelihood"], row["pair"] is not None),
+    }

@@ -1,0 +1,265 @@
+"""Every row's metrics under every system, and what they come to: comparisons, means, gaps."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from library.errors import InputError
+from library.files import read_jsonl
+from library.params import EvaluateParams
+from library.records import SFT, SYSTEMS, ZEROSHOT, FormattedRow, Prediction, ScoredRow
+from library.verdict.metrics import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    METRICS,
+    UNBOUNDED,
+    longest_shared_runs,
+    pair_matching,
+    prefer,
+    score_answer,
+    score_row,
+)
+from library.verdict.statistics import Comparison, adjust_holm, compare, decide
+
+BASELINES = ("no_context", "best_passage", "longer", "gold")
+ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
+ROWS_SHOWN = 5
+STYLE_MARGIN = 0.1  # bare answers that are further off one half give the right one away
+
+Predictions = Mapping[str, Prediction]  # by row id
+
+
+def read_predictions(
+    path: Path, rows: Sequence[FormattedRow], hash_name: str = "prompt_hash"
+) -> dict[str, Any]:
+    """A system's records by row id.
+
+    Raises InputError where they are of other rows, or were asked with other prompts.
+    """
+    records = {record["id"]: record for record in read_jsonl(path)}
+    if records.keys() != {row["id"] for row in rows}:
+        raise InputError(f"{path}: holds other rows than data/formatted; run `dvc repro`")
+    for row in rows:
+        if records[row["id"]]["prompt_hash"] != dict(row)[hash_name]:
+            raise InputError(
+                f"{path}: row {row['id']} was asked with another prompt than format wrote; run "
+                "`dvc repro`"
+            )
+    return records
+
+
+def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:
+    """One row with its metrics under each system that answered it."""
+    systems = {
+        system: score_row(row, prediction, context) for system, prediction in predictions.items()
+    }
+    return ScoredRow(row["id"], row["group"], row["pair"], systems)
+
+
+def score_rows(
+    rows: Sequence[FormattedRow], contexts: Mapping[str, str], systems: Mapping[str, Predictions]
+) -> list[ScoredRow]:
+    """`score_one` for every row, by several processes where there are many.
+
+    `pair_matching` stands with a pair's first row.
+    """
+    work = []
+    for row in rows:
+        key = row["id"]
+        answers = {system: predictions[key] for system, predictions in systems.items()}
+        work.append((row, contexts[key], answers))
+    if len(rows) < 2 * ROWS_PER_PROCESS:
+        scored = [score_one(*arguments) for arguments in work]
+    else:
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(rows) // ROWS_PER_PROCESS)) as pool:
+            scored = list(pool.map(score_one, *zip(*work, strict=True), chunksize=50))
+    known = {row["id"] for row in rows}
+    for scores in scored:
+        if scores.pair in known and scores.pair is not None and scores.id < scores.pair:
+            for system, predictions in systems.items():
+                pair = [predictions[key]["likelihood"] for key in (scores.id, scores.pair)]
+                scores.systems[system]["pair_matching"] = pair_matching(*pair)
+    return scored
+
+
+def score_baselines(
+    row: FormattedRow, context: str, answer_without_context: str
+) -> dict[str, dict[str, float]]:
+    """What needs no training scores on a row: BASELINES by name, where they can be had."""
+    texts = {
+        "no_context": answer_without_context,
+        "best_passage": row["best_passage"],
+        "gold": row["positive"],
+    }
+    scores = {name: score_answer(text, row["positive"], context) for name, text in texts.items()}
+    if row["negative"] is not None:
+        longer = prefer(len(row["positive"]), len(row["negative"]))
+        scores["longer"] = {"answer_only": longer}
+        if row["pair"] is None:
+            scores["longer"]["contrastive"] = longer
+    return scores
+
+
+def rows_with_metric(
+    scored: Iterable[ScoredRow], metric: str, systems: Sequence[str] = SYSTEMS
+) -> list[ScoredRow]:
+    """The scored rows that have a metric under all of some systems."""
+    return [
+        scores for scores in scored if all(metric in scores.systems[system] for system in systems)
+    ]
+
+
+def compare_systems(
+    scored: Sequence[ScoredRow],
+    metrics: Iterable[str],
+    params: EvaluateParams,
+    baseline: str = ZEROSHOT,
+    candidate: str = SFT,
+) -> dict[str, Comparison]:
+    """The comparison of two systems by each of the metrics that some row has under both."""
+    comparisons = {}
+    for metric in metrics:
+        rows = rows_with_metric(scored, metric, (baseline, candidate))
+        if rows:
+            comparison = compare(
+                [row.systems[baseline][metric] for row in rows],
+                [row.systems[candidate][metric] for row in rows],
+                [row.group for row in rows],
+                params.draws,
+                params.confidence,
+                params.seed,
+            )
+            comparisons[metric] = clip(comparison, metric)
+    return comparisons
+
+
+def clip(comparison: Comparison, metric: str) -> Comparison:
+    """The comparison with an interval that ends at a change by one, where the metric is a share.
+
+    Where groups are few, Student's interval goes beyond.
+    """
+    if metric in UNBOUNDED or not math.isfinite(comparison.low):
+        return comparison
+    return replace(comparison, low=max(-1.0, comparison.low), high=min(1.0, comparison.high))
+
+
+def comparison_record(
+    comparison: Comparison, baseline: str = ZEROSHOT, candidate: str = SFT
+) -> dict[str, float]:
+    """A comparison as a mapping of finite numbers, its two means under the systems' names.
+
+    The detectable difference and the interval are left out where there are none.
+    """
+    names = {"baseline": baseline, "candidate": candidate}
+    values = asdict(comparison).items()
+    return {names.get(name, name): value for name, value in values if math.isfinite(value)}
+
+
+def judge(scored: Sequence[ScoredRow], params: EvaluateParams) -> dict[str, Any]:
+    """Fine-tuned against zero-shot by every metric that some row has under both, and the verdict.
+
+    Raises InputError where no row has the primary metric.
+    """
+    comparisons = compare_systems(scored, METRICS, params)
+    if params.primary not in comparisons:
+        raise InputError(
+            f"params.yaml: evaluate.primary: no test row has what {params.primary} needs (a "
+            "negative, a swapped pair, an embedding model)"
+        )
+    primary = comparisons[params.primary]
+    claims = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {params.primary}
+    adjusted = adjust_holm(
+        {name: comparison.p for name, comparison in comparisons.items() if name in claims}
+    )
+    records = {name: comparison_record(comparison) for name, comparison in comparisons.items()}
+    for name, p in adjusted.items():
+        records[name]["p_holm"] = p
+    return {
+        "n": len(scored),
+        "groups": len({scores.group for scores in scored}),
+        "verdict": decide(primary, params.primary in LOWER_IS_BETTER, params.confidence),
+        "primary": comparison_record(primary),
+        **records,
+    }
+
+
+def average(scored: Sequence[ScoredRow], system: str) -> dict[str, float]:
+    """Mean of each metric that some row has under one system."""
+    means = {}
+    for metric in METRICS:
+        rows = [row.systems.get(system, {}) for row in scored]
+        values = [metrics[metric] for metrics in rows if metric in metrics]
+        if values:
+            means[metric] = mean(values)
+    return means
+
+
+def measure_overfitting(
+    test: Mapping[str, Any],
+    scored_train: Sequence[ScoredRow],
+    answers: Mapping[str, Sequence[str]],
+    taught: Iterable[str],
+) -> dict[str, Any]:
+    """How much better train rows are answered than test rows, and what is taken over from them.
+
+    `test` is what `judge` made of the test rows, `answers` are those to them by system, beside the
+    `references`; `taught` are the answers that were trained on.
+    """
+    train = {system: average(scored_train, system) for system in SYSTEMS}
+    gap = {}
+    for metric in METRICS:
+        if metric in test and all(metric in train[system] for system in SYSTEMS):
+            gap[metric] = {
+                system: train[system][metric] - test[metric][system] for system in SYSTEMS
+            }
+    runs = iter(longest_shared_runs([text for given in answers.values() for text in given], taught))
+    longest_run = {}
+    for system, given in answers.items():
+        part = [next(runs) for _ in given]
+        if part:
+            longest_run[system] = {"mean": mean(part), "max": max(part)}
+    return {
+        "train_rows": len(scored_train),
+        "train": train,
+        "gap": gap,
+        "longest_run": longest_run,
+    }
+
+
+def round_numbers(value: Any) -> Any:
+    """Numbers with six decimals, however deep they stand: a float's last digits are no news."""
+    if isinstance(value, Mapping):
+        return {key: round_numbers(inner) for key, inner in value.items()}
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def choose_rows(
+    scored: Sequence[ScoredRow], primary: str, systems: tuple[str, str] = SYSTEMS
+) -> tuple[list[ScoredRow], list[ScoredRow]]:
+    """Rows to be shown: those that gained most by the primary metric from the first of two systems
+    to the second, and those that gained least or lost.
+    """
+    sign = -1 if primary in LOWER_IS_BETTER else 1
+    before, after = systems
+
+    def gain(row: ScoredRow) -> float:
+        return sign * (row.systems[after][primary] - row.systems[before][primary])
+
+    ordered = sorted(
+        rows_with_metric(scored, primary, systems), key=lambda row: (gain(row), row.id)
+    )
+    gained = [row for row in ordered[::-1][:ROWS_SHOWN] if gain(row) > 0]
+    shown = {row.id for row in gained}
+    return gained, [row for row in ordered[:ROWS_SHOWN] if row.id not in shown]
+
+
+def style_tells(metrics: Mapping[str, Any]) -> bool:
+    """Whether bare answers, without context and question, give the right one away."""
+    return "answer_only" in metrics and any(
+        abs(metrics["answer_only"][system] - 0.5) > STYLE_MARGIN for system in SYSTEMS
+    )

@@ -1,0 +1,268 @@
+"""People's votes: files from the review page, read back and counted.
+
+Knows the key that says whose answer was which.
+"""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from nltk.metrics.agreement import AnnotationTask
+from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy.stats import binomtest
+
+from library.errors import InputError
+from library.params import EvaluateParams
+from library.records import SFT, SYSTEMS, ScoredRow
+from library.verdict.statistics import compare
+
+Answer = Literal["x", "y"]
+GRADES = ("yes", "partly", "no")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Vote(_Strict):
+    """One pair as one rater saw it: `x` and `y` are the page's names for its two answers, `left`
+    the one shown as A.
+    """
+
+    item: str
+    left: Answer
+    choice: Literal["x", "y", "both good", "both bad"]
+    correct: dict[Answer, Literal["yes", "partly", "no"]]
+    unsupported: dict[Answer, bool]
+    comment: str
+
+
+class VoteFile(_Strict):
+    """What one rater saved.
+
+    `revised` are items voted on again after their reference was shown: no longer blind.
+    """
+
+    review: str
+    rater: str
+    votes: list[Vote]
+    revised: list[str]
+
+
+def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], list[str]]:
+    """The files of a folder that belong to the review of `key`, by name; and for each that does
+    not, a line that says so.
+
+    Raises InputError, naming the file, where one of this review is not what the page saves, names
+    an item that the review does not have or the same twice, or where a rater has two files.
+    """
+    files: dict[str, VoteFile] = {}
+    refused = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            review = json.loads(path.read_bytes()).get("review", key["review"])
+        except (ValueError, AttributeError, RecursionError):
+            review = key["review"]  # to be refused below, with the reason
+        if review != key["review"]:
+            refused.append(
+                f"{path}: of another review ({review}, this one is {key['review']}); not counted"
+            )
+            continue
+        try:
+            file = VoteFile.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(
+                f"{path}: not a file that the review page saved: "
+                f"{where}{': ' if where else ''}{first['msg']}"
+            ) from error
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", file.rater):
+            raise InputError(f"{path}: rater {file.rater!r}: expected letters, digits, - and _")
+        if file.rater in files:
+            raise InputError(f"{path}: a second file of the rater {file.rater!r}")
+        named = Counter(vote.item for vote in file.votes)
+        for item in file.revised:
+            if item not in key["items"]:
+                raise InputError(f"{path}: revised item {item!r}, which the review does not have")
+        for item, times in named.items():
+            if item not in key["items"]:
+                raise InputError(f"{path}: votes on item {item!r}, which the review does not have")
+            if times > 1:
+                raise InputError(f"{path}: votes {times} times on item {item!r}")
+        for vote in file.votes:
+            if vote.correct.keys() != {"x", "y"} or vote.unsupported.keys() != {"x", "y"}:
+                raise InputError(f"{path}: item {vote.item!r}: expected a mark for x and for y")
+        files[file.rater] = file
+    return list(files.values()), refused
+
+
+def outcome(vote: Vote, systems: Mapping[str, Any]) -> float:
+    """1 where the fine-tuned answer was chosen, 0 where the other was, one half for a tie."""
+    return 0.5 if vote.choice not in ("x", "y") else float(systems[vote.choice] == SFT)
+
+
+def krippendorff_alpha(labels: Sequence[tuple[str, str, str]]) -> float | None:
+    """Nominal alpha of labels given as (rater, unit, label): 1 is agreement, 0 what chance would
+    give. Krippendorff, 2011.
+
+    None where no unit has two raters, or all labels are the same one: then nothing tells agreement
+    from chance.
+    """
+    raters = Counter(unit for _, unit, _ in labels)
+    several = [label for label in labels if raters[label[1]] > 1]
+    if len({label for _, _, label in several}) < 2:
+        return None
+    return float(AnnotationTask(data=several).alpha())
+
+
+@dataclass
+class Tally:
+    """What raters said, before anything is counted. Votes that were revised are left out.
+
+    `first` are outcomes by row, of pairs seen for the first time, and `labels` the same as (rater,
+    row, outcome). `left_picked` says of each choice whether it was the left answer, `repeated` of
+    each pair that came again whether it was voted on alike, `equal` of identical answers whether
+    they were called so. Marks are by system.
+    """
+
+    first: dict[str, list[float]] = field(default_factory=dict)
+    labels: list[tuple[str, str, str]] = field(default_factory=list)
+    left_picked: list[bool] = field(default_factory=list)
+    repeated: list[bool] = field(default_factory=list)
+    equal: list[bool] = field(default_factory=list)
+    correct: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    unsupported: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+
+
+def tally_votes(files: Sequence[VoteFile], key: Mapping[str, Any]) -> Tally:
+    """Every rater's votes, told apart by the kind of their item."""
+    tally = Tally()
+    for file in files:
+        blind = {vote.item: vote for vote in file.votes if vote.item not in file.revised}
+        for vote in blind.values():
+            item = key["items"][vote.item]
+            value = outcome(vote, item)
+            if item["kind"] == "catch":
+                tally.equal.append(value == 0.5)
+                continue
+            if vote.choice in ("x", "y"):
+                tally.left_picked.append(vote.choice == vote.left)
+            if item["kind"] == "repeat":
+                if item["of"] in blind:
+                    tally.repeated.append(vote.choice == blind[item["of"]].choice)
+                continue
+            tally.first.setdefault(item["row"], []).append(value)
+            tally.labels.append((file.rater, item["row"], str(value)))
+            for answer in ("x", "y"):
+                tally.correct[item[answer]][vote.correct[answer]] += 1
+                tally.unsupported[item[answer]].append(vote.unsupported[answer])
+    return tally
+
+
+def count_votes(
+    files: Sequence[VoteFile],
+    key: Mapping[str, Any],
+    scored: Mapping[str, ScoredRow],
+    better: Mapping[str, int],
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """What the votes say, as finite numbers; those that can't be said are left out.
+
+    A row that several raters voted on counts once, with their mean: above one half it is a win of
+    the fine-tuned answer. Of wins and losses: share of wins with Wilson's interval, and the sign
+    test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored` are rows
+    by id: how often each metric's sign agrees with people's, where they decided. `better` has by
+    metric 1 where more is better and −1 where less is.
+    """
+    tally = tally_votes(files, key)
+    numbers: dict[str, Any] = {
+        "raters": len(files),
+        "rows": len(tally.first),
+        "revised": sum(len(file.revised) for file in files),
+    }
+    if not tally.first:
+        return numbers
+    means = {row: mean(values) for row, values in tally.first.items()}
+    numbers["votes"] = len(tally.labels)
+    numbers |= _count_outcomes(means, scored, params)
+    if tally.left_picked:
+        picked = tally.left_picked
+        numbers |= _share("left_pick", sum(picked), len(picked), params.confidence)
+    if tally.repeated:
+        numbers["self_agreement"] = mean(tally.repeated)
+    if tally.equal:
+        numbers["identical_called_equal"] = mean(tally.equal)
+    if (alpha := krippendorff_alpha(tally.labels)) is not None:
+        numbers["alpha"] = alpha
+    for system in SYSTEMS:
+        marks = tally.correct[system]
+        numbers[f"correct_{system}"] = {grade: marks[grade] / marks.total() for grade in GRADES}
+        numbers[f"unsupported_{system}"] = mean(tally.unsupported[system])
+    numbers["agreement"] = _agreement(means, scored, better)
+    return numbers
+
+
+def _count_outcomes(
+    means: Mapping[str, float], scored: Mapping[str, ScoredRow], params: EvaluateParams
+) -> dict[str, float]:
+    wins, losses = (sum(sign * (value - 0.5) > 0 for value in means.values()) for sign in (1, -1))
+    numbers: dict[str, float] = {
+        "wins": wins,
+        "losses": losses,
+        "ties": len(means) - wins - losses,
+    }
+    if wins + losses:
+        numbers |= _share("wins_share", wins, wins + losses, params.confidence)
+        numbers["p"] = float(binomtest(wins, wins + losses).pvalue)
+    rate = compare(
+        [0.5] * len(means),
+        list(means.values()),
+        [scored[row].group for row in means],
+        params.draws,
+        params.confidence,
+        params.seed,
+    )
+    numbers["win_rate"] = rate.candidate
+    # votes that are all alike have no spread to tell an interval from
+    if rate.low < rate.high < math.inf:
+        numbers["win_rate_low"] = max(0.0, 0.5 + rate.low)
+        numbers["win_rate_high"] = min(1.0, 0.5 + rate.high)
+    return numbers
+
+
+def _share(name: str, successes: int, total: int, confidence: float) -> dict[str, float]:
+    interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
+    return {
+        name: successes / total,
+        f"{name}_low": float(interval.low),
+        f"{name}_high": float(interval.high),
+    }
+
+
+def _agreement(
+    means: Mapping[str, float], scored: Mapping[str, ScoredRow], better: Mapping[str, int]
+) -> dict[str, dict[str, float]]:
+    """By metric, how often its difference has the sign of what people decided.
+
+    No difference counts half.
+    """
+    agreed: dict[str, list[float]] = {}
+    for row, value in means.items():
+        if value == 0.5:
+            continue
+        before, after = (scored[row].systems[system] for system in SYSTEMS)
+        for name in better.keys() & before.keys() & after.keys():
+            gain = better[name] * (after[name] - before[name])
+            agreed.setdefault(name, []).append(
+                0.5 if gain == 0 else float((gain > 0) == (value > 0.5))
+            )
+    return {
+        name: {"share": mean(values), "n": len(values)} for name, values in sorted(agreed.items())
+    }

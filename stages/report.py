@@ -1,0 +1,120 @@
+"""Write the report: what was measured, in words and pictures. Nothing is judged here.
+
+Reads metrics/evaluation.json and data/predictions/scores.jsonl, and what they are about: the test
+rows with their contexts, both systems' predictions, the losses and the memory of training. Writes
+reports/report.md and reports/report.html.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from library.corpus.passages import passages_in_prompt
+from library.entry import run_main
+from library.files import read_json, read_jsonl, write_text
+from library.pages.report import (
+    Case,
+    Report,
+    describe_data,
+    describe_model,
+    give_verdict,
+    make_case,
+    render_html,
+    render_markdown,
+)
+from library.pages.statements import memory_sentence, title
+from library.params import Params, load_model_file, load_params
+from library.paths import (
+    CLEAN_ROWS_PATH,
+    DEVICE_PATH,
+    EVALUATION_PATH,
+    HISTORY_PATH,
+    MANIFEST_PATH,
+    MEMORY_PATH,
+    PARAMS_PATH,
+    SCORES_PATH,
+    SPLITS_PATH,
+    TEST_PATH,
+    predictions_path,
+)
+from library.records import SPLITS, SYSTEMS, FormattedRow, ScoredRow
+from library.verdict.metrics import chrf_signature
+from library.verdict.scoring import choose_rows, rows_with_metric
+from library.versions import package_versions
+
+log = logging.getLogger(__name__)
+
+
+def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) -> dict[str, str]:
+    """What the numbers are about, by name: model, data, prompt, memory, …"""
+    device = read_json(DEVICE_PATH)
+    quantization = load_model_file(params.model).quantization
+    leaves_out = "" if with_passages else ", which leaves the passages out"
+    return {
+        "primary metric": title(params.evaluate.primary),
+        "model": describe_model(read_json(MANIFEST_PATH)["source"]),
+        "weights": f"{quantization}, computed in {device['dtype']} on {device['device']}",
+        "data": describe_data(params.data.path, splits),
+        "prompt": f"prompts/{params.format.prompt}.jinja{leaves_out}, {params.format.max_length} "
+        f"tokens, {params.format.max_new_tokens} of them for the answer",
+        "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
+        "memory of training": memory_sentence(read_json(MEMORY_PATH)),
+    }
+
+
+def main() -> None:
+    """Gather the report and write it twice."""
+    params = load_params()
+    metrics, splits = read_json(EVALUATION_PATH), read_json(SPLITS_PATH)
+    splits = {name: splits[name] for name in SPLITS}
+    rows = {row["id"]: cast(FormattedRow, row) for row in read_jsonl(TEST_PATH)}
+    scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
+    answers = {
+        system: {row["id"]: row["prediction"] for row in read_jsonl(predictions_path(system))}
+        for system in SYSTEMS
+    }
+    contexts = {
+        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in rows
+    }
+    primary, confidence = params.evaluate.primary, params.evaluate.confidence
+
+    def show(chosen: Iterable[ScoredRow]) -> list[Case]:
+        cases = []
+        for scores in chosen:
+            row = rows[scores.id]
+            passages = passages_in_prompt(
+                row, contexts[scores.id], params.format.passage_characters
+            )
+            given = {system: answers[system][scores.id] for system in SYSTEMS}
+            cases.append(make_case(row, scores, given, passages, primary))
+        return cases
+
+    gained, lost = choose_rows(scored, primary)
+    points = []
+    for scores in rows_with_metric(scored, primary):
+        before, after = (scores.systems[system][primary] for system in SYSTEMS)
+        points.append((len(rows[scores.id]["positive"]), before, after))
+    report = Report(
+        metrics=metrics,
+        primary=primary,
+        confidence=confidence,
+        verdict=give_verdict(metrics, primary, confidence),
+        facts=gather_facts(params, splits, bool(metrics["with_passages"])),
+        gained=show(gained),
+        lost=show(lost),
+        versions={"chrF++": chrf_signature(), **package_versions()},
+        splits=splits,
+        history=pd.read_csv(HISTORY_PATH),
+        points=points,
+        params=PARAMS_PATH.read_text(encoding="utf-8"),
+    )
+    write_text(Path("reports/report.md"), render_markdown(report))
+    write_text(Path("reports/report.html"), render_html(report))
+    log.info("reports/report.html and report.md are written")
+
+
+if __name__ == "__main__":
+    run_main(main)
