@@ -168,11 +168,12 @@ def test_an_experiment_runs_what_it_touches_and_going_back_runs_nothing(clone):
         "predict",
         "review",
         "evaluate",
+        "report",
         "cards",
     ]
     first = Path("metrics/evaluation.json").read_bytes()
     edit_yaml("params.yaml", sft__learning_rate=5e-3)
-    assert repro() == ["sft", "predict", "review", "evaluate", "cards"]
+    assert repro() == ["sft", "predict", "review", "evaluate", "report", "cards"]
     assert Path("metrics/evaluation.json").read_bytes() != first
     edit_yaml("params.yaml", sft__learning_rate=2e-3)
     assert repro() == []

@@ -91,7 +91,7 @@ def elsewhere(project, run, tmp_path_factory):
 @pytest.mark.slow
 def test_an_experiment_comes_back_whole_in_another_clone(project, elsewhere, run):
     ran = run("dvc", "exp", "run", "--name", "surer", "--set-param", "evaluate.confidence=0.99")
-    assert re.findall(r"Running stage '(\w+)'", ran) == ["evaluate", "cards"]
+    assert re.findall(r"Running stage '(\w+)'", ran) == ["evaluate", "report", "cards"]
     assert "surer" in run("dvc", "exp", "show", "--csv")
 
     # back to the commit, with its outputs, and to the experiment again
