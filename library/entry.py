@@ -22,8 +22,12 @@ def run_main(main: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         fail(str(error))
+    except BrokenPipeError:  # its reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         if any(words in str(cause) for cause in causes(error) for words in FULL):
             fail(

@@ -3,6 +3,9 @@ is ours.
 """
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,3 +94,18 @@ def test_torchrun_is_told_what_to_repeat(tmp_path, monkeypatch):
         "rows.json:3: no answer"
         in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
     )
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_enough_gets_no_traceback(lines):
+    program = (
+        "from library.entry import run_main\n"
+        f"run_main(lambda: [print('a row') for _ in range({lines})])"
+    )
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(), said) == (1, b"")
