@@ -133,6 +133,7 @@ def adapt(project: Path, readme: str) -> None:
     yaml.preserve_quotes = True
     params = yaml.load(path)
     params["data"]["path"] = DATA_PATH.as_posix()
+    params["data"]["columns"].update({column: column for column in short_rows(1, seed=1)[0]})
     with open_atomic(path) as file:
         yaml.dump(params, file)
     write_text(project / "README.md", readme)

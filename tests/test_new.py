@@ -222,6 +222,14 @@ def test_the_path_of_the_data_is_replaced_however_it_is_written_and_nothing_else
     assert "data/raw/mine.json" in changed[0][1]
 
 
+def test_the_columns_are_those_of_the_example(source, tmp_path):
+    folder = commit_params(source, tmp_path, "    negative: negative", "    negative: null")
+    new.make_project(folder, tmp_path / "mine")
+    params = load_params(tmp_path / "mine/params.yaml")
+    rows = list(read_raw(tmp_path / "mine" / params.data.path, params.data.columns))
+    assert params.data.columns.model_dump() == {column: column for column in rows[0].fields}
+
+
 def test_the_command_says_what_is_missing():
     for arguments in ([], [""]):
         ended = subprocess.run(
