@@ -1,5 +1,5 @@
-# Every command of this project; `make help` lists them. Each builds .venv first, where it is missing or
-# older than pyproject.toml or requirements.lock.
+# Every command of this project; `make help` lists them. Each builds .venv first, where it is missing
+# or older than pyproject.toml or requirements.lock.
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,8 +28,8 @@ lint: environment  ## style, types, and which package may import which
 doctor:  ## what is in order here and what is not, each with the command that mends it
 	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m commands.doctor
 
-# MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold. FSDP=offload, or FSDP=full_shard PROCESSES=4, says
-# what a card then holds.
+# MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold. FSDP=offload, or FSDP=full_shard
+# PROCESSES=4, says what a card then holds.
 export PROCESSES ?= 1
 memory: environment  ## what every model in models/ needs, by length and batch size
 	@python -m commands.memory --processes "$$PROCESSES"
