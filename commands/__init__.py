@@ -1,4 +1,4 @@
-"""What people run by hand, one module or package a command; the Makefile names them all.
+"""What people run by hand, as `python -m commands.NAME`: one module or package a command.
 
-Imported by nobody, and by no stage.
+Imported by tests alone. The Makefile has targets for most.
 """

@@ -1,8 +1,7 @@
 """Bring a data set of the Hugging Face Hub, at a pinned commit, into data/raw/ as Parquet: a file
 to be tracked by `dvc add`.
 
-    python -m commands.fetch owner/name data/raw/name.parquet --split train \
-        --revision 0123…40 hexadecimal digits
+    python -m commands.fetch owner/name data/raw/name.parquet --revision COMMIT --split train
 
 A folder with data files takes the place of owner/name, and needs no revision. No code of a data
 set's author is run.

@@ -1,1 +1,3 @@
-"""The stages of dvc.yaml: one module each, run as `python -m stages.NAME`, imported by nobody."""
+"""The stages of dvc.yaml: one module each, run as `python -m stages.NAME`, imported by
+tests alone.
+"""

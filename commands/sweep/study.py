@@ -37,7 +37,7 @@ TENTHS_BEFORE_JUDGING = 2
 REDRAWS = 50
 
 
-def sha256(content: bytes) -> str:
+def short_hash(content: bytes) -> str:
     """A short hash for identities."""
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -74,10 +74,10 @@ def identify(space: Space) -> dict[str, Any]:
         "space": space.model_dump(exclude={"trials"}),
         "parameters": {name: value for name, value in params.items() if name not in searched},
         "data": made["data/clean"],
-        "base model": {name: sha256(model_path(name).read_bytes()) for name in models}
+        "base model": {name: short_hash(model_path(name).read_bytes()) for name in models}
         | ({} if "model" in searched else {"artifacts/base": made["artifacts/base"]}),
-        "prompts": {name: sha256(prompt_path(name).read_bytes()) for name in prompts},
-        "code": {name: sha256(Path(name).read_bytes()) for name in code},
+        "prompts": {name: short_hash(prompt_path(name).read_bytes()) for name in prompts},
+        "code": {name: short_hash(Path(name).read_bytes()) for name in code},
     }
 
 
@@ -86,7 +86,8 @@ def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[op
     since the last one.
     """
     folder = (
-        CHECKPOINTS_DIR / f"sweep-{name}-{sha256(json.dumps(identity, sort_keys=True).encode())}"
+        CHECKPOINTS_DIR
+        / f"sweep-{name}-{short_hash(json.dumps(identity, sort_keys=True).encode())}"
     )
     path = folder / "identity.json"
     if not path.exists():
@@ -174,7 +175,7 @@ def draw_trial(study: optuna.Study, space: Space) -> Trial | None:
             study.enqueue_trial(left[0])
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=min(10, 1 + space.trials // 3),
-            seed=int(sha256(f"{space.seed} {len(tried)} {redraw}".encode())[:8], 16),
+            seed=int(short_hash(f"{space.seed} {len(tried)} {redraw}".encode())[:8], 16),
         )
         trial = study.ask(distributions(space))
         values = round_values(trial.params)
@@ -192,8 +193,8 @@ def check_losses_comparable(study: optuna.Study) -> None:
     """
     rows = [[row["id"], row["positive"]] for row in read_jsonl(formatted_path("validation"))]
     yardstick = {
-        "validation rows": sha256(json.dumps(rows).encode()),
-        "tokenizer": sha256((BASE_DIR / "tokenizer.json").read_bytes()),
+        "validation rows": short_hash(json.dumps(rows).encode()),
+        "tokenizer": short_hash((BASE_DIR / "tokenizer.json").read_bytes()),
     }
     if "yardstick" not in study.user_attrs:
         study.set_user_attr("yardstick", yardstick)

@@ -1,6 +1,6 @@
 """Git and DVC as commands.
 
-Imports nothing but the standard library: it must run where all else fails.
+Imports nothing but the standard library and our errors: it must run where all else fails.
 
 `run_git` and `run_dvc` leave it to the caller to look at the exit status; `read_git` and `read_dvc`
 raise InputError where the command fails.
