@@ -1,5 +1,6 @@
 """A tiny model made on the spot, and a project folder of its own for each test that runs stages."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run on all cores already
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DVC_NO_ANALYTICS"] = "1"  # or each dvc command starts a process that reports itself
 
 import pytest
 from hypothesis import settings
@@ -61,6 +63,8 @@ def tiny_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         train(recipe, folder / "model", folder / "state")
+    # the trainer collects garbage often, each time through all that the libraries hold for good
+    gc.freeze()
     return folder / "model"
 
 

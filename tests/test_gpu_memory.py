@@ -3,19 +3,18 @@ process of its own.
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import ROOT
 
 from benchmarks.gpu_memory import (
     FITS,
     OUT_OF_MEMORY,
     Case,
     key,
+    main,
     next_case,
     run_case,
     search_bounds,
@@ -143,20 +142,10 @@ def test_a_case_that_ends_badly_leaves_a_record_that_says_so():
     assert "no such model" in failed["why"]
 
 
-def test_the_table_needs_no_gpu(tmp_path):
+def test_the_table_needs_no_gpu(tmp_path, monkeypatch, capsys):
     out = tmp_path / "records.json"
     out.write_text(json.dumps([]))
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_memory",
-        "--table",
-        "--models",
-        SMALL,
-        "--lengths",
-        "2048",
-        "--out",
-        out,
-    ]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f"| {SMALL} | 2,048 |" in printed
+    options = ["--table", "--models", SMALL, "--lengths", "2048", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu_memory", *options])
+    main()
+    assert f"| {SMALL} | 2,048 |" in capsys.readouterr().out

@@ -122,7 +122,6 @@ def template(tmp_path_factory):
 
 def set_environment(patch):
     patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    patch.setenv("DVC_NO_ANALYTICS", "1")
     for name in (
         "GIT_AUTHOR_NAME",
         "GIT_AUTHOR_EMAIL",

@@ -126,9 +126,7 @@ def measure_peak(device: torch.device, run: Callable[[], Any]) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [
         event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
