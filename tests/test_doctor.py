@@ -99,7 +99,8 @@ def test_a_repository_in_order_has_no_problem(repo):
 def test_a_missing_output_is_told_from_one_that_nobody_has(repo):
     Path("second.txt").unlink()
     assert texts(repository.check_outputs) == [
-        "note    outputs: 1 are in the cache and not in place, such as second.txt  ->  dvc checkout"
+        "note    outputs: 1 are in the cache and not in place, such as second.txt  ->  "
+        "dvc checkout; after a stage that failed or was killed: dvc repro"
     ]
     dvc("checkout")
     assert texts(repository.check_outputs) == ["ok      outputs: all in place"]
@@ -356,7 +357,7 @@ def test_a_card_and_a_build_that_do_not_match_are_told_apart(
     monkeypatch, cuda, cards, driver, level, said
 ):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (finding,) = machine.judge_cards({"version": "2", "cuda": cuda, "cards": cards}, driver)
+    (finding,) = machine.describe_gpus({"version": "2", "cuda": cuda, "cards": cards}, driver)
     assert finding.level == level
     assert said in finding.text
     assert ("float16" in finding.text) == (cards == [OLD])
@@ -401,6 +402,30 @@ def test_the_doctor_itself_imports_nothing_that_could_be_broken():
         "huggingface_hub",
         "library.params",
     } & set(loaded)
+
+
+def test_rows_that_are_not_there_come_back_the_way_that_there_is(repo):
+    shutil.copy(ROOT / "params.yaml", ".")
+    edit_yaml("params.yaml", data__path="data/raw/mine.json")
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/mine.jsonl").write_text("{}\n")
+    (finding,) = repository.check_data()
+    assert finding.text == "data/raw/mine.json is not here, data/raw/mine.jsonl is"
+    Path("data/raw/mine.jsonl").unlink()
+    Path("data/raw/mine.json").write_text(json.dumps(make_rows(4)))
+    dvc("add", "data/raw/mine.json")
+    Path("data/raw/mine.json").unlink()
+    (finding,) = repository.check_data()
+    assert finding.remedy == "dvc checkout data/raw/mine.json"
+    dvc("checkout", "data/raw/mine.json")
+    assert levels(repository.check_data)[0] == "ok"
+    Path("data/raw/mine.json").unlink()
+    shutil.rmtree(".dvc/cache")
+    (finding,) = repository.check_data()
+    assert finding.remedy == "cp YOUR_ROWS data/raw/mine.json && dvc add data/raw/mine.json"
+    dvc("remote", "add", "--default", "shelf", "../shelf")
+    (finding,) = repository.check_data()
+    assert finding.remedy == "dvc pull data/raw/mine.json"
 
 
 def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def read_driver() -> list[str] | None:
     return lines if listed.returncode == 0 and lines else None
 
 
-def judge_cards(torch: dict[str, Any], driver: list[str] | None) -> Iterator[Finding]:
+def describe_gpus(torch: dict[str, Any], driver: list[str] | None) -> Iterator[Finding]:
     """What follows from what PyTorch sees and what the driver sees."""
     build = f"PyTorch {torch['version']} is built for " + (
         f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
@@ -90,7 +90,7 @@ def check_gpu() -> Iterator[Finding]:
         yield Finding("problem", "PyTorch", fault, REINSTALL_TORCH)
         return
     seen = json.loads(printed)
-    yield from judge_cards(seen, read_driver())
+    yield from describe_gpus(seen, read_driver())
     if seen["cards"]:
         _, fault = run_probe("triton")
         if fault is not None:
@@ -191,7 +191,7 @@ def check_memory() -> Iterator[Finding]:
         describe_training_misfit,
     )
     from library.llm.memory.planning import (
-        LongestRow,
+        LongestLengths,
         batch_size_choices,
         choose_batch_size,
         lengths_below,
@@ -214,7 +214,9 @@ def check_memory() -> Iterator[Finding]:
     length, answer = params.format.max_length, params.format.max_new_tokens
     shorter = [ShorterLength(other, other) for other in lengths_below(length, answer)]
     choices = batch_size_choices(params.sft.effective_batch_size)
-    found = choose_batch_size(sizes, settings, LongestRow(length, answer, shorter), choices, free)
+    found = choose_batch_size(
+        sizes, settings, LongestLengths(length, answer, shorter), choices, free
+    )
     if isinstance(found, Misfit):
         remedy = "close other programs, or take a smaller model: make memory"
         if found.alternatives:

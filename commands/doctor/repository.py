@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
@@ -252,8 +253,10 @@ def check_pipeline() -> Iterator[Finding]:
         yield Finding("note", "pipeline", "can't be asked while another DVC is at work")
         return
     if would_run.failure is not None and not (would_run.stages and would_run.lacks_data):
-        remedy = "dvc pull" if would_run.lacks_data else "dvc repro --dry --allow-missing"
-        yield Finding("problem", "pipeline", would_run.failure.removeprefix("ERROR: "), remedy)
+        failure = would_run.failure.removeprefix("ERROR: ")
+        # of rows that are missing the check of the data says more
+        remedy = None if would_run.lacks_data else "dvc repro --dry --allow-missing"
+        yield Finding("problem", "pipeline", failure, remedy)
         return
     if not Path("dvc.lock").is_file():
         yield Finding("note", "pipeline", "no dvc.lock: nothing has run yet", "make repro")
@@ -291,12 +294,10 @@ def check_outputs() -> Iterator[Finding]:
         )
         yield Finding("note", "outputs", text, remedy)
     if away:
-        yield Finding(
-            "note",
-            "outputs",
-            f"{len(away)} are in the cache and not in place, such as {away[0]}",
-            "dvc checkout",
-        )
+        text = f"{len(away)} are in the cache and not in place, such as {away[0]}"
+        # a stage that was killed or failed has removed its outputs of before
+        remedy = "dvc checkout; after a stage that failed or was killed: dvc repro"
+        yield Finding("note", "outputs", text, remedy)
     if modified:
         text = f"{len(modified)} are not what dvc.lock says, such as {modified[0]}"
         yield Finding("note", "outputs", text, "dvc repro, or as they were: dvc checkout --force")
@@ -374,6 +375,27 @@ def check_remote() -> Iterator[Finding]:
         )
 
 
+def _explain_missing(path: Path) -> Finding:
+    """Rows that are not where `data.path` says, and how they come there."""
+    if Path(f"{path}.dvc").is_file():
+        status = run_dvc("data", "status", "--json")
+        lost = json.loads(status.stdout or "{}").get("not_in_cache", [])
+        text = f"{path} is not here; DVC knows it, and "
+        if path.as_posix() not in lost:
+            return Finding("problem", "data", f"{text}has it in the cache", f"dvc checkout {path}")
+        if read_remotes()[0]:
+            return Finding("problem", "data", f"{text}it is not in the cache", f"dvc pull {path}")
+        text += "has it neither in the cache nor in a remote"
+        return Finding("problem", "data", text, f"cp YOUR_ROWS {path} && dvc add {path}")
+    others = [other for other in path.parent.glob("*") if other.suffix not in (".dvc", ".md")]
+    similar = get_close_matches(path.name, [other.name for other in others], 1)
+    if similar:
+        text = f"{path} is not here, {path.with_name(similar[0])} is"
+        return Finding("problem", "data", text, "edit data.path in params.yaml")
+    remedy = f"cp YOUR_ROWS {path} && dvc add {path}, or edit data.path in params.yaml"
+    return Finding("problem", "data", f"{path} is not here", remedy)
+
+
 def check_data() -> Iterator[Finding]:
     """The rows that `data.path` names: there, with the columns, the first of them usable, and known
     to git or DVC.
@@ -389,12 +411,8 @@ def check_data() -> Iterator[Finding]:
     if not path.is_file():
         if made:
             yield Finding("note", "data", f"{path} is not here yet", "dvc repro sample")
-        elif Path(f"{path}.dvc").is_file():
-            yield Finding("problem", "data", f"{path} is not here, DVC knows it", "dvc pull")
         else:
-            yield Finding(
-                "problem", "data", f"{path} is not here", f"cp YOUR_ROWS {path} && dvc add {path}"
-            )
+            yield _explain_missing(path)
         return
     columns = data.columns.model_dump()
     try:
