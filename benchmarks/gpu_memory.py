@@ -55,7 +55,7 @@ from library.llm.memory.measuring import (
     ran_out_of_memory,
     resident_bytes,
 )
-from library.llm.sharding import count_layers, shard_layers
+from library.llm.sharding import held_and_gathered_layers, shard_layers
 from library.units import GIB, gib
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +160,7 @@ def predict(case: Case, device_type: str = "cuda") -> MemoryEstimate | None:
     )
     sizes = sizes_of(case.model, adapter)
     if case.what == "offloaded":
-        held, gathered = count_layers("offload", device_type, 1)
+        held, gathered = held_and_gathered_layers("offload", device_type, 1)
         setting = dataclasses.replace(setting, held_share=held, gathered_layers=gathered)
     if case.what in ("training", "offloaded"):
         return predict_training(sizes, setting, 1, case.tokens, case.answer)

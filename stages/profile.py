@@ -18,7 +18,7 @@ from library.entry import run_main
 from library.files import write_json, write_text
 from library.llm.chat_template import load_tokenizer, prompt_ids
 from library.llm.prompts import build_messages, load_prompt
-from library.llm.token_counts import FEATURES, measure_row
+from library.llm.row_measurements import FEATURES, measure_row
 from library.pages.profile import ProfileData, render_profile
 from library.params import load_params
 from library.paths import BASE_DIR, PROFILE_PATH, prompt_path

@@ -42,7 +42,7 @@ from library.paths import (
 )
 from library.records import SPLITS, SYSTEMS, FormattedRow, ScoredRow
 from library.verdict.metrics import chrf_signature
-from library.verdict.scoring import choose_rows, rows_with_metric
+from library.verdict.scoring import pick_examples, rows_with_metric
 from library.versions import package_versions
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def main() -> None:
             cases.append(make_case(row, scores, given, passages, primary))
         return cases
 
-    gained, lost = choose_rows(scored, primary)
+    gained, lost = pick_examples(scored, primary)
     points = []
     for scores in rows_with_metric(scored, primary):
         before, after = (scores.systems[system][primary] for system in SYSTEMS)

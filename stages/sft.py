@@ -16,12 +16,17 @@ from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
 from library.llm.devices import describe_device, pick_attention, pick_device
 from library.llm.loading import load_model
-from library.llm.memory.planning import LongestRow, make_settings, plan_training, shorter_lengths
+from library.llm.memory.planning import (
+    LongestLengths,
+    make_settings,
+    plan_training,
+    shorter_lengths,
+)
 from library.llm.patches import set_up_fused_head
 from library.llm.processes import start_processes
 from library.llm.trainer import CheckedTrainer
 from library.llm.training import TrainingTask, build_trainer, history_csv, save_adapter
-from library.llm.training_memory import train_within_memory
+from library.llm.training_loop import train_within_memory
 from library.llm.training_rows import count_steps
 from library.params import load_model_file, load_params
 from library.paths import ADAPTER_DIR, BASE_DIR, HISTORY_PATH, MEMORY_PATH, formatted_path
@@ -44,7 +49,7 @@ def main() -> None:
     settings = make_settings(model_file, params.sft, device.type)
     settings = replace(settings, triton=set_up_fused_head(device))
     rows = [*train, *validation]
-    longest = LongestRow(
+    longest = LongestLengths(
         length=max(row["prompt_tokens"] + row["answer_tokens"] for row in rows),
         answer=max(row["answer_tokens"] for row in train),
         shorter=shorter_lengths(rows, params.format),

@@ -23,7 +23,7 @@ from library.llm.memory.formula import (
 from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, free_bytes, measure_peak
 from library.llm.memory.misfit import ShorterLength
 from library.llm.memory.planning import (
-    LongestRow,
+    LongestLengths,
     batch_size_choices,
     lengths_below,
     load_sizes,
@@ -181,7 +181,7 @@ def limit_to(monkeypatch, size):
 def test_the_most_rows_that_fit_are_taken_and_the_effective_batch_stays(ready, monkeypatch):
     setting, longest = (
         ComputeSettings("nf4", False, ALL, torch.float32, "cpu"),
-        LongestRow(500, 100),
+        LongestLengths(500, 100),
     )
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
     needs = {rows: predict_training(sizes, setting, rows, 500, 100).peak for rows in (1, 2, 4)}
@@ -213,7 +213,7 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
     limit_to(monkeypatch, predict_training(sizes, setting, 1, 4096, 350).peak - 10**7)
     shorter = [ShorterLength(length, length) for length in lengths_below(4096, 350)]
     with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, LongestRow(4096, 350, shorter))
+        plan_training(BASE_DIR, setting, ready.sft, LongestLengths(4096, 350, shorter))
     lines = str(error.value).splitlines()
     assert lines[0].startswith(
         "sft: rows of 4096 tokens, 1 at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB"
@@ -229,7 +229,7 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
     assert all("GiB (weights" in line for line in lines[2:])
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="nothing that changes one thing would fit"):
-        plan_training(BASE_DIR, setting, ready.sft, LongestRow(4096, 350))
+        plan_training(BASE_DIR, setting, ready.sft, LongestLengths(4096, 350))
 
 
 def test_a_shorter_length_makes_the_rows_that_format_then_makes(ready):
@@ -261,7 +261,9 @@ def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkey
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "4")
     limit_to(monkeypatch, predict_training(sizes, setting, 4, 500, 100).peak - 10**6)
     with pytest.raises(InputError) as error:
-        plan_training(BASE_DIR, setting, ready.sft, LongestRow(500, 100, [ShorterLength(512, 448)]))
+        plan_training(
+            BASE_DIR, setting, ready.sft, LongestLengths(500, 100, [ShorterLength(512, 448)])
+        )
     said, _, *ways = str(error.value).splitlines()
     assert said.startswith("sft: rows of 500 tokens, 4 at a time, need ")
     predicted = dict(way.strip().split(": ", 1) for way in ways)
@@ -284,7 +286,7 @@ def test_so_many_rows_as_were_asked_for_are_not_tried_again_once_they_were_too_m
             BASE_DIR,
             ComputeSettings("nf4", False, ALL, torch.float32, "cpu"),
             ready.sft,
-            LongestRow(500, 100),
+            LongestLengths(500, 100),
             most_rows=3,
         )
 
@@ -307,7 +309,7 @@ def test_a_model_without_quantization_is_told_of_it(ready, monkeypatch):
     needed = predict_training(measure_sizes(config, ALL), setting, 1, 500, 100).peak
     limit_to(monkeypatch, needed - 10**7)
     with pytest.raises(InputError, match="quantization: nf4 in the model's file"):
-        plan_training(BASE_DIR, setting, ready.sft, LongestRow(500, 100))
+        plan_training(BASE_DIR, setting, ready.sft, LongestLengths(500, 100))
 
 
 def test_layers_that_are_elsewhere_take_no_memory_until_they_are_gathered(ready):
@@ -361,16 +363,16 @@ def test_processes_that_do_not_divide_the_effective_batch_size_are_named(monkeyp
 
 def test_batches_that_are_answered_fit_too(ready, monkeypatch, caplog):
     setting = ComputeSettings("nf4", False, ALL, torch.float32, "cpu")
-    assert plan_answering(BASE_DIR, setting, LongestRow(500, 100)) == 8192
+    assert plan_answering(BASE_DIR, setting, LongestLengths(500, 100)) == 8192
     sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
     limit_to(monkeypatch, predict_answering(sizes, setting, 2048 // 500, 400, 100).peak + 10)
-    assert plan_answering(BASE_DIR, setting, LongestRow(500, 100)) == 2048
+    assert plan_answering(BASE_DIR, setting, LongestLengths(500, 100)) == 2048
     limit_to(monkeypatch, 10**6)
     with pytest.raises(InputError, match="answering a prompt of 400 tokens needs"):
-        plan_answering(BASE_DIR, setting, LongestRow(500, 100))
+        plan_answering(BASE_DIR, setting, LongestLengths(500, 100))
     assert not caplog.records
     monkeypatch.setenv("TOKENS_PER_BATCH", "100")
-    assert plan_answering(BASE_DIR, setting, LongestRow(500, 100)) == 100
+    assert plan_answering(BASE_DIR, setting, LongestLengths(500, 100)) == 100
     assert caplog.messages == [
         "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
     ]
@@ -381,7 +383,9 @@ def test_a_bad_number_of_tokens_is_named(ready, monkeypatch, value):
     monkeypatch.setenv("TOKENS_PER_BATCH", value)
     with pytest.raises(InputError, match=f"TOKENS_PER_BATCH .*'{value}'"):
         plan_answering(
-            BASE_DIR, ComputeSettings("nf4", False, ALL, torch.float32, "cpu"), LongestRow(500, 100)
+            BASE_DIR,
+            ComputeSettings("nf4", False, ALL, torch.float32, "cpu"),
+            LongestLengths(500, 100),
         )
 
 

@@ -21,12 +21,13 @@ from library.errors import InputError
 from library.files import read_jsonl
 from library.llm import trainer as trainer_module
 from library.llm.chat_template import load_tokenizer
+from library.llm.checkpoints import COMPLETE, find_checkpoint
 from library.llm.loading import load_model
 from library.llm.memory.formula import PLAIN_HEAD_ROWS
 from library.llm.memory.measuring import measure_peak, resident_bytes
 from library.llm.patches import set_up_fused_head
 from library.llm.trainer import CheckedTrainer, find_row_ids, split_batch
-from library.llm.trainer_callbacks import COMPLETE, MarkComplete, find_checkpoint
+from library.llm.trainer_callbacks import MarkComplete
 from library.llm.training import TrainingTask, build_trainer, logging_steps
 from library.llm.training_rows import BLANK, EpochSampler, check_dataset, count_steps
 from library.params import load_params

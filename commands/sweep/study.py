@@ -207,7 +207,7 @@ def check_losses_comparable(study: optuna.Study) -> None:
         )
 
 
-def judge(study: optuna.Study, trial: Trial, share: float, loss: float) -> bool:
+def note_evaluation(study: optuna.Study, trial: Trial, share: float, loss: float) -> bool:
     """Note an evaluation by the tenths of its training that are done, and say whether to stop the
     trial.
 
@@ -232,7 +232,9 @@ def work_on(study: optuna.Study, folder: Path, space: Space) -> None:
         name, values = experiment_name(study, trial.number), trial.user_attrs["parameters"]
         log.info("%d of %d: %s %s", count + 1, space.trials, name, format_values(values))
         try:
-            loss = run_trial(name, values, folder / f"{name}.log", partial(judge, study, trial))
+            loss = run_trial(
+                name, values, folder / f"{name}.log", partial(note_evaluation, study, trial)
+            )
             check_losses_comparable(study)
         except TrialStoppedError:
             log.info(

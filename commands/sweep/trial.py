@@ -216,13 +216,16 @@ def find_training(since: float) -> tuple[Path, dict[str, Any]] | None:
 
 
 def run_trial(
-    name: str, values: Mapping[str, Any], log_path: Path, judge: Callable[[float, float], bool]
+    name: str,
+    values: Mapping[str, Any],
+    log_path: Path,
+    should_stop: Callable[[float, float], bool],
 ) -> float:
     """The least validation loss of `dvc exp run --name NAME … sft` with these parameters.
 
-    `judge` is told each evaluation, as the share of the steps that are done and the loss, and says
-    whether to stop there. Raises TrialStoppedError where it did, TrialFailedError where a stage
-    failed or never came to an evaluation, and InputError where the run failed without one.
+    `should_stop` is told each evaluation, as the share of the steps that are done and the loss, and
+    says whether to stop there. Raises TrialStoppedError where it did, TrialFailedError where a
+    stage failed or never came to an evaluation, and InputError where the run failed without one.
     """
     command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *overrides(values), "sft"]
     since, judged = time.time(), 0
@@ -241,7 +244,7 @@ def run_trial(
                 folder, state = found
                 evaluations = [entry for entry in state["log_history"] if "eval_loss" in entry]
                 for entry in evaluations[judged:]:
-                    if judge(entry["step"] / state["max_steps"], entry["eval_loss"]):
+                    if should_stop(entry["step"] / state["max_steps"], entry["eval_loss"]):
                         end_process(process.pid)
                         shutil.rmtree(folder, ignore_errors=True)
                         raise TrialStoppedError

@@ -20,7 +20,6 @@ from library.params import Columns
 
 CHUNK_CHARACTERS = 2**20
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
 def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
@@ -75,9 +74,9 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """
     packed = path.suffix == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix
-    if suffix not in SUFFIXES:
+    if suffix not in _READERS:
         raise InputError(
-            f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, each also with .gz"
+            f"{path}: expected a file that ends in {', '.join(_READERS)}, each also with .gz"
         )
     try:
         # gzip.open is typed for text and bytes alike

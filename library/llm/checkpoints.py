@@ -5,6 +5,7 @@ Outside its outputs: under checkpoints/.
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from library.files import hash_file
 from library.imports import ROOT, computing_modules
 from library.paths import CHECKPOINTS_DIR
 from library.versions import package_versions
+
+COMPLETE = "complete"  # the file that marks a whole checkpoint of the trainer
 
 
 def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any) -> Path:
@@ -37,6 +40,16 @@ def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any) -> 
 
 def _files_of(path: Path) -> list[Path]:
     return [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in a folder that was written whole; what was not is removed."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return max(
+        folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None
+    )
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
 from library.llm.devices import describe_device, device_name, pick_device
 from library.llm.loading import load_model
-from library.llm.memory.planning import LongestRow, make_settings, plan_answering
+from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
 from library.llm.processes import start_processes
 from library.params import load_model_file, load_params
 from library.paths import BASE_DIR, DEVICE_PATH, formatted_path, predictions_path
@@ -85,7 +85,7 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
     every = [row for split in ASKED for row in rows[split]]
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in every)
     settings = make_settings(model_file, params.sft, pick_device().type)
-    tokens = plan_answering(BASE_DIR, settings, LongestRow(longest, limit))
+    tokens = plan_answering(BASE_DIR, settings, LongestLengths(longest, limit))
     return AnsweringSession(
         state=state,
         model=load_model(BASE_DIR, model_file.quantization, adapter_dir),

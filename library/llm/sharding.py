@@ -59,7 +59,9 @@ def takes_same_steps() -> bool:
     return find_sharding() is not None and processes().num_processes > 1
 
 
-def count_layers(sharding: Sharding | None, device_type: str, count: int) -> tuple[float, float]:
+def held_and_gathered_layers(
+    sharding: Sharding | None, device_type: str, count: int
+) -> tuple[float, float]:
     """The share of all layers' weights that one of `count` processes holds all the time, and how
     many layers it gathers.
 

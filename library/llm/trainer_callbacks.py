@@ -1,16 +1,14 @@
-"""What happens around the trainer's steps: the epoch's order, progress, and whole checkpoints."""
+"""What happens around the trainer's steps: the epoch's order, progress, marked checkpoints."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+from library.llm.checkpoints import COMPLETE
 from library.llm.processes import processes
 from library.llm.training_rows import EpochSampler
-
-COMPLETE = "complete"  # the file that marks a whole checkpoint
 
 
 class AdvanceEpoch(TrainerCallback):  # type: ignore[misc]  # transformers ships types that mypy is told to skip
@@ -56,13 +54,3 @@ class MarkComplete(TrainerCallback):  # type: ignore[misc]
         processes().wait_for_everyone()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def find_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint in a folder that was written whole; what was not is removed."""
-    for path in folder.glob("checkpoint-*"):
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path, ignore_errors=True)
-    return max(
-        folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None
-    )

@@ -16,7 +16,7 @@ from typing import Any
 from library.pages.statements import TITLES, Statement, format_interval, format_p, title
 from library.records import ScoredRow
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from library.verdict.scoring import choose_rows, comparison_record
+from library.verdict.scoring import comparison_record, pick_examples
 from library.verdict.statistics import Comparison, decide
 
 # .github/workflows/comment.yml finds its comment by this
@@ -229,7 +229,7 @@ def render_examples(
     before, after = names
     gained, lost = (
         [row for row in chosen if row.systems[after][primary] != row.systems[before][primary]]
-        for chosen in choose_rows(scored, primary, (before, after))
+        for chosen in pick_examples(scored, primary, (before, after))
     )
     if not gained and not lost:
         return ""

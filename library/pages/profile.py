@@ -12,7 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 from skrub import TableReport
 
-from library.pages.rendering import render_page
+from library.pages.rendering import plural, render_page
 
 BINS = 24
 
@@ -28,11 +28,6 @@ class Insight:
     attention: bool
     consequence: str
     examples: Sequence[str] = ()
-
-
-def count(number: int, noun: str) -> str:
-    """A number with its noun: 1 row, 2 rows."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def list_insights(
@@ -54,23 +49,23 @@ def list_insights(
     things = [
         Insight(
             "Contexts in more than one row",
-            count(profile["shared_contexts"], "context"),
+            plural(profile["shared_contexts"], "context"),
             profile["shared_contexts"] > 0,
-            f"They stand in {count(profile['rows_of_shared_contexts'], 'row')}. Split row by row, "
+            f"They stand in {plural(profile['rows_of_shared_contexts'], 'row')}. Split row by row, "
             "a test question's context would have been trained on. The split here goes by group.",
             examples["shared_contexts"],
         ),
         Insight(
             "Independent groups",
-            count(groups, "group"),
+            plural(groups, "group"),
             groups < 100,
             "Rows that share a context or an answer are one group, and count as one draw in every "
-            f"interval. The largest has {count(largest, 'row')}. Below a hundred groups only large "
-            "differences can be shown.",
+            f"interval. The largest has {plural(largest, 'row')}. Below a hundred groups only "
+            "large differences can be shown.",
         ),
         Insight(
             "Right here, wrong there",
-            count(profile["positive_here_negative_there"], "text"),
+            plural(profile["positive_here_negative_there"], "text"),
             profile["positive_here_negative_there"] > 0,
             "The same text is the right answer of one row and the wrong one of another: a model "
             "can't tell them by style, which is good, and a row-by-row split would leak them, "
@@ -79,7 +74,7 @@ def list_insights(
         ),
         Insight(
             "Pairs that swap their answers",
-            count(profile["swapped_pairs"], "pair"),
+            plural(profile["swapped_pairs"], "pair"),
             False,
             "Of one context, each other's wrong answer is the right one: only the question "
             "decides. They are judged as pairs.",
@@ -87,7 +82,7 @@ def list_insights(
         ),
         Insight(
             "Contradictory labels",
-            count(profile["contradictory"], "row"),
+            plural(profile["contradictory"], "row"),
             profile["contradictory"] > 0,
             "The same question about the same context, the answers exchanged: one of the two must "
             "be wrong. They are never repaired, but flagged; clean.on_contradiction: drop leaves "
@@ -96,7 +91,7 @@ def list_insights(
         ),
         Insight(
             "Contexts that are nearly the same",
-            count(profile["near_duplicate_contexts"], "pair"),
+            plural(profile["near_duplicate_contexts"], "pair"),
             profile["near_duplicate_contexts"] > 0,
             "They share four fifths of their word sequences, but not every letter, so that they "
             "may be in training and test alike. Look at the examples: if they are versions of one "
@@ -105,14 +100,14 @@ def list_insights(
         ),
         Insight(
             "Exact duplicates",
-            count(profile["duplicates"], "row"),
+            plural(profile["duplicates"], "row"),
             profile["duplicates"] > 0,
             "The first of each is kept, the others are rejected.",
             examples["duplicates"],
         ),
         Insight(
             "Rows that can't be used",
-            count(profile["unusable"], "row"),
+            plural(profile["unusable"], "row"),
             profile["unusable"] > 0,
             "They are rejected with their reason in data/clean/rejected.jsonl.",
             examples["unusable"],
@@ -127,7 +122,7 @@ def list_insights(
         ),
         Insight(
             "Answers beyond max_new_tokens",
-            count(profile["answers_beyond_max_new_tokens"], "answer"),
+            plural(profile["answers_beyond_max_new_tokens"], "answer"),
             profile["answers_beyond_max_new_tokens"] > 0,
             f"The reserve is {max_new_tokens:,} tokens, the end of the turn included. In training "
             "they take their place from their own passages; in test a model's answer is cut there, "
@@ -142,7 +137,7 @@ def list_insights(
         ),
         Insight(
             "Defects in the text",
-            count(found, "place"),
+            plural(found, "place"),
             found > 0,
             "What the rules of cleaning that are on find, all fields together; each is on or off "
             "in params.yaml, and every change is in data/clean/changes.jsonl.",

@@ -1,4 +1,4 @@
-"""The pages' common ground: templates that escape what they are given."""
+"""The pages' common ground: templates that escape what they are given, and plurals."""
 
 from pathlib import Path
 from typing import Any
@@ -25,3 +25,8 @@ def render_page(template: str, **context: Any) -> str:
     Text from data is escaped.
     """
     return _pages.get_template(template).render(**context)
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun: 1 row, 2 rows."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

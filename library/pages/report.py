@@ -26,7 +26,7 @@ from library.pages.statements import (
     votes_statement,
 )
 from library.records import FormattedRow, ScoredRow
-from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS
+from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
 SYSTEM_NAMES = {"zeroshot": "zero-shot", "sft": "fine-tuned"}
@@ -129,8 +129,7 @@ def make_case(
 
 def left_out(metrics: Mapping[str, Any]) -> str:
     """Which metrics no test row has what they need for, or nothing."""
-    optional = "embedding_cosine"
-    missing = [title(name) for name in METRICS if name not in metrics and name != optional]
+    missing = [title(name) for name in METRICS if name not in {*metrics, *OPTIONAL}]
     if not missing:
         return ""
     needs = (

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from library.pages.rendering import plural
 from library.verdict.scoring import style_tells
 
 SHOWN_CHARACTERS = 600
@@ -54,11 +55,6 @@ def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
     if len(line) > characters:
         line = line[:characters] + " …"
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun: 1 row, 2 rows."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def format_p(p: float) -> str:

@@ -23,6 +23,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CHRF = CHRF(word_order=2)
 SUPPORT_WORDS, REPETITION_WORDS = 3, 4
+OPTIONAL = frozenset({"embedding_cosine"})  # computed where evaluate.embedding_model is set
 # all others lie between 0 and 1
 UNBOUNDED = {"embedding_cosine", "bits_per_byte", "copied_span", "length_ratio"}
 

@@ -238,7 +238,7 @@ def round_numbers(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def choose_rows(
+def pick_examples(
     scored: Sequence[ScoredRow], primary: str, systems: tuple[str, str] = SYSTEMS
 ) -> tuple[list[ScoredRow], list[ScoredRow]]:
     """Rows to be shown: those that gained most by the primary metric from the first of two systems

@@ -29,7 +29,7 @@ from library.llm.memory.misfit import (
     describe_training_misfit,
 )
 from library.llm.processes import processes
-from library.llm.sharding import count_layers, find_sharding
+from library.llm.sharding import find_sharding, held_and_gathered_layers
 from library.params import FormatParams, HubModel, LocalModel, ModelFile, SftParams, load_model_file
 from library.paths import MODELS_DIR
 from library.records import FormattedRow
@@ -42,7 +42,7 @@ MOST_TOKENS_ON_CPU = 8192  # the same on a CPU
 
 
 @dataclass(frozen=True)
-class LongestRow:
+class LongestLengths:
     """Tokens of the longest rows: prompt and answer together, and the answer alone."""
 
     length: int
@@ -109,7 +109,7 @@ def make_settings(
     """
     count = count or processes().num_processes
     sharding = find_sharding(count)
-    held, gathered = count_layers(sharding, device_type, count)
+    held, gathered = held_and_gathered_layers(sharding, device_type, count)
     return ComputeSettings(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
@@ -129,7 +129,9 @@ def can_offload(settings: ComputeSettings) -> bool:
 
 def offload(settings: ComputeSettings) -> ComputeSettings:
     """The same with the layers' frozen weights in the computer's memory."""
-    held, gathered = count_layers("offload", settings.device_type, processes().num_processes)
+    held, gathered = held_and_gathered_layers(
+        "offload", settings.device_type, processes().num_processes
+    )
     return replace(settings, held_share=held, gathered_layers=gathered, ddp=False)
 
 
@@ -194,7 +196,7 @@ def plan_training(
     config_dir: Path,
     settings: ComputeSettings,
     sft: SftParams,
-    longest: LongestRow,
+    longest: LongestLengths,
     most_rows: int | None = None,
 ) -> Plan:
     """The largest batch size, `most_rows` at most, that is predicted to fit; the same everywhere.
@@ -224,7 +226,11 @@ def plan_training(
 
 
 def choose_batch_size(
-    sizes: Sizes, settings: ComputeSettings, longest: LongestRow, choices: Sequence[int], free: int
+    sizes: Sizes,
+    settings: ComputeSettings,
+    longest: LongestLengths,
+    choices: Sequence[int],
+    free: int,
 ) -> tuple[int, MemoryEstimate] | Misfit:
     """The first batch size whose training step fits, with its prediction; or what would fit."""
     for rows in choices:
@@ -240,7 +246,7 @@ def choose_batch_size(
 
 
 def _training_alternatives(
-    sizes: Sizes, settings: ComputeSettings, longest: LongestRow, rows: int, free: int
+    sizes: Sizes, settings: ComputeSettings, longest: LongestLengths, rows: int, free: int
 ) -> Iterator[Alternative]:
     """Changes of one thing that could make a training step fit; not all of them do."""
 
@@ -292,7 +298,7 @@ def _smaller_models(sizes: Sizes, adapter: Adapter) -> Iterator[tuple[str, HubMo
                 yield path.stem, model_file, other
 
 
-def plan_answering(config_dir: Path, settings: ComputeSettings, longest: LongestRow) -> int:
+def plan_answering(config_dir: Path, settings: ComputeSettings, longest: LongestLengths) -> int:
     """Tokens of a batch when answering, padding included.
 
     TOKENS_PER_BATCH in the environment, or what is predicted to fit. Raises InputError where one

@@ -1,4 +1,6 @@
-"""Training within memory: proved on the longest rows before the first step, gone on with later."""
+"""The training loop: memory is proved on the longest rows before the first step; later it may run
+out once.
+"""
 
 import gc
 import logging
@@ -10,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from library.errors import InputError
+from library.llm.checkpoints import find_checkpoint
 from library.llm.devices import pick_device
 from library.llm.memory.measuring import (
     OutOfMemoryError,
@@ -20,7 +23,6 @@ from library.llm.memory.measuring import (
 from library.llm.memory.planning import Plan
 from library.llm.sharding import takes_same_steps
 from library.llm.trainer import CheckedTrainer
-from library.llm.trainer_callbacks import find_checkpoint
 from library.units import gib
 
 log = logging.getLogger(__name__)

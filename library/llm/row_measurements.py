@@ -1,4 +1,6 @@
-"""What a profile needs of a raw row in place of its texts: lengths in tokens among it."""
+"""What the profile keeps of a raw row in place of its texts: hashes, a sketch for near duplicates,
+defects, and lengths in characters and tokens.
+"""
 
 import json
 from collections.abc import Mapping
