@@ -127,6 +127,7 @@ def test_out_of_memory_is_told_from_other_errors(error, expected):
     assert ran_out_of_memory(error, torch.device("cpu")) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["training", "offloaded"])
 def test_a_case_runs_in_a_process_of_its_own(what):
     measured = run_case(Case(what, "toy", 64, "none"), "cpu")
@@ -136,6 +137,7 @@ def test_a_case_runs_in_a_process_of_its_own(what):
     assert measured["tokens_per_second"] > measured["answer_tokens_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_case_that_ends_badly_leaves_a_record_that_says_so():
     failed = run_case(Case("training", "no such model", 64, "none"), "cpu")
     assert failed["outcome"] == "failed"

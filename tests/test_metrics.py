@@ -1,4 +1,5 @@
 import math
+import unicodedata
 from difflib import SequenceMatcher
 
 import pytest
@@ -80,6 +81,34 @@ def test_chrf_by_hand_and_its_signature():
         ("答案是钢", "答案是铁", 3 / 4),
         ("ポンプ", "ポンプ", 1),
         ("a_b", "a b", 1),
+        # Hindi: two words that differ by a vowel sign; of three words two are the same, in order
+        ("दिन", "दान", 0),
+        ("यह दिन है", "यह दान है", 2 / 3),
+        # Arabic: a book with and without vowel marks, with tatweel; another word is another
+        ("كِتَاب", "كتاب", 1),
+        ("كتـــاب", "كتاب", 1),
+        ("كتاب", "كاتب", 0),
+        # Hebrew points are as optional
+        ("שָׁלוֹם", "שלום", 1),
+        # Thai: water is น + tone mark, and ำ; without the mark only ำ is the same: 2 · 1 / (2 + 2)
+        ("น้ำ", "นำ", 1 / 2),
+        # Turkish: İ is i, I is not ı
+        ("İstanbul", "istanbul", 1),
+        ("ısı", "isi", 0),
+        # Korean: composed and by jamo; 한국 against 한글
+        ("\u1112\u1161\u11ab\u1100\u116e\u11a8", "한국", 1),
+        ("한국 음식", "한글 음식", 1 / 2),
+        # Japanese: コ ー ヒ ー against コ ピ ー: コ and ー, 2 · 2 / (4 + 3)
+        ("コーヒー", "コピー", 4 / 7),
+        # Chinese beyond the basic plane
+        ("𠀀𠀁", "𠀀𠀂", 1 / 2),
+        # Persian with and without a joiner, German, Greek with two forms of sigma, é in two forms
+        ("می\u200cخواهم", "میخواهم", 1),
+        ("Straße", "STRASSE", 1),
+        ("ΟΔΟΣ", "οδος", 1),
+        ("e\u0301té", "ÉTÉ", 1),
+        # a superscript is no digit of the number before it
+        ("10²", "102", 0),
     ],
 )
 def test_words_of_any_script_count(prediction, reference, expected):
@@ -88,8 +117,16 @@ def test_words_of_any_script_count(prediction, reference, expected):
 
 
 def test_tokens_are_found_where_they_stand():
-    text = "The Valve-seat, 答案"
+    text = "The Valve-seat, 答案 हिन्दी"
     assert [text[start:end].lower() for start, end, _ in locate_tokens(text)] == tokenize(text)
+    assert tokenize(text) == ["the", "valve", "seat", "答", "案", "हिन्दी"]
+
+
+@given(st.text(), st.text())
+def test_words_do_not_depend_on_how_letters_are_composed(text, other):
+    for form in ("NFC", "NFD"):
+        assert tokenize(unicodedata.normalize(form, text)) == tokenize(text)
+    assert tokenize(f"{text} {other}") == tokenize(text) + tokenize(other)
 
 
 def test_token_f1_by_hand():

@@ -143,6 +143,7 @@ def test_its_rows_are_usable_and_known_to_dvc(made):
     assert "No changes" in status.stdout
 
 
+@pytest.mark.slow
 def test_it_passes_its_own_lint_and_the_tests_of_the_pipeline(made):
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
         "PYTEST_ADDOPTS": ""

@@ -142,6 +142,7 @@ def digests(*folders):
     }
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_twice_gives_the_same_bytes(project):
     run_all()
     first = digests("metrics", "artifacts/adapter", "data", "reports")

@@ -36,6 +36,7 @@ def recipe():
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(pretrain, "SAVE_EVERY", 2)

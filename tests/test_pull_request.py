@@ -174,6 +174,7 @@ def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repos
     assert_inert(comment)
 
 
+@pytest.mark.slow
 def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository, capsys):
     edit_yaml("params.yaml", sample__seed=8)
     write_jsonl(
@@ -210,6 +211,7 @@ def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository
     assert_inert(comment)
 
 
+@pytest.mark.slow
 def test_nothing_changed_is_said_and_so_is_a_lock_that_is_not_current(repository, capsys):
     write_text(Path("README.md"), "New words.\n")
     commit("Write a README", judge=False)

@@ -178,6 +178,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_and_asks_no_test_question(repository):
     write_space(RATES, trials=3)
     first = start(STEP_SECONDS="9")
@@ -277,6 +278,7 @@ def test_a_trial_worse_than_the_median_is_stopped_and_it_is_said(
     assert not Path("checkpoints/sft-0.9").exists()
 
 
+@pytest.mark.slow
 def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(
     repository, monkeypatch, capfd
 ):
@@ -291,6 +293,7 @@ def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(
     assert read_yaml(PARAMS_PATH)["sft"]["learning_rate"] == 0.003
 
 
+@pytest.mark.slow
 def test_what_is_not_the_trials_doing_ends_the_sweep_and_uses_no_trial_up(
     repository, monkeypatch, capsys
 ):
@@ -372,6 +375,7 @@ def test_other_data_or_another_space_is_another_study_and_more_trials_are_not(re
     assert "a new study begins: space changed" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_a_kill_stays(
     repository, monkeypatch
 ):

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from library.corpus.words import tokenize_for_search
+from library.corpus.words import tokenize
 from library.records import FormattedRow
 
 # A paragraph ends at a blank line; a sentence at .!? and white space before an upper-case letter, a
@@ -62,11 +62,11 @@ def rank_passages(
     zero; k1 and b are Lucene's defaults. Robertson and Zaragoza, The Probabilistic Relevance
     Framework, 2009.
     """
-    counts = [Counter(tokenize_for_search(passage)) for passage in passages]
+    counts = [Counter(tokenize(passage)) for passage in passages]
     lengths = [sum(count.values()) for count in counts]
     mean_length = sum(lengths) / len(lengths) if lengths else 0.0
     scores = [0.0] * len(passages)
-    for word in dict.fromkeys(tokenize_for_search(question)):
+    for word in dict.fromkeys(tokenize(question)):
         having = [index for index, count in enumerate(counts) if word in count]
         idf = math.log(1 + (len(passages) - len(having) + 0.5) / (len(having) + 0.5))
         for index in having:
