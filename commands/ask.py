@@ -19,7 +19,7 @@ from library.corpus.cleaning_rules import clean_text
 from library.corpus.rows import is_text
 from library.entry import run_main
 from library.errors import InputError
-from library.files import read_json
+from library.llm.base_checks import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
 from library.llm.generation import generate_answers
 from library.llm.loading import check_artifacts, load_merged, load_model
@@ -155,7 +155,7 @@ def main() -> None:
     template = load_prompt(prompt_path(params.format.prompt))
     question, cleaned = clean_question(options.question, context, params)
     prompt = prompt_for(question, cleaned, tokenizer, template, params)
-    positions = read_json(folder / "config.json").get("max_position_embeddings")
+    positions = count_positions(folder)
     if positions is not None and len(prompt.ids) + limit > positions:
         raise InputError(
             f"--max-new-tokens: {limit} after {len(prompt.ids)} of the prompt are beyond the "

@@ -6,27 +6,21 @@ config.json and the tokenizer. This is the only stage that may use the network.
 
 import logging
 import shutil
-from pathlib import Path
 
 from library.entry import run_main
-from library.errors import InputError
-from library.files import read_json, write_json
+from library.files import write_json
+from library.llm.base_checks import (
+    check_config,
+    check_quantization,
+    check_vocabulary,
+    load_config,
+)
 from library.llm.chat_template import load_tokenizer
-from library.llm.manifest import find_model_folder, make_manifest
-from library.params import HubModel, ModelConfig, load_model_file, load_params
+from library.llm.manifest import find_model_folder, make_manifest, source_name
+from library.params import HubModel, load_model_file, load_params
 from library.paths import BASE_DIR, MANIFEST_PATH
 
 log = logging.getLogger(__name__)
-
-
-def check_config(expected: ModelConfig, config_path: Path, name: str) -> None:
-    """Raise InputError where the model file `name` says another `config` than config.json."""
-    actual = read_json(config_path)
-    for key, value in expected.model_dump().items():
-        if actual.get(key) != value:
-            raise InputError(
-                f"{name}: config.{key}: {value}, but the model's config.json has {actual.get(key)}"
-            )
 
 
 def main() -> None:
@@ -35,9 +29,13 @@ def main() -> None:
     model_file = load_model_file(name)
     manifest = make_manifest(model_file)
     folder = find_model_folder(manifest["source"])
+    source = source_name(manifest["source"])
+    config = load_config(folder, source)
     if isinstance(model_file, HubModel) and model_file.config is not None:
         check_config(model_file.config, folder / "config.json", f"models/{name}.yaml")
+    check_quantization(config, model_file.quantization, source)
     tokenizer = load_tokenizer(folder)
+    check_vocabulary(config, tokenizer, source)
     shutil.rmtree(BASE_DIR, ignore_errors=True)
     tokenizer.save_pretrained(BASE_DIR)
     shutil.copyfile(folder / "config.json", BASE_DIR / "config.json")

@@ -15,7 +15,8 @@ from library.corpus.groups import check_overlap, group_rows, pair_rows, split_gr
 from library.corpus.rows import check_rejected_share
 from library.entry import run_main
 from library.errors import InputError
-from library.files import read_json, read_jsonl, write_json, write_jsonl
+from library.files import read_jsonl, write_json, write_jsonl
+from library.llm.base_checks import count_positions
 from library.llm.chat_template import load_tokenizer
 from library.llm.formatting import describe_split, format_row
 from library.llm.prompts import load_prompt, reads_passages
@@ -41,7 +42,7 @@ def main() -> None:
     params = load_params()
     template = load_prompt(prompt_path(params.format.prompt))
     tokenizer = load_tokenizer(BASE_DIR)
-    positions = read_json(BASE_DIR / "config.json").get("max_position_embeddings")
+    positions = count_positions(BASE_DIR)
     if positions is not None and params.format.max_length > positions:
         raise InputError(
             f"params.yaml: format.max_length: {params.format.max_length} is beyond the model's "

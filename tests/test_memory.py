@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from commands.memory import main
 from library.errors import InputError
 from library.files import read_jsonl
+from library.llm.base_checks import check_config
 from library.llm.memory import planning
 from library.llm.memory.formula import (
     HEAD_COLUMNS,
@@ -35,7 +36,6 @@ from library.params import load_model_file, load_params
 from library.paths import BASE_DIR
 from library.units import GIB
 from stages import base, clean, format
-from stages.base import check_config
 
 ALL = Adapter(16, "all-linear")
 CUDA = ComputeSettings("nf4", True, ALL, torch.bfloat16, "cuda")

@@ -175,6 +175,17 @@ def test_a_column_that_no_row_has_is_an_error_that_names_key_and_columns(tmp_pat
         list(read_raw(path, COLUMNS.model_copy(update={"negative": "n"})))
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_an_object_that_names_a_key_twice_is_a_row_that_cannot_be_used(tmp_path, suffix):
+    twice = '{"context": "a", "q": "b", "good": "right", "good": "wrong", "bad": "d"}'
+    once = '{"context": "a", "q": "b", "good": "c", "bad": {"x": 1, "x": 2}}'
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(f"[{twice}, {once}]" if suffix == ".json" else f"{twice}\n{once}\n")
+    first, second = read_raw(path, COLUMNS)
+    assert find_problem(first, COLUMNS.model_dump()) == '"good" stands in the object twice'
+    assert find_problem(second, COLUMNS.model_dump()) == '"bad" is of type dict, expected a string'
+
+
 def test_a_byte_order_mark_and_a_column_too_many_are_seen(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes(b"\xef\xbb\xbfcontext,q,good,bad\na,b,c,d\na,b,c,d,e\na,b,,d\n")

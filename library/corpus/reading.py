@@ -46,11 +46,10 @@ def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
             )
             continue
         seen.update(key for key in record if isinstance(key, str))
-        problem = "more cells than the header has columns" if None in record else None
         yield RawRow(
             place,
             {field: record.get(name) for field, name in names.items() if name in record},
-            problem,
+            record.get(None),
         )
     if rows == 0:
         raise InputError(f"{path}: holds no row")
@@ -69,8 +68,8 @@ def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each record with its place, as `index 3` or `line 17`; cells of a CSV that are empty or
-    missing are left out.
+    """Each record with its place, as `index 3` or `line 17`; under None stands why it can't be
+    used, if so. Cells of a CSV that are empty or missing are left out.
     """
     packed = path.suffix == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix
@@ -100,7 +99,7 @@ def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     Streaming parsers (yajl, by ijson) turn half a surrogate pair into "?"; Python's own keeps it.
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
     buffer, position = "", 0
 
     def fill() -> bool:
@@ -148,6 +147,17 @@ def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         raise _json_error(path, file) from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str | None, Any]:
+    """A JSON object. Python would keep the last value of a key that stands in it twice."""
+    record: dict[str | None, Any] = dict(pairs)
+    if len(record) < len(pairs):
+        name = next(
+            name for name, number in Counter(name for name, _ in pairs).items() if number > 1
+        )
+        record[None] = f'"{name}" stands in the object twice'
+    return record
+
+
 def _json_error(path: Path, file: BinaryIO) -> InputError:
     """Why a file is no JSON array, with the line: read whole, since the reader that goes row by row
     knows no lines.
@@ -176,7 +186,7 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield f"line {number}", json.loads(line)
+            yield f"line {number}", json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}:{number}: not JSON, or cut off: {error.msg} (column {error.colno})"
@@ -204,10 +214,9 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             record: dict[str | None, Any] = {
                 name: cell for name, cell in zip(names, cells, strict=False) if cell != ""
             }
-            yield (
-                f"line {place}",
-                record | ({None: cells[len(names) :]} if len(cells) > len(names) else {}),
-            )
+            if len(cells) > len(names):
+                record[None] = "more cells than the header has columns"
+            yield f"line {place}", record
     except csv.Error as error:
         raise InputError(
             f"{path}:{end + 1}: not CSV: {error} (cells stand between commas, and in quotes where "

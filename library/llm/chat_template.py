@@ -4,7 +4,9 @@ Up to where the answer begins, and from there to the end of its turn.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -34,12 +36,30 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@cache
+def _markup(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Added tokens that decoding drops, and those that the chat template is made of.
+
+    `all_special_tokens` are those with a role alone: not `<|im_start|>`, nor `<filename>`.
+    """
+    template = str(tokenizer.chat_template)
+    tokens = {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content.strip() and token.content in template)
+    }
+    every = sorted({*tokens, *tokenizer.all_special_tokens}, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, every)) or r"(?!)")
+
+
 def find_markup(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
-    """The tokenizer's markup that one of the texts holds, if any does: it would be read as such."""
+    """The tokenizer's markup that one of the texts holds, if any does.
+
+    It would be read as markup in a prompt, or be lost when an answer is decoded.
+    """
     for text in texts:
-        for token in tokenizer.all_special_tokens:
-            if token in text:
-                return str(token)
+        if found := _markup(tokenizer).search(text):
+            return found[0]
     return None
 
 
