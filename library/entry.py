@@ -8,20 +8,28 @@ import sys
 from collections.abc import Callable, Iterator
 from errno import EACCES, EEXIST, EISDIR, EPERM, EROFS
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from library.errors import InputError
+from library.paths import PIPELINE_PATH
+
+if TYPE_CHECKING:
+    from library.stage_inputs import StageInputs
 
 # Python and safetensors; the last is PyTorch's
 FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a stage with plain log lines; an InputError becomes its message alone and exit status 1,
-    and so does a full disk.
+    """Run a stage or a command with plain log lines; an InputError becomes its message alone and
+    exit status 1, and so does a full disk. A stage whose inputs change meanwhile fails.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        inputs = _stage_inputs()
         main()
+        if inputs is not None:
+            inputs.check_unchanged()
         sys.stdout.flush()
     except InputError as error:
         fail(str(error))
@@ -47,6 +55,19 @@ def run_main(main: Callable[[], None]) -> None:
         ):
             fail(f"{error.filename}: {error.strerror}")
         raise
+
+
+def _stage_inputs() -> "StageInputs | None":
+    """The inputs of the stage that this program is; None where it is a command, or one of several
+    processes but not the first.
+    """
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    package, _, stage = (spec.name if spec else "").partition(".")
+    if package != "stages" or os.environ.get("RANK", "0") != "0":
+        return None
+    from library.stage_inputs import StageInputs
+
+    return StageInputs(stage) if PIPELINE_PATH.is_file() else None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, edit_yaml
 from safetensors import SafetensorError
 
 from library.entry import run_main
 from library.errors import InputError
+from library.stage_inputs import StageInputs
 
 
 def raising(error, cause=None):
@@ -109,3 +111,85 @@ def test_a_reader_that_has_enough_gets_no_traceback(lines):
         process.stdout.close()
         said = process.stderr.read()
         assert (process.wait(), said) == (1, b"")
+
+
+PIPELINE = """
+stages:
+  copy:
+    cmd: "{python} -m stages.copy"
+    params:
+      - sft
+      - models/${{model}}.yaml:
+    deps: ["${{data.path}}", votes]
+    outs: [out.txt]
+"""
+STAGE = """
+from pathlib import Path
+from library.entry import run_main
+
+
+def main():
+    Path("out.txt").write_text(Path("rows.json").read_text())
+    Path("rows.json").write_text("other rows")  # by somebody else
+
+
+run_main(main)
+"""
+
+
+@pytest.fixture
+def pipeline(tmp_path, monkeypatch):
+    """A stage of one's own that reads rows, votes and parameters; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for path, text in {
+        "stages/__init__.py": "",
+        "stages/copy.py": STAGE,
+        "dvc.yaml": PIPELINE.format(python=sys.executable),
+        "params.yaml": "model: m\ndata: {path: rows.json}\nsft: {lr: 1}\nevaluate: {draws: 1}\n",
+        "models/m.yaml": "path: a\n",
+        "rows.json": "rows",
+        "votes/old.json": "x",
+    }.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda: Path("rows.json").touch(), None),
+        (lambda: Path("rows.json").write_text("swor"), "rows.json"),
+        (lambda: Path("votes/late.json").write_text("x"), "votes/late.json"),
+        (lambda: Path("votes/old.json").unlink(), "votes/old.json"),
+        (lambda: edit_yaml("params.yaml", sft__lr=2), "params.yaml: sft.lr"),
+        (lambda: edit_yaml("models/m.yaml", path="b"), "models/m.yaml: path"),
+        (lambda: edit_yaml("params.yaml", evaluate__draws=2), None),  # no parameter of this stage
+    ],
+)
+def test_inputs_are_watched_as_dvc_yaml_declares_them(pipeline, edit, named):
+    inputs = StageInputs("copy")
+    inputs.check_unchanged()
+    edit()
+    if named is None:
+        inputs.check_unchanged()
+        return
+    with pytest.raises(InputError) as error:
+        inputs.check_unchanged()
+    assert str(error.value).startswith(f"{named}: changed while copy ran")
+
+
+def test_rows_replaced_while_a_stage_runs_are_not_recorded_for_its_result(pipeline, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def dvc(*arguments):
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    dvc("init", "--no-scm", "--quiet")
+    ended = dvc("repro")
+    assert "error: rows.json: changed while copy ran" in ended.stderr
+    assert ended.returncode != 0
+    assert not Path("dvc.lock").exists()
+    Path("rows.json").write_text("rows")  # put back, the result is that of what is there
+    assert dvc("commit", "--force", "copy").returncode == 0
+    assert "up to date" in dvc("status").stdout

@@ -1,0 +1,94 @@
+"""That a stage's inputs are at its end what they were at its start.
+
+DVC looks at what a stage read only once it has run: rows, code or parameters that were replaced
+meanwhile go into dvc.lock beside results of those before (treeverse/dvc#11058). Here such a run
+ends with an error, and nothing is recorded.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from library.errors import InputError
+from library.files import hash_file
+from library.params import flatten, read_yaml
+from library.paths import PARAMS_PATH, PIPELINE_PATH
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A file: what can be asked of it without reading it, and SHA-256."""
+
+    look: tuple[int, ...]
+    sha256: str
+
+
+class StageInputs:
+    """What dvc.yaml says that a stage reads: files, and the parameters by their values."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        declared = read_yaml(PIPELINE_PATH).get("stages", {}).get(stage, {})
+        params = flatten(read_yaml(PARAMS_PATH))
+
+        def resolve(text: str) -> str:
+            return re.sub(
+                r"\$\{([\w.]+)\}", lambda match: str(params.get(match[1], match[0])), text
+            )
+
+        self._paths = [Path(resolve(path)) for path in declared.get("deps", [])]
+        self._params: list[tuple[Path, list[str] | None]] = []  # None: every one of the file
+        for entry in declared.get("params", []):
+            if isinstance(entry, str):
+                self._params.append((PARAMS_PATH, [entry]))
+            else:
+                self._params += [(Path(resolve(path)), names) for path, names in entry.items()]
+        self._files = {path: _see(path) for path in self._list_files()}
+        self._values = self._read_values()
+
+    def _list_files(self) -> list[Path]:
+        found: list[Path] = []
+        for path in self._paths:
+            found += [file for file in path.rglob("*") if file.is_file()]
+            found += [path] if path.is_file() else []
+        return found
+
+    def _read_values(self) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for path, names in self._params:
+            if not path.is_file():  # the stage says more of it
+                continue
+            for key, value in flatten(read_yaml(path)).items():
+                if names is None or any(
+                    key == name or key.startswith(f"{name}.") for name in names
+                ):
+                    values[f"{path}: {key}"] = value
+        return values
+
+    def check_unchanged(self) -> None:
+        """Raise InputError naming what has changed since this was made."""
+        files = set(self._list_files())
+        changed = [str(path) for path in sorted(files ^ self._files.keys())]
+        for path in sorted(files & self._files.keys()):
+            seen = self._files[path]
+            if _look(path) != seen.look and hash_file(path) != seen.sha256:
+                changed.append(str(path))
+        values = self._read_values()
+        names = sorted({*values, *self._values})
+        changed += [name for name in names if values.get(name) != self._values.get(name)]
+        if changed:
+            raise InputError(
+                f"{', '.join(changed)}: changed while {self.stage} ran, so that its result is of "
+                "what was there before; nothing is recorded. Run `dvc repro` again; or put it back "
+                f"as it was, and record the result: dvc commit --force {self.stage}"
+            )
+
+
+def _look(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _see(path: Path) -> _Seen:
+    return _Seen(_look(path), hash_file(path))
