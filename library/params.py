@@ -98,7 +98,7 @@ class Rules(Section):
     trademark_signs: bool
     """™ and ® go."""
     odd_spaces: bool
-    """Tabs, no-break spaces and runs of blanks become one blank."""
+    """Tabs, no-break spaces and runs of blanks become one blank, but not in code and tables."""
     space_before_punctuation: bool
     """The blank before a comma, semicolon or full stop goes."""
     stray_comma: bool

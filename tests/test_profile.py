@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from library.corpus.cleaning_rules import RULES, find_defects
 from library.corpus.near_duplicates import find_near_duplicates, sketch
 from library.corpus.profiling import describe_lengths, forecast_window
-from library.pages.profile import count, histogram, show_marks
+from library.pages.profile import histogram, show_marks
+from library.pages.rendering import plural
 from stages import base, profile
 from standin import sample_rows
 
@@ -131,7 +132,7 @@ def test_a_histogram_counts_every_length_once(lengths):
 
 def test_what_can_not_be_seen_is_shown():
     assert show_marks("a\u2062b e\u0301 µ\n") == "a\\u2062b e\\u0301 µ\n"
-    assert (count(1, "row"), count(1200, "row")) == ("1 row", "1,200 rows")
+    assert (plural(1, "row"), plural(1200, "row")) == ("1 row", "1,200 rows")
 
 
 HOSTILE = {

@@ -138,6 +138,7 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
         ),
         ("trademark_signs", "Teflon™ by DuPont®", "Teflon by DuPont"),
         ("odd_spaces", "a\u00a0b   c\td\x0ce", "a b c d e"),
+        ("odd_spaces", "a\tb", "a b"),
         ("space_before_punctuation", "a scale , like it .", "a scale, like it."),
         (
             "space_before_punctuation",
@@ -261,9 +262,79 @@ WORDS = [
 
 @given(st.lists(st.sampled_from(WORDS), max_size=8))
 def test_words_numbers_units_and_greek_letters_are_never_changed(words):
-    for glue in (" ", "\u00a0", " \u200b", "\t"):
+    for glue in (" ", "\u00a0", " \u200b", "\t", "  "):
         cleaned, _ = clean_text(glue.join(words), RULES)
         assert cleaned == " ".join(words)
+
+
+LAYOUTS = {
+    "python": "def area(r):\n    if r < 0:\n        raise ValueError('a  b')\n    return r ** 2",
+    "indented python": "    x = 1\n    y = 2",
+    "python after a sentence": "Use this:\n\n```python\nx = 'a  b'\n```\nIt prints.  Then it ends.",
+    "makefile": "all: a.o\n\tcc -o all  a.o\n\trm a.o",
+    "yaml": "a:\n  - b\n  - c:  d",
+    "columns": "Name    Age\nAlice   30\nBob     4",
+    "cells": "Name\tAge\nAlice\t30",
+}
+
+
+@pytest.mark.parametrize("text", LAYOUTS.values(), ids=LAYOUTS)
+def test_code_and_tables_keep_their_blanks(text):
+    assert clean_text(text, RULES) == (text, {})
+    assert clean_text(f"\n\n{text}\n", RULES)[0] == text
+    assert not find_defects(text)
+
+
+def test_blanks_of_prose_go_whatever_lines_it_has():
+    text = "The pump  is new.  It runs.\nThe valve is.  Old and worn"
+    assert clean_text(text, RULES)[0] == "The pump is new. It runs.\nThe valve is. Old and worn"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1897] AC 22",
+        "Salomon v Salomon [1897] AC 22; Foakes v Beer [1884] UKHL 1",
+        "They held so. [1897] AC 22 is the leading case.",
+        "[1897] AC 22\n[1892] 1 QB 256\n[1893] Ch 12",
+        "Cases:\n[1897] AC 22\n[1899] AC 7",
+        "[1843] Dickens wrote it.\n[1844] Another one.",
+    ],
+)
+def test_a_year_is_no_number_in_the_margin(text):
+    assert clean_text(text, RULES) == (text, {})
+
+
+def test_numbers_in_the_margin_go_beyond_a_thousand_where_they_ascend():
+    text = (
+        "It is new. [0998] The pump is steel. [1000] FIG. 1 shows it. [1002] A valve, see [1001]."
+    )
+    cleaned = "It is new. The pump is steel. FIG. 1 shows it. A valve, see [1001]."
+    assert clean_text(text, RULES)[0] == cleaned
+
+
+# what each rule may take away, as README says it
+CLASSES = {
+    "invisible_characters": (
+        r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]+"
+    ),
+    "paragraph_numbers": r"(\[\d{4}\]\s*){1,2}",
+    "figure_references": r" \([^()]*F[Ii][Gg][^()]*\d[A-Za-z]? ?\)",
+    "list_letters": r"\([a-z]\) ",
+    "trademark_signs": "[™℠®]",
+    "odd_spaces": r"\s+",
+    "outer_whitespace": r"\s+",
+}
+
+
+@given(TEXTS)
+def test_what_a_rule_takes_away_is_of_its_own_class(text):
+    for name, allowed in CLASSES.items():
+        rule = RULES[name]
+        for pattern in rule.patterns:
+            for match in pattern.finditer(text):
+                if rule.substitute(match[0]) != match[0]:
+                    assert re.fullmatch(allowed, match[0]), name
 
 
 TYPOGRAPHY = {

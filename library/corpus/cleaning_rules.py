@@ -1,15 +1,15 @@
 """Cleaning as named rules: what each finds in a text, and what it puts in its place.
 
-No rule touches words, numbers, units, Greek letters or sub- and superscripts. Together they are
-idempotent: `clean_text` goes on until no rule finds anything, since removing an invisible character
-can complete an entity.
+No rule touches words, numbers, units, Greek letters or sub- and superscripts, nor what a layout
+says: indentation, tabs, columns. Together they are idempotent: `clean_text` goes on until no rule
+finds anything, since removing an invisible character can complete an entity.
 """
 
 import html
 import re
 import unicodedata
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from html.entities import html5
 
@@ -74,13 +74,21 @@ _JOINER = re.compile(
     r"[\u200c\u200d](?:[\u200c\u200d]{2,}|(?<![^\x00-\x7f][\u200c\u200d])|(?![^\x00-\x7f]))"
 )
 
-_ODD_SPACE = re.compile(r"[\x0b\x0c\x1c-\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000\t]| {2,}")
+_EXOTIC = r"[\x0b\x0c\x1c-\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"
+_ODD_SPACE = re.compile(rf"{_EXOTIC}|\t| {{2,}}")
+_EXOTIC_SPACE = re.compile(_EXOTIC)
+# Code and tables: a fence, an indented line, or two short lines with columns, one below the other.
+# Two blanks after a sentence are no column.
+_COLUMNS = r"[^\n]{0,200}[^\s.!?:;,](?: *\t| {2})[ \t]*\S[^\n]{0,200}"
+_LAYOUT = re.compile(rf"```|\n[ \t]+\S|^{_COLUMNS}\n{_COLUMNS}$", re.MULTILINE)
 _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
 _OUTER = re.compile(r"\A\s+|(?<!\s)\s+\Z")
+_OUTER_OF_LAYOUT = re.compile(r"\A(?:[^\S\n]*\n)+|(?<!\s)\s+\Z")  # the first indentation stays
 
 # A number in the margin stands before the first word of a paragraph. After one of these words, or
-# before a lower-case one, it is a reference: "see paragraph [0032] below". From 1900 on it can be a
-# year. Some stand twice: "[0036] [0036]FIG. 1 is".
+# before a lower-case one, it is a reference: "see paragraph [0032] below". From 1000 on it can be a
+# year, "[1897] AC 22": it is in the margin only where several ascend, and from 1900 on never. Some
+# stand twice: "[0036] [0036]FIG. 1 is".
 _REFERRING = (
     "see See in In to of by from with at and or per under paragraph paragraphs Paragraph para. "
     "paras. Para. ¶ cf. e.g."
@@ -94,6 +102,13 @@ _PARAGRAPH_NUMBER = (
     re.compile(rf"\[(?<!\S\[){_NUMBER_IN_MARGIN}\][ \t]*\[\1\][ \t]*{_FIRST_WORD}"),
     re.compile(rf"\[(?<!\S\[){_REFERENCE}{_NUMBER_IN_MARGIN}\][ \t]*{_FIRST_WORD}"),
 )
+
+# Beyond 0999: where a paragraph begins, and not before the capitals of law reports.
+_MARGIN_BEYOND_999 = re.compile(
+    r"(?:\A|\n\s*|[.!?:;)]\s+)\[(0\d{3}|1[0-8]\d\d)\](?!\s*(?!FIG)[A-Z]{2,}\b)(?!\s*\d)"
+    + _FIRST_WORD
+)
+MOST_SKIPPED = 10  # paragraphs that a text can leave out between two
 
 _FIGURE = r"(?:FIGS?|Figs?)\.? ?\d+[A-Za-z]?"
 
@@ -153,6 +168,42 @@ class Rule:
         return text, Finding(count, *example) if example else None
 
 
+def _margin_numbers(text: str) -> frozenset[str]:
+    """Which numbers from 1000 on are in the margin: those of three or more that ascend in small
+    steps, or that go on from one below.
+    """
+    runs: list[list[int]] = []
+    for match in _MARGIN_BEYOND_999.finditer(text) if "[1" in text else ():
+        number = int(match[1])
+        if runs and 0 < number - runs[-1][-1] <= MOST_SKIPPED:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return frozenset(
+        str(number) for run in runs if len(run) >= 3 or run[0] < 1000 for number in run
+    )
+
+
+def _is_laid_out(text: str) -> bool:
+    """Whether blanks say something: code, or a table."""
+    return _spaced(text) and _LAYOUT.search(text) is not None
+
+
+def _rules_for(text: str) -> dict[str, Rule]:
+    """RULES, as far as they depend on the whole of a text."""
+    rules = dict(RULES)
+    margin = _margin_numbers(text)
+
+    def without_margin(found: str) -> str:
+        return "" if found[1] == "0" or found[1:5] in margin else found
+
+    rules["paragraph_numbers"] = replace(RULES["paragraph_numbers"], substitute=without_margin)
+    if _is_laid_out(text):
+        rules["odd_spaces"] = replace(RULES["odd_spaces"], patterns=(_EXOTIC_SPACE,))
+        rules["outer_whitespace"] = replace(RULES["outer_whitespace"], patterns=(_OUTER_OF_LAYOUT,))
+    return rules
+
+
 def _has(*marks: str) -> Callable[[str], bool]:
     def has(text: str) -> bool:
         # any() takes twice the time, and most of the time there is goes here
@@ -175,6 +226,7 @@ def _unprintable(text: str) -> bool:
 # Between two sentences of plain words no rule looks across, so that most of a long text need not be
 # looked at closely.
 _BREAK = re.compile(r" (?<=[a-z]\. )(?=[A-Z][a-z])")
+_spaced = _has("```", "\t", "  ", "\n ")  # which a layout has
 _marked = _has("&", "\\u", "[", "(", "  ", " ,", " ;", " .", "?,", "? ,")
 
 
@@ -251,7 +303,7 @@ def clean_text(text: str, rules: Collection[str]) -> tuple[str, dict[str, Findin
     Returns the text, and what each rule found.
     """
     found: dict[str, Finding] = {}
-    active = [(name, rule) for name, rule in RULES.items() if name in rules]
+    active: list[tuple[str, Rule]] = []
 
     def clean_piece(piece: str) -> str:
         before = None
@@ -263,15 +315,21 @@ def clean_text(text: str, rules: Collection[str]) -> tuple[str, dict[str, Findin
                     _add(found, name, finding)
         return piece
 
-    return " ".join(map(clean_piece, _BREAK.split(text))), found
+    before = None
+    while text != before:
+        before = text
+        active = [(name, rule) for name, rule in _rules_for(text).items() if name in rules]
+        text = " ".join(map(clean_piece, _BREAK.split(text)))
+    return text, found
 
 
 def find_defects(text: str) -> dict[str, Finding]:
     """What each rule would change in a text as it stands, each rule on its own."""
     found: dict[str, Finding] = {}
+    rules = _rules_for(text)
     for piece in _BREAK.split(text):
         if not _plain(piece):
-            for name, rule in RULES.items():
+            for name, rule in rules.items():
                 if rule.suspect(piece):
                     _add(found, name, rule.apply(piece)[1])
     return found
