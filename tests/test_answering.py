@@ -3,7 +3,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from library.errors import InputError
 from library.files import read_jsonl
@@ -102,25 +102,41 @@ def test_logits_in_small_portions_change_nothing(model, asked, monkeypatch):
     assert [sums for (sums,) in small] == pytest.approx([sums for (sums,) in whole], abs=1e-4)
 
 
-def test_an_architecture_that_changes_its_logits_is_refused(asked):
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=30.0),
+        Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=0.01),
+        CohereConfig(**SHAPE, logit_scale=0.0625),
+        GraniteConfig(**SHAPE, logits_scaling=8.0),
+    ],
+    ids=["capped", "capped hard", "scaled", "divided"],
+)
+def test_logits_that_are_capped_or_scaled_are_scored_as_the_model_does(asked, config):
     tokenizer, prompts, completions = asked
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        head_dim=16,
-        num_key_value_heads=2,
-        final_logit_softcapping=0.01,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with pytest.raises(InputError, match="Gemma2ForCausalLM changes its logits"):
-        score_completions(
-            AutoModelForCausalLM.from_config(config).eval(),
-            tokenizer,
-            [[(prompts[0], completions[0])]],
-        )
+    config.vocab_size, config.pad_token_id = len(tokenizer), tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompt, completion = prompts[0], completions[0]
+    ((score,),) = score_completions(model, tokenizer, [[(prompt, completion)]])
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+    own = logprobs[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None]).sum().item()
+    assert score / len(completion) == pytest.approx(own / len(completion), abs=1e-4)
+    # without it the check says so, as it does of any other change
+    scorer = likelihoods._Scorer(model, tokenizer.pad_token_id)
+    scorer.scale, scorer.cap = 1.0, None
+    with pytest.raises(InputError, match="changes its logits after the output embedding"):
+        scorer.check_logits(prompt)
 
 
 def test_batched_answers_are_those_of_one_row_at_a_time(model, asked):

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from library.errors import InputError
 from library.llm.batching import Batching, pad, run_batches
 from library.llm.memory.formula import SCORING_HEAD_BYTES
 
-MOST_LOGIT_DIFFERENCE = 0.1  # nats of rounding: an architecture that changes its logits is off
+MOST_DIFFERENCE = 1e-4  # nats a token, from the model's own log-likelihoods
+CHECKED_TOKENS = 64  # of a prompt, its last
 PARTS = 4  # in which what follows a beginning is scored, shortest first: little is padding then
 
 
@@ -29,8 +35,8 @@ def score_completions(
     """Log-likelihoods in nats of completions after their prompts, all as token ids.
 
     They are summed over a completion's tokens. A request is a list of (prompt, completion); what
-    its prompts have in common at their beginning is read once. Raises InputError where an
-    architecture does more to its logits than the output embedding.
+    its prompts have in common at their beginning is read once. Raises InputError where they would
+    not be the model's own, since its architecture changes its logits in a way not known here.
     """
     scorer = _Scorer(model, tokenizer.pad_token_id)
     if requests:
@@ -92,20 +98,38 @@ class _Scorer:
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.decoder, self.head = self.base.get_decoder(), self.base.get_output_embeddings()
+        self.scale, self.cap = logit_changes(self.base.config)
         self.device, self.pad_token_id = model.device, pad_token_id
         self.at_once = max(1, SCORING_HEAD_BYTES // (4 * self.head.weight.shape[0]))
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's logits in float32, as its own forward makes them of the decoder's states."""
+        logits: torch.Tensor = self.head(hidden)
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits.float()
+
     def check_logits(self, prompt: Sequence[int]) -> None:
-        """Raise InputError where decoder and head alone do not make the model's logits."""
+        """Raise InputError where they are not the model's own on a prompt's last tokens.
+
+        Both are made in the same shapes and the same type, so that rounding is no reason.
+        """
         ids = torch.tensor([prompt], device=self.device)
-        whole = self.base(input_ids=ids, logits_to_keep=1, use_cache=False).logits[0, -1]
-        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1:]
-        headed = self.head(hidden)[0, -1]
-        difference = whole.float().log_softmax(-1) - headed.float().log_softmax(-1)
-        if difference.abs().max() > MOST_LOGIT_DIFFERENCE:
+        count = min(CHECKED_TOKENS, len(prompt))
+        whole = self.base(input_ids=ids, logits_to_keep=count, use_cache=False).logits
+        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -count:]
+        ours, own = (
+            logits.float()[0, :-1].log_softmax(-1).gather(1, ids[0, 1 - count :, None])
+            for logits in (self.logits(hidden), whole)
+        )
+        difference = (ours - own).abs().max().item() if count > 1 else 0.0
+        if not difference <= MOST_DIFFERENCE:
             raise InputError(
-                f"{type(self.base).__name__} changes its logits after the output embedding; it "
-                "can't be scored here"
+                f"{type(self.base).__name__} changes its logits after the output embedding in a "
+                f"way that is not known here: log-likelihoods are off by {difference:.2g} nats a "
+                "token; it can't be scored"
             )
 
     def read(self, beginnings: Sequence[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor]:
@@ -144,13 +168,26 @@ class _Scorer:
         completions = [token for rest in rests for token in rest.completion]
         tokens = torch.tensor(completions, device=hidden.device)
         losses = [
-            cross_entropy(self.head(part).float(), wanted, reduction="none")
+            cross_entropy(self.logits(part), wanted, reduction="none")
             for part, wanted in zip(
                 torch.split(before, self.at_once), torch.split(tokens, self.at_once), strict=True
             )
         ]
         counts = [len(rest.completion) for rest in rests]
         return [-float(part.sum()) for part in torch.split(torch.cat(losses).double(), counts)]
+
+
+def logit_changes(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """What a model multiplies its logits by, and what it then caps them at, by its configuration.
+
+    Cohere scales them, Granite divides, Gemma caps. Others than these fail the scorer's check.
+    """
+    values = config.get_text_config()
+    scale = getattr(values, "logit_scale", None)
+    divisor = getattr(values, "logits_scaling", None)
+    if scale is None:
+        scale = 1.0 if divisor is None else 1 / divisor
+    return scale, getattr(values, "final_logit_softcapping", None)
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
