@@ -370,6 +370,7 @@ def test_a_torch_that_ends_its_process_is_one_line(tmp_path, monkeypatch):
     assert (finding.level, finding.text) == ("problem", "ended by signal 6")
 
 
+@pytest.mark.slow
 def test_a_card_on_which_triton_does_not_run_is_a_note(monkeypatch):
     seen = {"version": "2", "cuda": "13.0", "cards": [NEW]}
     run_probe = machine.run_probe

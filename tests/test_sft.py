@@ -417,6 +417,7 @@ def stop_at(monkeypatch, step, error, times=1):
     monkeypatch.setattr(CheckedTrainer, "training_step", training_step)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
     formatted, monkeypatch, caplog
 ):

@@ -251,6 +251,7 @@ def load_space_of(parameters, **settings):
     return load_space(Path("space.yaml"))
 
 
+@pytest.mark.slow
 def test_a_trial_worse_than_the_median_is_stopped_and_it_is_said(
     repository, monkeypatch, capsys, caplog
 ):
