@@ -8,6 +8,7 @@ metrics/evaluation.json and data/predictions/scores.jsonl.
 import logging
 from typing import cast
 
+from library.corpus.words import tokenize
 from library.embed.similarity import embedding_cosine
 from library.entry import run_main
 from library.files import read_json, read_jsonl, write_json, write_jsonl
@@ -71,6 +72,7 @@ def main() -> None:
                 scores.systems[system]["embedding_cosine"] = cosine
 
     metrics = judge(scored, params)
+    metrics["wordless_references"] = sum(not tokenize(reference) for reference in references)
     metrics["with_passages"] = sum(bool(row["passages"]) for row in test)
     metrics["baselines"] = {name: average(scored, name) for name in BASELINES}
     asked = {

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from library.files import read_jsonl, write_jsonl
+from library.pages.statements import style_statement
 from stages import evaluate, report, review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -279,6 +280,58 @@ def test_the_review_page_fits_a_phone(judged, context):
     while page.is_visible("#pair"):
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         decide(page, "3", "q", "a", "Enter", "Enter")
+
+
+def test_no_page_holds_a_sign_that_turns_the_direction_of_its_own_words(judged):
+    turned = "".join(f"{chr(sign)}x" for sign in (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+    judged(rows=6, hostile=dict.fromkeys(range(6), f"{turned} | * <b>"))
+    review.main()
+    evaluate.main()
+    report.main()
+    for name in ("review.html", "report.html", "report.md"):
+        text = Path("reports", name).read_text()
+        assert not set(turned) - {"x"} & set(text), name
+        assert "�x�x" in text, name
+
+
+def a_verdict(groups=60, detectable=0.03, **metrics):
+    primary = {"zeroshot": 0.073, "sft": 0.919, "delta": 0.846, "low": 0.8, "high": 0.9, "p": 0.001}
+    primary |= {"n": 98, "groups": groups, "detectable": detectable}
+    return str(style_statement({"primary": primary, "verdict": 1, "n": 98, **metrics}, "rouge_l"))
+
+
+def test_a_verdict_on_sound_answers_says_no_more():
+    sound = {"empty": {"zeroshot": 0.0, "sft": 0.0}, "repetition": {"zeroshot": 0.1, "sft": 0.1}}
+    assert a_verdict(**sound, wordless_references=0) == a_verdict()
+    assert a_verdict().endswith("would likely have shown is 0.030.")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (
+            {"empty": {"zeroshot": 1.0, "sft": 0.0}},
+            "100% of the zero-shot answers are empty. Against such answers a gain can come from",
+        ),
+        (
+            {"repetition": {"zeroshot": 0.91, "sft": 0.1}},
+            "91% of the four-word sequences in the zero-shot answers are repetitions.",
+        ),
+        (
+            {"truncated": {"zeroshot": 0.0, "sft": 0.5}},
+            "50% of the fine-tuned answers are cut off at max_new_tokens.",
+        ),
+        (
+            {"wordless_references": 1},
+            "Of 98 references 1 holds signs alone and no word: ROUGE-L is",
+        ),
+        ({"groups": 2, "detectable": 0.4}, "too few groups to show any difference"),
+        ({"groups": 7, "detectable": 1.499}, "too few groups to show any difference"),
+    ],
+)
+def test_a_verdict_says_what_its_number_leaves_out(metrics, said):
+    assert said in a_verdict(**metrics)
+    assert "smallest true difference" not in a_verdict(**metrics) or "groups" not in metrics
 
 
 def test_without_votes_the_report_says_so(judged):

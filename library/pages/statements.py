@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from library.pages.rendering import plural
+from library.pages.rendering import plural, show_directions
+from library.records import SFT, ZEROSHOT
+from library.verdict.metrics import UNBOUNDED
 from library.verdict.scoring import style_tells
 
 SHOWN_CHARACTERS = 600
 FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
+# Shares from which a comparison says more of how a system was asked than of what it knows.
+MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
 
 TITLES = {
     "rouge_l": "ROUGE-L",
@@ -51,7 +55,7 @@ class Statement:
 
 def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
     """Text from data on one line, shortened, in which Markdown and HTML find nothing."""
-    line = " ".join(text.split())
+    line = show_directions(" ".join(text.split()))
     if len(line) > characters:
         line = line[:characters] + " …"
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
@@ -108,18 +112,64 @@ def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
     result = metrics["primary"]
     units = "pairs of test rows" if primary == "pair_matching" else "test rows"
     power = ""
-    if "detectable" in result:
+    too_few = result["groups"] < FEW_GROUPS or (
+        primary not in UNBOUNDED and result.get("detectable", 0) >= 1
+    )
+    if too_few:
+        power = " These are too few groups to show any difference, however large."
+    elif "detectable" in result:
         power = (
             " The smallest true difference that these rows would likely have shown is "
             f"{result['detectable']:.3f}."
         )
-    elif result["groups"] < FEW_GROUPS:
-        power = " These are too few groups to show any difference, however large."
     return Statement(
         verdict_words(metrics["verdict"], primary),
         f": {title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
         f"({result['delta']:+.3f}, interval {format_interval(result)}, {format_p(result['p'])}) on "
-        f"{result['n']} {units} in {plural(result['groups'], 'group')}.{power}",
+        f"{result['n']} {units} in {plural(result['groups'], 'group')}.{power}"
+        f"{broken_answers_sentence(metrics)}{wordless_sentence(metrics, primary)}",
+    )
+
+
+def broken_answers_sentence(metrics: Mapping[str, Any]) -> str:
+    """That many of a system's answers are empty, cut off or repeat themselves, where they do.
+
+    Begins with a blank, as all that follows a verdict.
+    """
+    words = {
+        "empty": (MANY_EMPTY, "{:.0%} of the {} answers are empty"),
+        "truncated": (MANY_TRUNCATED, "{:.0%} of the {} answers are cut off at max_new_tokens"),
+        "repetition": (
+            MUCH_REPETITION,
+            "{:.0%} of the four-word sequences in the {} answers are repetitions",
+        ),
+    }
+    found = {
+        system: [
+            said.format(metrics[name][system], label)
+            for name, (least, said) in words.items()
+            if name in metrics and metrics[name][system] >= least
+        ]
+        for system, label in ((ZEROSHOT, "zero-shot"), (SFT, "fine-tuned"))
+    }
+    sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[SFT]])
+    if found[ZEROSHOT]:
+        sentences += (
+            " Against such answers a gain can come from how the model was asked: read them, and "
+            "try another prompt, before you trust it."
+        )
+    return sentences
+
+
+def wordless_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """How many references have no word, where the primary metric counts words."""
+    count = metrics.get("wordless_references", 0)
+    if not count or primary not in ("rouge_l", "token_f1"):
+        return ""
+    verb = "holds" if count == 1 else "hold"
+    return (
+        f" Of {metrics['n']} references {count} {verb} signs alone and no word: {title(primary)} "
+        "is 0 there, whatever is answered."
     )
 
 
