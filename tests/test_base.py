@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import edit_yaml
 
+from commands.doctor import machine
 from library.errors import InputError
 from library.llm import manifest as manifest_module
+from library.llm.base_checks import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
 from library.llm.manifest import check_manifest, hash_weights, make_manifest
 from library.params import load_model_file
@@ -162,3 +164,29 @@ def test_markup_is_every_token_that_decoding_drops_or_the_template_is_made_of(mo
     again.add_tokens(["\n\n", "<table>"])
     again.save_pretrained(model)
     assert find_markup(load_tokenizer(model), ["a\n\nb <table>"]) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen2", "max_position_embeddings": 64},
+        {"model_type": "gpt2", "n_positions": 64},
+        {"model_type": "gemma3", "text_config": {"max_position_embeddings": 64}},
+    ],
+)
+def test_positions_are_found_wherever_a_config_has_them(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert count_positions(tmp_path) == 64
+
+
+def test_the_doctor_says_that_the_weights_are_no_longer_those_that_base_saw(model):
+    base.main()
+    (finding,) = machine.check_hub()
+    assert finding.level == "ok"
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    (finding,) = machine.check_hub()
+    assert finding.level == "problem"
+    assert "mine/model.safetensors: changed since the base stage saw it" in finding.text
+    assert "dvc repro base --force" in finding.text

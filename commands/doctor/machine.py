@@ -139,12 +139,16 @@ def is_reachable(url: str, seconds: float = HUB_SECONDS) -> bool:
 
 
 def check_hub() -> Iterator[Finding]:
-    """Whether a hub model is in the cache, or the hub can be asked for it."""
+    """Whether a hub model is in the cache, or the hub can be asked for it; and whether the model is
+    what the base stage saw.
+    """
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     from library.errors import InputError
-    from library.llm.manifest import find_model_folder
+    from library.files import read_json
+    from library.llm.manifest import IncompleteModelError, check_manifest, find_model_folder
     from library.params import HubModel, load_model_file, load_params
+    from library.paths import MANIFEST_PATH
 
     name = load_params().model
     model = load_model_file(name)
@@ -159,8 +163,11 @@ def check_hub() -> Iterator[Finding]:
     else:
         source = {"path": model.path}
     try:
-        find_model_folder(source)
-    except InputError as error:
+        folder = find_model_folder(source)
+        manifest = read_json(MANIFEST_PATH) if MANIFEST_PATH.is_file() else {}
+        if manifest.get("source") == source:
+            check_manifest(manifest, folder)
+    except IncompleteModelError as error:
         if not isinstance(model, HubModel):
             yield Finding("problem", "model", str(error), f"edit path in models/{name}.yaml")
         elif reachable:
@@ -176,6 +183,9 @@ def check_hub() -> Iterator[Finding]:
             yield Finding(
                 "problem", "model", f"{model.id} is not in the hub's cache; {answer}", remedy
             )
+        return
+    except InputError as error:  # says what mends it
+        yield Finding("problem", "model", str(error))
         return
     yield Finding("ok", "model", f"{name} is on this disk; {answer}")
 

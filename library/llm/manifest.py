@@ -30,6 +30,10 @@ RECHECKED_BYTES = 64 * 2**20  # up to here a file is read each time, not only wh
 HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"
 
 
+class IncompleteModelError(InputError):
+    """A model's folder lacks a file, or is not there."""
+
+
 def source_name(source: Mapping[str, str]) -> str:
     """A base model's source as messages name it."""
     return source["path"] if "path" in source else f"{source['id']} at {source['revision']}"
@@ -38,13 +42,13 @@ def source_name(source: Mapping[str, str]) -> str:
 def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path:
     """The folder with a model's files: its own path, or the hub cache's folder of that commit.
 
-    Raises InputError where it, or a file of it, is not there; with `download`, the hub is asked for
-    what the cache lacks.
+    Raises IncompleteModelError where it, or a file of it, is not there, and InputError where it
+    can't be a base; with `download`, the hub is asked for what the cache lacks.
     """
     if "path" in source:
         folder = Path(source["path"])
         if not folder.is_dir():
-            raise InputError(
+            raise IncompleteModelError(
                 f"{folder}: no such folder (path in the file that `model` names under models/)"
             )
         check_model_files(folder, str(folder))
@@ -58,7 +62,7 @@ def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path
         return folder
     except (LocalEntryNotFoundError, IncompleteModelError) as error:
         if not download:
-            raise InputError(
+            raise IncompleteModelError(
                 f"{name} is not complete in the hub cache: run `dvc repro base --force`"
             ) from error
     log.info("downloading %s", name)
@@ -72,10 +76,6 @@ def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path
         ) from error
     check_model_files(folder, name)
     return folder
-
-
-class IncompleteModelError(InputError):
-    """A model's folder lacks a file."""
 
 
 def check_model_files(folder: Path, name: str) -> None:
