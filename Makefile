@@ -6,7 +6,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro help test lint doctor memory export compare sweep pr-report new base-model environment
+.PHONY: repro help test lint doctor memory export compare sweep pr-report new base-model environment \
+	space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
 	@dvc repro
@@ -42,8 +43,7 @@ compare: environment  ## a line for each experiment, and which differences are l
 
 # Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
 export SPACE
-sweep: environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
-	@test -n "$$SPACE" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
+sweep: space-named environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
 	@python -m commands.sweep "$$SPACE" $(if $(FINISH),--finish)
 
 export BASE ?= main
@@ -51,19 +51,26 @@ pr-report: environment  ## what this branch did to the result, as a comment: mak
 	@python -m commands.pull_request --base "$$BASE"
 
 export DIR
-new: environment  ## a project of its own for other data, without our results: make new DIR=../mine
+new: folder-named environment  ## a project of its own for other data, without our results: make new DIR=../mine
 	@python -m commands.new "$$DIR"
 
 # About 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
 base-model: environment  ## the embedded model, trained anew
 	@python -m standin.pretrain models/tiny/recipe.yaml models/tiny
 
+# before .venv is built for nothing
+space-named:
+	@test -n "$$SPACE" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
+
+folder-named:
+	@test -n "$$DIR" || { echo "error: where? make new DIR=../mine" >&2; exit 1; }
+
 environment: $(READY)  ## .venv alone
 
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "building $(VENV): about two minutes and 2.5 GB"
+	@echo "building $(VENV): two to four minutes and 2.5 GB"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $(READY)
