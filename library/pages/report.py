@@ -43,8 +43,8 @@ HOW_TO_READ = (
     "judge how the model takes given answers, not what it writes: for that, read the answers "
     "below. ROUGE-L and token F1 count words: signs do not count (−x against +x, C++ against C#, "
     "50% against 50), 1,000 is two words, as in published ROUGE; what the reference itself scores "
-    "is their ceiling. Where a metric differs in few groups, its interval is Student's, and can disagree with "
-    "p."
+    "is their ceiling. Where a metric differs in few groups, its interval is Student's, and can "
+    "disagree with p."
 )
 
 
