@@ -38,12 +38,12 @@ class StageInputs:
             )
 
         self._paths = [Path(resolve(path)) for path in declared.get("deps", [])]
-        self._params: list[tuple[Path, list[str] | None]] = []  # None: every one of the file
-        for entry in declared.get("params", []):
-            if isinstance(entry, str):
-                self._params.append((PARAMS_PATH, [entry]))
-            else:
-                self._params += [(Path(resolve(path)), names) for path, names in entry.items()]
+        entries = declared.get("params", [])
+        own = [entry for entry in entries if isinstance(entry, str)]
+        self._params: dict[Path, list[str] | None] = {PARAMS_PATH: own}  # None: all of the file
+        for entry in entries:
+            if not isinstance(entry, str):
+                self._params |= {Path(resolve(path)): names for path, names in entry.items()}
         self._files = {path: _see(path) for path in self._list_files()}
         self._values = self._read_values()
 
@@ -56,7 +56,7 @@ class StageInputs:
 
     def _read_values(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for path, names in self._params:
+        for path, names in self._params.items():
             if not path.is_file():  # the stage says more of it
                 continue
             for key, value in flatten(read_yaml(path)).items():
