@@ -93,8 +93,8 @@ QWEN = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
 MODELS: dict[str, dict[str, Any]] = {
-    path.stem: QWEN | yaml.safe_load(path.read_text())["config"]
-    for path in sorted(ROOT.glob("models/qwen2.5-*.yaml"))
+    path.parent.name: QWEN | yaml.safe_load(path.read_text())["config"]
+    for path in sorted(ROOT.glob("models/qwen2.5-*/model.yaml"))
 }
 TOY = {
     "toy": QWEN

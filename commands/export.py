@@ -30,12 +30,12 @@ from library.paths import (
     ADAPTER_DIR,
     BASE_DIR,
     CLEAN_ROWS_PATH,
-    DEVICE_PATH,
     EVALUATION_PATH,
     LOCK_PATH,
     MERGED_DIR,
     SPLITS_PATH,
     TEST_PATH,
+    answerer_path,
     predictions_path,
     prompt_path,
 )
@@ -57,7 +57,7 @@ NEEDED = {
     CLEAN_ROWS_PATH: "clean",
     TEST_PATH: "format",
     SPLITS_PATH: "format",
-    DEVICE_PATH: "zeroshot",
+    answerer_path("sft"): "predict",
     predictions_path("sft"): "predict",
     EVALUATION_PATH: "evaluate",
 }
@@ -144,7 +144,7 @@ def main() -> None:
         passages = ["The first passage.", "The second passage."]
         card = render_card(
             facts,
-            {"measured": read_json(DEVICE_PATH), "shipped": shipped_on},
+            {"measured": read_json(answerer_path("sft")), "shipped": shipped_on},
             shipped,
             build_messages(template, passages, "The question?"),
         )

@@ -11,8 +11,7 @@ from library.llm.memory.formula import predict_answering, predict_training
 from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, fits, free_bytes, memory_limit
 from library.llm.memory.planning import load_sizes, make_settings
 from library.llm.sharding import find_sharding
-from library.params import load_model_file, load_params
-from library.paths import MODELS_DIR
+from library.params import list_models, load_model_file, load_params
 from library.units import gib
 
 
@@ -30,14 +29,12 @@ def table(
         f"answering {lengths[-1]:,} |"
     )
     yield f"|---|--:|{'--:|' * (len(lengths) + 1)}"
-    for path in sorted(MODELS_DIR.glob("*.yaml")):
-        model_file = load_model_file(path.stem)
+    for name in list_models():
+        model_file = load_model_file(name)
         setting = make_settings(model_file, params.sft, device_type, count)
         sizes = load_sizes(model_file, setting.adapter)
         if sizes is None:
-            yield (
-                f"| {path.stem} | | {'| ' * len(lengths)}not known until its config.json is here |"
-            )
+            yield (f"| {name} | | {'| ' * len(lengths)}not known until its config.json is here |")
             continue
         answer = params.format.max_new_tokens
         for at_once in rows:
@@ -52,7 +49,7 @@ def table(
                 gib(cell.peak) + ("" if free is None or fits(cell, free) else " ✗")
                 for cell in cells
             ]
-            yield f"| {path.stem} | {at_once} | {' | '.join(marked)} |"
+            yield f"| {name} | {at_once} | {' | '.join(marked)} |"
 
 
 def positive(text: str) -> int:

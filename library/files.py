@@ -5,9 +5,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from library.paths import HASHES_PATH
+
+RECHECKED_BYTES = 64 * 2**20  # up to here a file is read each time
 
 
 @contextmanager
@@ -67,3 +71,34 @@ def hash_file(path: Path) -> str:
     """SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_base(manifest: Mapping[str, Any]) -> str:
+    """What tells a base model from another, wherever its files lie: SHA-256 of their names and
+    hashes, as a manifest lists them.
+    """
+    return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def look_at(path: Path) -> list[int]:
+    """What differs once a file was written to or replaced, asked without reading it."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def hash_once(path: Path) -> str:
+    """SHA-256 in hexadecimal digits; a large file is not read again while `look_at` says the same.
+
+    What is known is kept in HASHES_PATH.
+    """
+    look = look_at(path)
+    if look[0] <= RECHECKED_BYTES:
+        return hash_file(path)
+    known: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError):
+        known = read_json(HASHES_PATH)
+    key = str(path.resolve())
+    if known.get(key, {}).get("look") != look:
+        known[key] = {"look": look, "sha256": hash_file(path)}
+        write_json(HASHES_PATH, known)
+    return str(known[key]["sha256"])

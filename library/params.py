@@ -1,4 +1,4 @@
-"""params.yaml and models/*.yaml as typed, validated objects.
+"""params.yaml and models/*/model.yaml as typed, validated objects.
 
 YAML is read by 1.2 rules (ruamel), under which `1e-4` is a number. No parameter has a default here:
 the files say every value.
@@ -258,7 +258,7 @@ class Params(Section):
     """params.yaml."""
 
     model: Name
-    """The base model: a file in models/."""
+    """The base model: a folder in models/."""
     data: DataParams
     """The raw rows."""
     sample: SampleParams
@@ -278,7 +278,7 @@ class Params(Section):
 
 
 class ModelFile(Section):
-    """What every file of models/ says."""
+    """What the model.yaml of every model says."""
 
     quantization: Literal["nf4", "none"]
     """4 bits (NF4), or as published."""
@@ -319,10 +319,10 @@ class HubModel(ModelFile):
 
 
 class LocalModel(ModelFile):
-    """A model folder on this disk."""
+    """A model whose files, or links to them, lie beside its model.yaml."""
 
-    path: str
-    """The folder, as save_pretrained writes it."""
+    folder: str
+    """That folder, which the file itself does not name."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     """That of its model.safetensors, or null where it need not be checked."""
 
@@ -347,12 +347,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def validate(section: type[S], path: Path) -> S:
-    """A YAML file as a section.
+def validate(section: type[S], path: Path, **more: str) -> S:
+    """A YAML file as a section, with values that it does not hold itself.
 
     Raises InputError naming file and key of every value that is unknown, missing or not allowed.
     """
-    values = read_yaml(path)
+    values = read_yaml(path) | more
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -377,12 +377,32 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
 
 
 def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | LocalModel:
-    """Read models/NAME.yaml: a hub model where it has an `id`, a folder where it has a `path`."""
-    path = models_dir / model_path(name).name
+    """Read models/NAME/model.yaml: a hub model where it has an `id`, else the folder it lies in.
+
+    Raises InputError where there is none, or a hub model has weights beside it.
+    """
+    folder = models_dir / name
+    path = folder / model_path(name).name
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in models_dir.glob("*.yaml")))
+        known = ", ".join(list_models(models_dir))
         raise InputError(f"params.yaml: model: {path} does not exist; there are: {known}")
-    return validate(HubModel, path) if "id" in read_yaml(path) else validate(LocalModel, path)
+    values = read_yaml(path)
+    if "id" in values:
+        weights = next(folder.glob("*.safetensors"), None)
+        if weights is not None:
+            raise InputError(f"{path}: names a hub model, but {weights} lies beside it; remove one")
+        return validate(HubModel, path)
+    if "path" in values:
+        raise InputError(
+            f"{path}: path: unknown parameter; link the files instead, so that DVC watches them: "
+            f"ln -s {values['path']}/* {folder}/"
+        )
+    return validate(LocalModel, path, folder=folder.as_posix())
+
+
+def list_models(models_dir: Path = MODELS_DIR) -> list[str]:
+    """The names of all models that `model` in params.yaml can be."""
+    return sorted(path.parent.name for path in models_dir.glob("*/model.yaml"))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,11 +14,11 @@ CLEAN_ROWS_PATH = CLEAN_DIR / "rows.jsonl"
 FORMATTED_DIR = Path("data/formatted")
 TEST_PATH = FORMATTED_DIR / "test.jsonl"
 PREDICTIONS_DIR = Path("data/predictions")
-DEVICE_PATH = PREDICTIONS_DIR / "device.json"
 SCORES_PATH = PREDICTIONS_DIR / "scores.jsonl"
 VOTES_DIR = Path("data/votes")
 
 BASE_DIR = Path("artifacts/base")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MANIFEST_PATH = BASE_DIR / "manifest.json"
 ADAPTER_DIR = Path("artifacts/adapter")
 MERGED_DIR = Path("artifacts/merged")
@@ -33,11 +33,12 @@ MEMORY_PATH = Path("reports/sft_memory.json")
 REVIEW_KEY_PATH = Path("reports/review_key.json")
 
 CHECKPOINTS_DIR = Path("checkpoints")  # outside all outputs: what a killed stage has done so far
+HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"  # of large files, so that none is read twice
 
 
 def model_path(name: str) -> Path:
-    """The file of a base model: models/NAME.yaml."""
-    return MODELS_DIR / f"{name}.yaml"
+    """The file of a base model: models/NAME/model.yaml."""
+    return MODELS_DIR / name / "model.yaml"
 
 
 def prompt_path(name: str) -> Path:
@@ -48,6 +49,11 @@ def prompt_path(name: str) -> Path:
 def formatted_path(name: str) -> Path:
     """Formatted rows: of a split, or `train_sample`."""
     return FORMATTED_DIR / f"{name}.jsonl"
+
+
+def answerer_path(system: str) -> Path:
+    """Which weights a system's answers are of, and what computed them."""
+    return PREDICTIONS_DIR / f"{system}_model.json"
 
 
 def predictions_path(name: str) -> Path:

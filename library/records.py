@@ -99,6 +99,19 @@ class Answer(TypedDict):
     generated_tokens: int
 
 
+class Answerer(TypedDict):
+    """What gave a system's answers (data/predictions/SYSTEM_model.json).
+
+    `base` is the hash of the base model's files (`hash_base`), `adapter` the SHA-256 of the
+    adapter's weights, None without one. `device` and `dtype` say what computed them.
+    """
+
+    base: str
+    adapter: str | None
+    device: str
+    dtype: str
+
+
 class QuestionAnswer(Answer):
     """An answer to a question without its passages (data/predictions/no_context.jsonl)."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import InputError
-from library.files import hash_file
+from library.files import hash_once, look_at
 from library.params import flatten, read_yaml
 from library.paths import PARAMS_PATH, PIPELINE_PATH
 
@@ -20,7 +20,7 @@ from library.paths import PARAMS_PATH, PIPELINE_PATH
 class _Seen:
     """A file: what can be asked of it without reading it, and SHA-256."""
 
-    look: tuple[int, ...]
+    look: list[int]
     sha256: str
 
 
@@ -72,7 +72,7 @@ class StageInputs:
         changed = [str(path) for path in sorted(files ^ self._files.keys())]
         for path in sorted(files & self._files.keys()):
             seen = self._files[path]
-            if _look(path) != seen.look and hash_file(path) != seen.sha256:
+            if look_at(path) != seen.look and hash_once(path) != seen.sha256:
                 changed.append(str(path))
         values = self._read_values()
         names = sorted({*values, *self._values})
@@ -85,10 +85,5 @@ class StageInputs:
             )
 
 
-def _look(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
 def _see(path: Path) -> _Seen:
-    return _Seen(_look(path), hash_file(path))
+    return _Seen(look_at(path), hash_once(path))

@@ -1,6 +1,6 @@
-"""Make the base model ready: every file checked and on record, and its tokenizer able to ask.
+"""Make the base model ready: every file checked and on record, and the model tried on one row.
 
-Reads models/NAME.yaml, where `model` in params.yaml is NAME. Writes artifacts/base/: manifest.json,
+Reads models/NAME/, where `model` in params.yaml is NAME. Writes artifacts/base/: manifest.json,
 config.json and the tokenizer. This is the only stage that may use the network.
 """
 
@@ -8,6 +8,7 @@ import logging
 import shutil
 
 from library.entry import run_main
+from library.errors import InputError
 from library.files import write_json
 from library.llm.base_checks import (
     check_config,
@@ -17,22 +18,24 @@ from library.llm.base_checks import (
 )
 from library.llm.chat_template import load_tokenizer
 from library.llm.manifest import find_model_folder, make_manifest, source_name
+from library.llm.trial import try_model
 from library.params import HubModel, load_model_file, load_params
-from library.paths import BASE_DIR, MANIFEST_PATH
+from library.paths import BASE_DIR, MANIFEST_PATH, model_path
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Prepare the base model that params.yaml names."""
-    name = load_params().model
+    params = load_params()
+    name = params.model
     model_file = load_model_file(name)
     manifest = make_manifest(model_file)
     folder = find_model_folder(manifest["source"])
     source = source_name(manifest["source"])
     config = load_config(folder, source)
     if isinstance(model_file, HubModel) and model_file.config is not None:
-        check_config(model_file.config, folder / "config.json", f"models/{name}.yaml")
+        check_config(model_file.config, folder / "config.json", str(model_path(name)))
     check_quantization(config, model_file.quantization, source)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, tokenizer, source)
@@ -40,6 +43,11 @@ def main() -> None:
     tokenizer.save_pretrained(BASE_DIR)
     shutil.copyfile(folder / "config.json", BASE_DIR / "config.json")
     write_json(MANIFEST_PATH, manifest)
+    try:
+        try_model(model_file, params.sft, source)
+    except InputError:
+        shutil.rmtree(BASE_DIR)
+        raise
     size = sum(file["bytes"] for file in manifest["files"].values())
     log.info("%s: %d files, %.1f MB", name, len(manifest["files"]), size / 1e6)
 

@@ -1,6 +1,6 @@
 """Write down what the model and the data are, for whoever meets them without this project.
 
-Reads the metrics, artifacts/base/manifest.json, data/predictions/device.json and the raw rows'
+Reads the metrics, artifacts/base/manifest.json, data/predictions/sft_model.json and the raw rows'
 file. Writes reports/model_card.md and reports/data_card.md.
 """
 
@@ -11,7 +11,7 @@ from library.entry import run_main
 from library.files import hash_file, read_json, write_text
 from library.pages.cards import read_model_facts, render_card, render_data_card
 from library.params import load_params
-from library.paths import CLEANING_PATH, DEVICE_PATH, PROFILE_PATH
+from library.paths import CLEANING_PATH, PROFILE_PATH, answerer_path
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ def main() -> None:
     profile, cleaning = read_json(PROFILE_PATH), read_json(CLEANING_PATH)
     sha256 = hash_file(Path(params.data.path))
     write_text(
-        Path("reports/model_card.md"), render_card(facts, {"measured": read_json(DEVICE_PATH)})
+        Path("reports/model_card.md"),
+        render_card(facts, {"measured": read_json(answerer_path("sft"))}),
     )
     write_text(
         Path("reports/data_card.md"),

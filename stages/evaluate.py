@@ -1,8 +1,8 @@
 """Judge the tuned answers against the zero-shot ones and simple baselines. No model is loaded.
 
 Reads data/formatted/{test,train_sample,train}.jsonl, data/clean/rows.jsonl (whole contexts),
-data/predictions/ and the votes in data/votes/ with reports/review_key.json. Writes
-metrics/evaluation.json and data/predictions/scores.jsonl.
+data/predictions/, the votes in data/votes/ with reports/review_key.json, and what tells base model
+and adapter from others. Writes metrics/evaluation.json and data/predictions/scores.jsonl.
 """
 
 import logging
@@ -11,11 +11,14 @@ from typing import cast
 from library.corpus.words import tokenize
 from library.embed.similarity import embedding_cosine
 from library.entry import run_main
-from library.files import read_json, read_jsonl, write_json, write_jsonl
+from library.files import hash_file, read_json, read_jsonl, write_json, write_jsonl
 from library.params import load_params
 from library.paths import (
+    ADAPTER_DIR,
+    ADAPTER_WEIGHTS,
     CLEAN_ROWS_PATH,
     EVALUATION_PATH,
+    MANIFEST_PATH,
     REVIEW_KEY_PATH,
     SCORES_PATH,
     VOTES_DIR,
@@ -27,6 +30,7 @@ from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from library.verdict.scoring import (
     BASELINES,
     average,
+    check_answerers,
     judge,
     measure_overfitting,
     read_predictions,
@@ -48,6 +52,11 @@ def read_formatted(name: str) -> list[FormattedRow]:
 def main() -> None:
     """Score every row, and judge."""
     params = load_params().evaluate
+    check_answerers(
+        read_json(MANIFEST_PATH),
+        read_json(ADAPTER_DIR / "base.json"),
+        hash_file(ADAPTER_DIR / ADAPTER_WEIGHTS),
+    )
     test, trained = read_formatted("test"), read_formatted("train_sample")
     wanted = {row["id"] for row in [*test, *trained]}
     contexts = {

@@ -1,7 +1,7 @@
 """Ask the base model with the trained adapter the same questions, by the same code as zeroshot.
 
 Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/ and artifacts/adapter/. Writes
-data/predictions/: sft.jsonl, sft_train.jsonl.
+data/predictions/: sft.jsonl, sft_train.jsonl, sft_model.json (what gave them).
 """
 
 from library.entry import run_main
@@ -16,7 +16,7 @@ def main() -> None:
         "sft": session.answer("test", "sft"),
         "sft_train": session.answer("train_sample", "sft_train"),
     }
-    session.close(predictions)
+    session.close("sft", predictions)
 
 
 if __name__ == "__main__":

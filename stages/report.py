@@ -20,6 +20,7 @@ from library.pages.report import (
     Report,
     describe_data,
     describe_model,
+    describe_weights,
     give_verdict,
     make_case,
     render_html,
@@ -29,7 +30,6 @@ from library.pages.statements import memory_sentence, title
 from library.params import Params, load_model_file, load_params
 from library.paths import (
     CLEAN_ROWS_PATH,
-    DEVICE_PATH,
     EVALUATION_PATH,
     HISTORY_PATH,
     MANIFEST_PATH,
@@ -38,6 +38,7 @@ from library.paths import (
     SCORES_PATH,
     SPLITS_PATH,
     TEST_PATH,
+    answerer_path,
     predictions_path,
 )
 from library.records import SPLITS, SYSTEMS, FormattedRow, ScoredRow
@@ -50,13 +51,13 @@ log = logging.getLogger(__name__)
 
 def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) -> dict[str, str]:
     """What the numbers are about, by name: model, data, prompt, memory, …"""
-    device = read_json(DEVICE_PATH)
+    answerers = {system: read_json(answerer_path(system)) for system in SYSTEMS}
     quantization = load_model_file(params.model).quantization
     leaves_out = "" if with_passages else ", which leaves the passages out"
     return {
         "primary metric": title(params.evaluate.primary),
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
-        "weights": f"{quantization}, computed in {device['dtype']} on {device['device']}",
+        "weights": describe_weights(answerers, quantization),
         "data": describe_data(params.data.path, splits),
         "prompt": f"prompts/{params.format.prompt}.jinja{leaves_out}, {params.format.max_length} "
         f"tokens, {params.format.max_new_tokens} of them for the answer",

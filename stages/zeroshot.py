@@ -2,7 +2,7 @@
 
 The latter shows what it answers without reading. Reads data/formatted/{test,train_sample}.jsonl and
 artifacts/base/. Writes data/predictions/: zeroshot.jsonl, zeroshot_train.jsonl (the same of some
-train rows), no_context.jsonl (answers to the question alone), device.json (what computed them).
+train rows), no_context.jsonl (answers to the question alone), zeroshot_model.json (what gave them).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def main() -> None:
         "zeroshot_train": session.answer("train_sample", "zeroshot_train"),
         "no_context": session.answer_without_context("test", "no_context"),
     }
-    session.close(predictions, with_device=True)
+    session.close("zeroshot", predictions)
 
 
 if __name__ == "__main__":

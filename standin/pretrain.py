@@ -321,7 +321,7 @@ def train(recipe: Recipe, out_dir: Path, state_dir: Path) -> dict[str, Any]:
     tokenizer and card.
 
     The weights are written in bfloat16. Returns the card: steps, tokens, parameters, loss on
-    held-out answers in nats per token, and the hash that models/tiny.yaml is to name.
+    held-out answers in nats per token, and the hash that models/tiny/model.yaml is to name.
     """
     tokenizer = train_tokenizer(recipe)
     prompt = load_prompt(Path("prompts/answer.jinja"))

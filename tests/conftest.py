@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from library.files import write_json, write_jsonl, write_text
+from library.files import hash_base, hash_file, write_json, write_jsonl, write_text
 from standin.recipe import load_recipe
 from standin.sample_rows import short_rows
 
@@ -76,6 +76,20 @@ def copy_code(folder):
         )
 
 
+def copy_models(folder):
+    """Copy every model's model.yaml into a project folder, without any weights."""
+    for path in (ROOT / "models").glob("*/model.yaml"):
+        target = Path(folder) / "models" / path.parent.name
+        target.mkdir(parents=True)
+        shutil.copy(path, target)
+
+
+def link_model(model_dir):
+    """Make a model folder the one that `model: local` is, by links."""
+    for path in Path(model_dir).iterdir():
+        (Path("models/local") / path.name).symlink_to(path)
+
+
 def make_rows(count, seed=1):
     """Short rows in the reference shape, as a new project begins with."""
     return short_rows(count, seed)
@@ -86,10 +100,8 @@ def project(tmp_path, monkeypatch, tiny_dir):
     """A project folder with the shipped parameters, turned down, 24 short rows and the tiny model;
     the working directory.
     """
-    for folder in ("prompts", "models"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("tiny", "local")
-        )
+    shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
+    copy_models(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("rows.json").write_text(json.dumps(make_rows(24)))
@@ -110,8 +122,14 @@ def project(tmp_path, monkeypatch, tiny_dir):
         review__repeats=1,
         review__catch_trials=1,
     )
-    edit_yaml(Path("models/local.yaml"), path=str(tiny_dir))
+    link_model(tiny_dir)
     return tmp_path
+
+
+BASE = {
+    "source": {"path": "models/x"},
+    "files": {"model.safetensors": {"bytes": 1, "sha256": "ab"}},
+}
 
 
 @pytest.fixture
@@ -123,9 +141,7 @@ def judged(tmp_path, monkeypatch):
     that stand in every field.
     """
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(
-        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local")
-    )
+    copy_models(tmp_path)
     monkeypatch.chdir(tmp_path)
     edit_yaml("params.yaml", evaluate__draws=1000, format__passage_characters=50)
 
@@ -170,6 +186,9 @@ def judged(tmp_path, monkeypatch):
                 }
                 for row in formatted
             ]
+        adapter = Path("artifacts/adapter/adapter_model.safetensors")
+        write_text(adapter, "weights")
+        answerer = {"base": hash_base(BASE), "device": "CPU", "dtype": "float32"}
         split = {
             "rows": rows,
             "groups": rows,
@@ -192,8 +211,10 @@ def judged(tmp_path, monkeypatch):
         }.items():
             write_jsonl(Path(f"{path}.jsonl"), records)
         for path, value in {
-            "artifacts/base/manifest.json": {"source": {"path": "models/x"}, "files": {}},
-            "data/predictions/device.json": {"device": "CPU", "dtype": "float32"},
+            "artifacts/base/manifest.json": BASE,
+            "artifacts/adapter/base.json": BASE,
+            "data/predictions/zeroshot_model.json": answerer | {"adapter": None},
+            "data/predictions/sft_model.json": answerer | {"adapter": hash_file(adapter)},
             "reports/sft_memory.json": {
                 "device": "CPU",
                 "incidents": [],

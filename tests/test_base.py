@@ -6,23 +6,33 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import edit_yaml
+import torch
+from conftest import edit_yaml, make_rows
+from safetensors.torch import load_file, save_file
+from tokenizers.normalizers import Replace
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Model
 
 from commands.doctor import machine
+from library import files
 from library.errors import InputError
-from library.llm import manifest as manifest_module
+from library.files import hash_once, read_json
 from library.llm.base_checks import count_positions
-from library.llm.chat_template import find_markup, load_tokenizer
-from library.llm.manifest import check_manifest, hash_weights, make_manifest
-from library.params import load_model_file
+from library.llm.chat_template import find_markup, load_tokenizer, read_answer
+from library.llm.formatting import format_row
+from library.llm.loading import load_model
+from library.llm.manifest import check_manifest, make_manifest
+from library.llm.prompts import load_prompt
+from library.params import load_model_file, load_params
+from library.paths import BASE_DIR, prompt_path
 from stages import base
 
 
 @pytest.fixture
 def model(project, tiny_dir):
-    """A model folder of one's own, which models/local.yaml names."""
-    edit_yaml(Path("models/local.yaml"), path="mine")
-    return shutil.copytree(tiny_dir, project / "mine")
+    """The folder of the model `local`, with files that can be changed."""
+    for path in tiny_dir.iterdir():
+        (project / "models/local" / path.name).unlink()
+    return shutil.copytree(tiny_dir, project / "models/local", dirs_exist_ok=True)
 
 
 def edit_json(path, **values):
@@ -44,8 +54,8 @@ def test_a_model_as_save_pretrained_writes_it_passes(model):
 def test_files_of_an_adapter_beside_the_weights_are_refused(model):
     (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert refusal() == (
-        "mine: adapter_config.json would be loaded on top of its weights; if the adapter is merged "
-        "into them, rm mine/adapter_config.json"
+        "models/local: adapter_config.json would be loaded on top of its weights; if the adapter "
+        "is merged into them, rm models/local/adapter_config.json"
     )
 
 
@@ -53,7 +63,7 @@ def test_an_adapter_alone_is_no_model(model):
     (model / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (model / "model.safetensors").rename(model / "adapter_model.safetensors")
     assert refusal().startswith(
-        "mine: an adapter (adapter_config.json), not a model; name the base"
+        "models/local: an adapter (adapter_config.json), not a model; name the base"
     )
 
 
@@ -93,11 +103,14 @@ def test_a_config_that_would_load_as_something_else_is_refused(model, values, sa
 
 
 def test_4_bits_of_bitsandbytes_are_what_nf4_makes_and_not_what_none_asks_for(model):
-    four_bits = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    edit_json(model / "config.json", quantization_config=four_bits)
+    base.main()
+    quantized = load_model(BASE_DIR, "nf4")
+    (model / "model.safetensors").unlink()
+    quantized.save_pretrained(model)
+    assert read_json(model / "config.json")["quantization_config"]["load_in_4bit"]
     base.main()
     shutil.rmtree("artifacts/base")
-    edit_yaml(Path("models/local.yaml"), quantization="none")
+    edit_yaml(Path("models/local/model.yaml"), quantization="none")
     assert "set quantization: nf4" in refusal()
 
 
@@ -119,7 +132,7 @@ def test_a_file_that_came_after_base_is_refused(model):
 
 
 def test_other_weights_of_the_same_size_are_noticed_however_large(model, monkeypatch):
-    monkeypatch.setattr(manifest_module, "RECHECKED_BYTES", 1)
+    monkeypatch.setattr(files, "RECHECKED_BYTES", 1)
     manifest = make_manifest(load_model_file("local"))
     check_manifest(manifest, model)
     weights = model / "model.safetensors"
@@ -132,20 +145,18 @@ def test_other_weights_of_the_same_size_are_noticed_however_large(model, monkeyp
 
 
 def test_a_large_file_is_read_again_only_where_it_was_touched(model, monkeypatch):
-    monkeypatch.setattr(manifest_module, "RECHECKED_BYTES", 1)
+    monkeypatch.setattr(files, "RECHECKED_BYTES", 1)
     read = []
-    hash_file = manifest_module.hash_file
-    monkeypatch.setattr(
-        manifest_module, "hash_file", lambda path: (read.append(path), hash_file(path))[1]
-    )
+    hash_file = files.hash_file
+    monkeypatch.setattr(files, "hash_file", lambda path: (read.append(path), hash_file(path))[1])
     weights = model / "model.safetensors"
-    first = hash_weights(weights)
-    assert hash_weights(weights) == first
+    first = hash_once(weights)
+    assert hash_once(weights) == first
     assert len(read) == 1
     copy = weights.with_name("copy")
     shutil.copy(weights, copy)
     copy.replace(weights)
-    assert hash_weights(weights) == first
+    assert hash_once(weights) == first
     assert len(read) == 2
 
 
@@ -188,5 +199,126 @@ def test_the_doctor_says_that_the_weights_are_no_longer_those_that_base_saw(mode
     (model / "model.safetensors").write_bytes(weights)
     (finding,) = machine.check_hub()
     assert finding.level == "problem"
-    assert "mine/model.safetensors: changed since the base stage saw it" in finding.text
+    assert "models/local/model.safetensors: changed since the base stage saw it" in finding.text
     assert "dvc repro base --force" in finding.text
+
+
+def edit_weights(model, edit):
+    path = model / "model.safetensors"
+    weights = load_file(path)
+    edit(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (
+            lambda weights: weights.pop("model.layers.1.input_layernorm.weight"),
+            "1 of its weights are not in its files, such as model.layers.1.input_layernorm.weight",
+        ),
+        (  # with quantization: none transformers refuses it; with nf4 it loads
+            lambda weights: weights.update({"model.layers.0.mlp.up_proj.weight": torch.ones(3, 8)}),
+            "shapes cannot be multiplied",
+        ),
+        (
+            lambda weights: weights.update({"model.layers.9.mlp.up_proj.weight": torch.ones(3, 8)}),
+            "1 of its weights are of layers that config.json does not have",
+        ),
+    ],
+)
+def test_weights_that_would_be_filled_with_random_numbers_are_refused(model, edit, said):
+    edit_weights(model, edit)
+    assert said in refusal()
+
+
+def test_a_file_that_is_no_safetensors_is_refused_in_words(model):
+    (model / "model.safetensors").write_bytes(b"not a model" * 100)
+    assert refusal().startswith("models/local: can't be loaded: ")
+
+
+def test_a_template_that_changes_the_answer_is_refused(model):
+    path = model / "chat_template.jinja"
+    path.write_text(path.read_text().replace("content", "content | lower"))
+    assert "it is 4.5 mm (about" in refusal()
+
+
+def test_blanks_before_punctuation_are_read_as_they_were_written(model):
+    tokenizer = load_tokenizer(model)
+    tokenizer.clean_up_tokenization_spaces = True  # as Llama 3 has it
+    text = "The case is x = y , and they do n't say why ."
+    assert read_answer(tokenizer, tokenizer(text)["input_ids"]) == text
+
+
+def test_an_answer_that_the_tokenizer_can_not_write_is_rejected_by_format(model):
+    tokenizer = load_tokenizer(model)
+    tokenizer.backend_tokenizer.normalizer = Replace("µ", "u")
+    row = make_rows(1)[0] | {"id": "a", "place": "line 1", "contradicts": None}
+    params = load_params().format
+    template = load_prompt(prompt_path(params.prompt))
+    format_row(row | {"positive": "It is 5 um."}, "test", "g", tokenizer, template, params)
+    with pytest.raises(InputError, match=r"can't write its answer, which it reads as 'It is 5 um"):
+        format_row(row | {"positive": "It is 5 µm."}, "test", "g", tokenizer, template, params)
+
+
+def test_a_template_that_refuses_the_messages_is_refused_in_words(model):
+    (model / "chat_template.jinja").write_text("{{ raise_exception('System role not supported') }}")
+    assert refusal() == (
+        "models/local: the tokenizer's chat template does not take messages of system, user: "
+        "System role not supported"
+    )
+
+
+def test_a_model_whose_cache_changes_its_scores_is_refused(model, monkeypatch):
+    forward = Qwen2Model.forward
+
+    def forget_positions(self, input_ids=None, position_ids=None, **rest):
+        positions = torch.arange(input_ids.shape[1])[None]  # as if nothing had been read before
+        return forward(self, input_ids=input_ids, position_ids=positions, **rest)
+
+    monkeypatch.setattr(Qwen2Model, "forward", forget_positions)
+    assert "scores an answer otherwise with the cache than without" in refusal()
+
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "pad_token_id": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        ("granite", {"logits_scaling": 8.0, "attention_multiplier": 0.1}, None),
+        ("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 16}, None),
+        ("gemma2", {"query_pre_attn_scalar": 16}, "does not support an attention implementation"),
+        (
+            "lfm2",
+            {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16},
+            "Lfm2ForCausalLM can't be asked or scored",
+        ),
+    ],
+)
+def test_an_architecture_passes_or_is_refused_in_words(model, kind, values, said):
+    tokenizer = load_tokenizer(model)
+    (model / "model.safetensors").unlink()
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **SMALL, **values)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    edit_yaml(Path("models/local/model.yaml"), quantization="none")
+    if said is None:
+        base.main()
+    else:
+        assert said in refusal()
+
+
+def test_where_the_model_does_not_fit_base_says_that_it_was_not_tried(model, monkeypatch, caplog):
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.001")
+    with caplog.at_level("INFO"):
+        base.main()
+    assert "models/local was not tried, since it can't answer here" in caplog.text

@@ -208,11 +208,11 @@ def test_metrics_are_a_runs_own_only_where_the_whole_lock_is_of_one_run():
         **LOCK,
         "sft": {
             **LOCK["sft"],
-            "params": {**LOCK["sft"]["params"], "models/tiny.yaml": {"quantization": "nf4"}},
+            "params": {**LOCK["sft"]["params"], "models/tiny/model.yaml": {"quantization": "nf4"}},
         },
     }
-    assert is_consistent(loaded, params | {"models/tiny.yaml:quantization": "nf4"})
-    assert not is_consistent(loaded, params | {"models/tiny.yaml:quantization": "none"})
+    assert is_consistent(loaded, params | {"models/tiny/model.yaml:quantization": "nf4"})
+    assert not is_consistent(loaded, params | {"models/tiny/model.yaml:quantization": "none"})
 
 
 def run(*command):

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml, make_rows
+from conftest import ROOT, copy_models, edit_yaml, make_rows
 
 from commands.doctor import environment, machine, repository
 from commands.doctor.__main__ import examine
@@ -310,9 +310,7 @@ def test_the_data_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
 def test_a_parameter_out_of_range_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(
-        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local")
-    )
+    copy_models(tmp_path)
     assert levels(repository.check_params) == ["ok"]
     edit_yaml("params.yaml", sft__learning_rate=-1)
     (finding,) = repository.check_params()
@@ -432,9 +430,7 @@ def test_rows_that_are_not_there_come_back_the_way_that_there_is(repo):
 def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(
-        ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("tiny", "local")
-    )
+    copy_models(tmp_path)
     edit_yaml("params.yaml", model="qwen2.5-0.5b-instruct")
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.5")
     (finding,) = machine.check_memory()
@@ -446,7 +442,8 @@ def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):
 def test_a_hub_model_that_is_nowhere_is_a_problem_only_where_the_hub_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("local"))
+    copy_models(tmp_path)
+    shutil.copytree(ROOT / "models/tiny", tmp_path / "models/tiny", dirs_exist_ok=True)
     # the embedded model; conftest has the hub switched off
     assert levels(machine.check_hub) == ["ok"]
     edit_yaml("params.yaml", model="local")

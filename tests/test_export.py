@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, edit_yaml, link_model
 from markdown_it import MarkdownIt
 from peft import PeftModel
 from ruamel.yaml import YAML
@@ -51,7 +51,9 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         model_dir / "generation_config.json",
         {"do_sample": True, "eos_token_id": 2, "temperature": 0.7, "repetition_penalty": 1.1},
     )
-    edit_yaml("models/local.yaml", path=str(model_dir))
+    for path in model_dir.iterdir():
+        (project / "models/local" / path.name).unlink(missing_ok=True)
+    link_model(model_dir)
     edit_yaml(
         "params.yaml",
         sft__learning_rate=0.05,

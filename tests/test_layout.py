@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, copy_code
+from conftest import ROOT, copy_code, copy_models
 from ruamel.yaml import YAML
 
 from library import imports
@@ -96,8 +96,9 @@ def recorded(tmp_path, monkeypatch):
     copy_code(".")
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, name)
-    for name in ("models", "prompts", "data/votes"):
-        shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("tiny", "local"))
+    copy_models(".")
+    for name in ("prompts", "data/votes"):
+        shutil.copytree(ROOT / name, name)
     data = load_params().data.path
     for stage in DVC["stages"].values():
         metrics = [name for entry in stage.get("metrics", []) for name in entry]
@@ -127,7 +128,22 @@ def test_an_edit_runs_again_only_the_stages_whose_output_could_change(recorded):
     explain(Path("library/llm/trainer.py"))
     assert recorded() == {"report", "clean", "profile", "sft"}
     explain(Path("library/llm/generation.py"))
-    assert recorded() == {"report", "clean", "profile", "sft", "zeroshot", "predict"}
+    every = {
+        "report",
+        "clean",
+        "profile",
+        "sft",
+        "zeroshot",
+        "predict",
+        "base",
+    }  # base tries it out
+    assert recorded() == every
+
+
+def test_other_weights_of_a_local_model_begin_with_base_again(recorded):
+    assert recorded() == set()
+    Path("models/tiny/model.safetensors").write_bytes(b"other weights")
+    assert recorded() == {"base"}
 
 
 def test_an_edit_keeps_a_killed_runs_checkpoint_unless_its_result_could_change(

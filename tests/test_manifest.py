@@ -53,7 +53,7 @@ def test_a_half_downloaded_hub_model_is_an_error_after_base_too(hub_cache):
 
 def test_a_local_folder_is_checked_for_its_files_and_hash(tmp_path, tiny_dir):
     folder = shutil.copytree(tiny_dir, tmp_path / "model")
-    model = LocalModel(path=str(folder), sha256=None, **SETTINGS)
+    model = LocalModel(folder=str(folder), sha256=None, **SETTINGS)
     digest = make_manifest(model)["files"]["model.safetensors"]["sha256"]
     make_manifest(model.model_copy(update={"sha256": digest}))
     with pytest.raises(
@@ -64,12 +64,12 @@ def test_a_local_folder_is_checked_for_its_files_and_hash(tmp_path, tiny_dir):
     with pytest.raises(InputError, match=r"no model\.safetensors"):
         make_manifest(model)
     with pytest.raises(InputError, match="no such folder"):
-        make_manifest(model.model_copy(update={"path": str(tmp_path / "absent")}))
+        make_manifest(model.model_copy(update={"folder": str(tmp_path / "absent")}))
 
 
 def test_a_file_that_changed_since_is_refused(tmp_path, tiny_dir):
     folder = shutil.copytree(tiny_dir, tmp_path / "model")
-    manifest = make_manifest(LocalModel(path=str(folder), sha256=None, **SETTINGS))
+    manifest = make_manifest(LocalModel(folder=str(folder), sha256=None, **SETTINGS))
     check_manifest(manifest, folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1

@@ -6,7 +6,7 @@ from conftest import ROOT, edit_yaml
 
 from library.errors import InputError
 from library.llm.prompts import load_prompt
-from library.params import HubModel, load_model_file, load_params
+from library.params import HubModel, list_models, load_model_file, load_params
 from standin.recipe import load_recipe
 
 
@@ -17,7 +17,7 @@ def params_path(tmp_path):
 
 def test_every_shipped_file_is_valid():
     params = load_params(ROOT / "params.yaml")
-    names = {path.stem for path in (ROOT / "models").glob("*.yaml")}
+    names = set(list_models(ROOT / "models"))
     assert names == {
         "tiny",
         "local",
@@ -83,17 +83,18 @@ def test_a_missing_parameter_and_a_file_that_is_not_yaml_are_errors(params_path)
 
 
 def test_a_model_file_that_does_not_exist_is_an_error_that_lists_those_that_do(tmp_path):
-    shutil.copy(ROOT / "models/local.yaml", tmp_path)
-    with pytest.raises(InputError, match=r"model: .*gpt\.yaml does not exist; there are: local"):
+    shutil.copytree(ROOT / "models/local", tmp_path / "local")
+    with pytest.raises(
+        InputError, match=r"model: .*gpt/model\.yaml does not exist; there are: local"
+    ):
         load_model_file("gpt", tmp_path)
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "7ae5576"])
 def test_a_branch_tag_or_short_commit_is_refused(tmp_path, revision):
-    path = tmp_path / "hub.yaml"
-    shutil.copy(ROOT / "models/qwen2.5-0.5b-instruct.yaml", path)
+    path = shutil.copytree(ROOT / "models/qwen2.5-0.5b-instruct", tmp_path / "hub") / "model.yaml"
     edit_yaml(path, revision=revision)
-    with pytest.raises(InputError, match=rf"hub\.yaml: revision: .*'{revision}'"):
+    with pytest.raises(InputError, match=rf"hub/model\.yaml: revision: .*'{revision}'"):
         load_model_file("hub", tmp_path)
 
 

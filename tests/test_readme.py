@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml, make_rows
+from conftest import ROOT, edit_yaml, link_model, make_rows
 
 NOT_RUN = {
     "git clone REPOSITORY && cd REPOSITORY": "the folder that this test makes is the clone",
@@ -80,7 +80,7 @@ def clone(tmp_path, monkeypatch, tiny_dir):
     Path("data/raw").mkdir()
     Path("data/raw/small.json").write_text(json.dumps(make_rows(24)))
     Path("context.txt").write_text(make_rows(24)[0]["anchor"])
-    edit_yaml("models/local.yaml", path=str(tiny_dir))
+    link_model(tiny_dir)
     edit_yaml(
         "params.yaml",
         model="local",

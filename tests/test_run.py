@@ -119,7 +119,7 @@ stages:
     cmd: "{python} -m stages.copy"
     params:
       - sft
-      - models/${{model}}.yaml:
+      - models/${{model}}/model.yaml:
     deps: ["${{data.path}}", votes]
     outs: [out.txt]
 """
@@ -146,11 +146,11 @@ def pipeline(tmp_path, monkeypatch):
         "stages/copy.py": STAGE,
         "dvc.yaml": PIPELINE.format(python=sys.executable),
         "params.yaml": "model: m\ndata: {path: rows.json}\nsft: {lr: 1}\nevaluate: {draws: 1}\n",
-        "models/m.yaml": "path: a\n",
+        "models/m/model.yaml": "path: a\n",
         "rows.json": "rows",
         "votes/old.json": "x",
     }.items():
-        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
 
 
@@ -162,7 +162,7 @@ def pipeline(tmp_path, monkeypatch):
         (lambda: Path("votes/late.json").write_text("x"), "votes/late.json"),
         (lambda: Path("votes/old.json").unlink(), "votes/old.json"),
         (lambda: edit_yaml("params.yaml", sft__lr=2), "params.yaml: sft.lr"),
-        (lambda: edit_yaml("models/m.yaml", path="b"), "models/m.yaml: path"),
+        (lambda: edit_yaml("models/m/model.yaml", path="b"), "models/m/model.yaml: path"),
         (lambda: edit_yaml("params.yaml", evaluate__draws=2), None),  # no parameter of this stage
     ],
 )

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, copy_models, edit_yaml
 from ruamel.yaml import YAML
 
 from commands.sweep import study as study_module
@@ -95,8 +95,8 @@ def run(*command, **kwargs):
 def template(tmp_path_factory):
     """A Git and DVC repository whose pipeline has run once."""
     folder = tmp_path_factory.mktemp("repository")
-    for name in ("prompts", "models"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("tiny", "local"))
+    shutil.copytree(ROOT / "prompts", folder / "prompts")
+    copy_models(folder)
     shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -448,7 +448,7 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
         ({"sft.lora.r": {"type": "choice", "values": [8, 8]}}, "a value stands twice"),
         (
             {"model": {"type": "choice", "values": ["tiny", "huge"]}},
-            r"parameters\.model: models/huge\.yaml does not exist",
+            r"parameters\.model: models/huge/model\.yaml does not exist",
         ),
         (
             {"format.prompt": {"type": "choice", "values": ["rude"]}},

@@ -146,7 +146,12 @@ def check_hub() -> Iterator[Finding]:
 
     from library.errors import InputError
     from library.files import read_json
-    from library.llm.manifest import IncompleteModelError, check_manifest, find_model_folder
+    from library.llm.manifest import (
+        IncompleteModelError,
+        check_manifest,
+        find_model_folder,
+        model_source,
+    )
     from library.params import HubModel, load_model_file, load_params
     from library.paths import MANIFEST_PATH
 
@@ -158,10 +163,7 @@ def check_hub() -> Iterator[Finding]:
         answer = f"{ENDPOINT} answers"
     elif HF_HUB_OFFLINE:
         answer = f"{ENDPOINT} is not asked: HF_HUB_OFFLINE"
-    if isinstance(model, HubModel):
-        source = {"id": model.id, "revision": model.revision}
-    else:
-        source = {"path": model.path}
+    source = model_source(model)
     try:
         folder = find_model_folder(source)
         manifest = read_json(MANIFEST_PATH) if MANIFEST_PATH.is_file() else {}
@@ -169,7 +171,7 @@ def check_hub() -> Iterator[Finding]:
             check_manifest(manifest, folder)
     except IncompleteModelError as error:
         if not isinstance(model, HubModel):
-            yield Finding("problem", "model", str(error), f"edit path in models/{name}.yaml")
+            yield Finding("problem", "model", str(error), f"ln -s /path/to/model/* models/{name}/")
         elif reachable:
             yield Finding(
                 "note", "model", f"{model.id} is not in the hub's cache; {answer}", "dvc repro base"

@@ -102,7 +102,7 @@ def _check_value(params: Mapping[str, Any], name: str, value: Any) -> str | None
         problem = error.errors()[0]
         return f"{problem['msg']}, got {value!r}"
     except InputError:
-        return f"models/{value}.yaml does not exist"
+        return f"models/{value}/model.yaml does not exist"
     if name == "format.prompt" and not prompt_path(str(value)).is_file():
         return f"prompts/{value}.jinja does not exist"
     return None

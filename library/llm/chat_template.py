@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from library.errors import InputError
@@ -63,12 +64,35 @@ def find_markup(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str
     return None
 
 
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+) -> list[int]:
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=False,
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(
+            f"the tokenizer's chat template does not take messages of {roles}: {error}"
+        ) from error
+    return [int(token) for token in ids]
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the messages up to where the model's answer begins."""
-    ids = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return [int(token) for token in ids]
+    return _apply(tokenizer, messages, add_generation_prompt=True)
+
+
+def read_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of an answer's token ids, its blanks as they are: Llama 3's tokenizer would take the
+    one before a comma.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text).strip()
 
 
 def hash_ids(ids: Sequence[int]) -> str:
@@ -86,11 +110,8 @@ def prompt_completion_ids(
     answer with that token.
     """
     prompt = prompt_ids(tokenizer, messages)
-    turns = [*messages, {"role": "assistant", "content": answer}]
-    ids = [
-        int(token)
-        for token in tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    ]
+    turns: list[Message] = [*messages, {"role": "assistant", "content": answer}]
+    ids = _apply(tokenizer, turns, add_generation_prompt=False)
     if ids[: len(prompt)] != prompt:
         raise InputError(
             "the tokenizer's chat template changes the prompt once an answer follows it"

@@ -1,5 +1,6 @@
 """A clean row as the model is asked it, within the budget of tokens."""
 
+import textwrap
 from collections.abc import Sequence
 from statistics import mean
 
@@ -7,7 +8,13 @@ from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 from library.errors import InputError
-from library.llm.chat_template import find_markup, hash_ids, prompt_completion_ids, prompt_ids
+from library.llm.chat_template import (
+    find_markup,
+    hash_ids,
+    prompt_completion_ids,
+    prompt_ids,
+    read_answer,
+)
 from library.llm.prompts import build_messages, build_prompt
 from library.params import FormatParams
 from library.records import CleanRow, FormattedRow
@@ -35,7 +42,13 @@ def format_row(
     if markup is not None:
         raise InputError(f"a text holds the tokenizer's markup {markup!r}")
     bare = build_messages(template, [], "")
-    answer_tokens = len(prompt_completion_ids(tokenizer, bare, row["positive"])[1])
+    answer = prompt_completion_ids(tokenizer, bare, row["positive"])[1]
+    answer_tokens = len(answer)
+    if (read := read_answer(tokenizer, answer)) != row["positive"].strip():
+        raise InputError(
+            "the model's tokenizer can't write its answer, which it reads as "
+            f"{textwrap.shorten(read, 60, placeholder=' …')!r}"
+        )
     negative_tokens = 0
     if row["negative"]:
         negative_tokens = len(prompt_completion_ids(tokenizer, bare, row["negative"])[1])

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from library.llm.batching import Batching, pad, run_batches
+from library.llm.chat_template import read_answer
 from library.llm.sharding import takes_same_steps
 from library.records import Answer
 
@@ -39,7 +40,7 @@ def generate_answers(
             end = next((i for i, token in enumerate(output) if token in ends), None)
             answers.append(
                 {
-                    "prediction": tokenizer.decode(output[:end], skip_special_tokens=True).strip(),
+                    "prediction": read_answer(tokenizer, output[:end]),
                     "finish_reason": "length" if end is None else "stop",
                     "generated_tokens": len(output) if end is None else end + 1,
                 }

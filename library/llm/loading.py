@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -23,7 +24,7 @@ from library.errors import InputError
 from library.files import read_json
 from library.llm.chat_template import load_tokenizer
 from library.llm.devices import lacks_bfloat16, pick_attention, pick_device, pick_dtype
-from library.llm.manifest import check_manifest, find_model_folder
+from library.llm.manifest import check_manifest, find_model_folder, source_name
 from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
 from library.llm.patches import keep_weights_unpacked, repeat_key_value_heads
 from library.llm.sharding import find_sharding, shard_layers
@@ -68,6 +69,47 @@ def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
+def _read_weights(
+    folder: Path,
+    name: str,
+    advice: str,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """Load the weights of the model `name` to a device.
+
+    Raises InputError where they don't fit (with `advice`), can't be read, or are not exactly those
+    that config.json asks for: transformers fills missing weights with random numbers, and, when it
+    quantizes, weights of another shape too.
+    """
+    own = pick_device()
+    try:
+        with explain_out_of_memory(own, advice):
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=pick_dtype(own),
+                quantization_config=quantization,
+                device_map={"": device},
+                attn_implementation=pick_attention(own),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{name}: can't be loaded: {reason}") from error
+    unexpected = [key for key in found["unexpected_keys"] if ".layers." in key]
+    for keys, fault in (
+        (found["missing_keys"], "not in its files"),
+        (found["mismatched_keys"], "of another shape than config.json says"),
+        (unexpected, "of layers that config.json does not have"),
+    ):
+        if keys:
+            first = min(key if isinstance(key, str) else key[0] for key in keys)
+            raise InputError(f"{name}: {len(keys)} of its weights are {fault}, such as {first}")
+    return cast(PreTrainedModel, model)
+
+
 def load_model(
     base_dir: Path,
     quantization: Literal["nf4", "none"],
@@ -98,18 +140,13 @@ def load_model(
         # FSDP takes floating-point types alone
         bnb_4bit_quant_storage=dtype if sharded else torch.uint8,
     )
-    with explain_out_of_memory(
-        device, "choose a smaller model, or set FSDP=offload in the environment"
-    ):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            quantization_config=config if quantization == "nf4" else None,
-            device_map={"": torch.device("cpu") if sharded else device},
-            attn_implementation=pick_attention(device),
-        )
+    model = _read_weights(
+        folder,
+        source_name(manifest["source"]),
+        "choose a smaller model, or set FSDP=offload in the environment",
+        torch.device("cpu") if sharded else device,
+        config if quantization == "nf4" else None,
+    )
     keep_weights_unpacked(model)
     model.generation_config = greedy_config(model, load_tokenizer(base_dir))
     if adapter_dir is not None:
@@ -128,18 +165,12 @@ def load_merged(folder: Path) -> PreTrainedModel:
     device = pick_device()
     if lacks_bfloat16(device):
         repeat_key_value_heads()
-    with explain_out_of_memory(
-        device,
+    model = _read_weights(
+        folder,
+        str(folder),
         "it is not quantized: set CUDA_VISIBLE_DEVICES to nothing, and it is asked on the CPU",
-    ):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=pick_dtype(device),
-            device_map={"": device},
-            attn_implementation=pick_attention(device),
-        )
+        device,
+    )
     model.generation_config = greedy_config(model, load_tokenizer(folder))
     model.eval()
     return cast(PreTrainedModel, model)

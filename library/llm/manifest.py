@@ -8,7 +8,6 @@ manifest.
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from library.errors import InputError
-from library.files import hash_file, read_json, write_json
+from library.files import hash_once
 from library.params import HubModel, LocalModel
-from library.paths import CHECKPOINTS_DIR
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +24,6 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-RECHECKED_BYTES = 64 * 2**20  # up to here a file is read each time, not only where it has moved
-HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"
 
 
 class IncompleteModelError(InputError):
@@ -48,9 +44,7 @@ def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path
     if "path" in source:
         folder = Path(source["path"])
         if not folder.is_dir():
-            raise IncompleteModelError(
-                f"{folder}: no such folder (path in the file that `model` names under models/)"
-            )
+            raise IncompleteModelError(f"{folder}: no such folder")
         check_model_files(folder, str(folder))
         return folder
     name = source_name(source)
@@ -115,16 +109,19 @@ def check_model_files(folder: Path, name: str) -> None:
             raise IncompleteModelError(f"{name}: no {file}{hint}")
 
 
+def model_source(model: HubModel | LocalModel) -> dict[str, str]:
+    """Where a base model comes from, as its manifest says it."""
+    if isinstance(model, HubModel):
+        return {"id": model.id, "revision": model.revision}
+    return {"path": model.folder}
+
+
 def make_manifest(model: HubModel | LocalModel) -> dict[str, Any]:
     """What the base model is made of; one of a hub that is not here yet is downloaded."""
-    source = (
-        {"id": model.id, "revision": model.revision}
-        if isinstance(model, HubModel)
-        else {"path": Path(model.path).as_posix()}
-    )
+    source = model_source(model)
     folder = find_model_folder(source, download=True)
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": hash_weights(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": hash_once(folder / name)}
         for name in list_model_files(folder)
     }
     expected = model.sha256 if isinstance(model, LocalModel) else None
@@ -136,26 +133,6 @@ def make_manifest(model: HubModel | LocalModel) -> dict[str, Any]:
 def list_model_files(folder: Path) -> list[str]:
     """The names of the files that a model is made of."""
     return sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
-
-
-def hash_weights(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits.
-
-    A large one is read again only where its size, times or inode are others than when this machine
-    hashed it last: gigabytes are not read at every start.
-    """
-    before = path.stat()
-    if before.st_size <= RECHECKED_BYTES:
-        return hash_file(path)
-    look = [before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino]
-    known: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):
-        known = read_json(HASHES_PATH)
-    key = str(path.resolve())
-    if known.get(key, {}).get("look") != look:
-        known[key] = {"look": look, "sha256": hash_file(path)}
-        write_json(HASHES_PATH, known)
-    return str(known[key]["sha256"])
 
 
 def check_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
@@ -170,6 +147,6 @@ def check_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
         if (
             not path.is_file()
             or path.stat().st_size != expected["bytes"]
-            or hash_weights(path) != expected["sha256"]
+            or hash_once(path) != expected["sha256"]
         ):
             raise InputError(f"{path}: changed {remedy}")

@@ -9,7 +9,7 @@ from typing import Any, cast
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from library.files import read_jsonl, write_json, write_jsonl
+from library.files import hash_base, hash_file, read_json, read_jsonl, write_json, write_jsonl
 from library.llm.answering import answer_questions, answer_rows
 from library.llm.batching import Batching
 from library.llm.chat_template import load_tokenizer
@@ -19,8 +19,15 @@ from library.llm.loading import load_model
 from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
 from library.llm.processes import start_processes
 from library.params import load_model_file, load_params
-from library.paths import BASE_DIR, DEVICE_PATH, formatted_path, predictions_path
-from library.records import FormattedRow, Prediction, QuestionAnswer
+from library.paths import (
+    ADAPTER_WEIGHTS,
+    BASE_DIR,
+    MANIFEST_PATH,
+    answerer_path,
+    formatted_path,
+    predictions_path,
+)
+from library.records import Answerer, FormattedRow, Prediction, QuestionAnswer
 
 ASKED = ("test", "train_sample")  # every test row and, so that over-fitting shows, some train rows
 
@@ -36,6 +43,7 @@ class AnsweringSession:
     max_new_tokens: int
     batching: Batching
     kept_dir: Path
+    answerer: Answerer
 
     def answer(self, split: str, name: str) -> list[Prediction]:
         """Answers to a split's rows, with likelihoods; `name` is the system's, for progress."""
@@ -49,19 +57,15 @@ class AnsweringSession:
             self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
         )
 
-    def close(
-        self, predictions: Mapping[str, Sequence[Mapping[str, Any]]], with_device: bool = False
-    ) -> None:
-        """Write predictions by name and, if asked for, what computed them; forget the progress.
+    def close(self, system: str, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Write predictions by name, and what gave them; forget the progress.
 
         The main process does; the others wait for it.
         """
         if self.state.is_main_process:
             for name, records in predictions.items():
                 write_jsonl(predictions_path(name), records)
-            if with_device:
-                dtype = str(self.model.dtype).removeprefix("torch.")
-                write_json(DEVICE_PATH, {"device": device_name(self.model.device), "dtype": dtype})
+            write_json(answerer_path(system), self.answerer)
             shutil.rmtree(self.kept_dir)
         self.state.wait_for_everyone()
 
@@ -86,12 +90,19 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in every)
     settings = make_settings(model_file, params.sft, pick_device().type)
     tokens = plan_answering(BASE_DIR, settings, LongestLengths(longest, limit))
+    model = load_model(BASE_DIR, model_file.quantization, adapter_dir)
     return AnsweringSession(
         state=state,
-        model=load_model(BASE_DIR, model_file.quantization, adapter_dir),
+        model=model,
         tokenizer=load_tokenizer(BASE_DIR),
         rows=rows,
         max_new_tokens=limit,
         batching=Batching(tokens, kept_dir),
         kept_dir=kept_dir,
+        answerer={
+            "base": hash_base(read_json(MANIFEST_PATH)),
+            "adapter": None if adapter_dir is None else hash_file(adapter_dir / ADAPTER_WEIGHTS),
+            "device": device_name(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
     )

@@ -25,7 +25,7 @@ from library.pages.statements import (
     title,
     votes_statement,
 )
-from library.records import FormattedRow, ScoredRow
+from library.records import Answerer, FormattedRow, ScoredRow
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
@@ -109,6 +109,16 @@ def give_verdict(metrics: Mapping[str, Any], primary: str, confidence: float) ->
 def describe_model(source: Mapping[str, str]) -> str:
     """The base model by what its manifest says of its source."""
     return f"{source['id']} at {source['revision']}" if "id" in source else source["path"]
+
+
+def describe_weights(answerers: Mapping[str, Answerer], quantization: str) -> str:
+    """Which weights were asked, and what computed the answers, of each system where they differ."""
+    tuned, untuned = answerers["sft"], answerers["zeroshot"]
+    computed = f"computed in {tuned['dtype']} on {tuned['device']}"
+    other = f"{untuned['dtype']} on {untuned['device']}"
+    if not computed.endswith(other):
+        computed += f"; the zero-shot answers in {other}, so part of a difference can be rounding"
+    return f"{quantization}, {computed}; SHA-256 of the base's files begins {tuned['base'][:12]}"
 
 
 def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]]) -> str:

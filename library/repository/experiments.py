@@ -22,7 +22,6 @@ from library.paths import (
     PARAMS_PATH,
     SCORES_PATH,
     TEST_PATH,
-    model_path,
 )
 from library.records import ScoredRow
 from library.repository.client import find_cache_dir, read_git
@@ -65,8 +64,10 @@ def read_run(name: str, revision: Revision) -> Run | None:
         return None
     yaml = YAML(typ="safe", pure=True)
     params = flatten(yaml.load(text))
-    path = model_path(str(params.get("model"))).as_posix()
-    known = params | flatten(yaml.load(revision.text(path) or "{}"), f"{path}:")
+    known = params
+    for path in {path for stage in stages.values() for path in stage.get("params", {})}:
+        if path != str(PARAMS_PATH):
+            known |= flatten(yaml.load(revision.text(path) or "{}"), f"{path}:")
 
     def find(stage: str, kind: str, path: Path) -> tuple[str | None, Path | None]:
         """The hash that a stage has of a file, and where the cache has that."""

@@ -7,12 +7,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 from library.errors import InputError
-from library.files import read_jsonl
+from library.files import hash_base, read_json, read_jsonl
 from library.params import EvaluateParams
-from library.records import SFT, SYSTEMS, ZEROSHOT, FormattedRow, Prediction, ScoredRow
+from library.paths import ADAPTER_DIR, MANIFEST_PATH, answerer_path
+from library.records import SFT, SYSTEMS, ZEROSHOT, Answerer, FormattedRow, Prediction, ScoredRow
 from library.verdict.metrics import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -51,6 +52,33 @@ def read_predictions(
                 "`dvc repro`"
             )
     return records
+
+
+def check_answerers(
+    manifest: Mapping[str, Any], adapter_base: Mapping[str, Any], adapter: str
+) -> None:
+    """Raise InputError unless both systems' answers are of one base model, the fine-tuned ones with
+    this adapter, and that was trained on it.
+
+    `manifest` is the base model's, `adapter_base` the one that the adapter was trained on,
+    `adapter` the SHA-256 of its weights.
+    """
+    base = hash_base(manifest)
+    if hash_base(adapter_base) != base:
+        raise InputError(
+            f"{ADAPTER_DIR}: trained on the base {hash_base(adapter_base)[:12]}, {MANIFEST_PATH} "
+            f"says {base[:12]}; run `dvc repro`"
+        )
+    for system, expected in ((ZEROSHOT, None), (SFT, adapter)):
+        path = answerer_path(system)
+        answerer = cast(Answerer, read_json(path))
+        if answerer["base"] != base:
+            raise InputError(
+                f"{path}: its answers are of the base {answerer['base'][:12]}, {MANIFEST_PATH} "
+                f"says {base[:12]}; run `dvc repro`"
+            )
+        if answerer["adapter"] != expected:
+            raise InputError(f"{path}: its answers are not of {ADAPTER_DIR}; run `dvc repro`")
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:

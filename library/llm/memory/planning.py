@@ -30,8 +30,15 @@ from library.llm.memory.misfit import (
 )
 from library.llm.processes import processes
 from library.llm.sharding import find_sharding, held_and_gathered_layers
-from library.params import FormatParams, HubModel, LocalModel, ModelFile, SftParams, load_model_file
-from library.paths import MODELS_DIR
+from library.params import (
+    FormatParams,
+    HubModel,
+    LocalModel,
+    ModelFile,
+    SftParams,
+    list_models,
+    load_model_file,
+)
 from library.records import FormattedRow
 from library.units import gib
 
@@ -144,7 +151,7 @@ def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | N
         if model_file.config is None:
             return None
         return measure_sizes(AutoConfig.for_model(**model_file.config.model_dump()), adapter)
-    folder = Path(model_file.path)
+    folder = Path(model_file.folder)
     return read_sizes(folder, adapter) if (folder / "config.json").is_file() else None
 
 
@@ -290,12 +297,12 @@ def _training_alternatives(
 
 
 def _smaller_models(sizes: Sizes, adapter: Adapter) -> Iterator[tuple[str, HubModel, Sizes]]:
-    for path in sorted(MODELS_DIR.glob("*.yaml")):
-        model_file = load_model_file(path.stem)
+    for name in list_models():
+        model_file = load_model_file(name)
         if isinstance(model_file, HubModel):
             other = load_sizes(model_file, adapter)
             if other is not None and other.linear + other.other < sizes.linear + sizes.other:
-                yield path.stem, model_file, other
+                yield name, model_file, other
 
 
 def plan_answering(config_dir: Path, settings: ComputeSettings, longest: LongestLengths) -> int:

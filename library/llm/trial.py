@@ -1,0 +1,101 @@
+"""Try a base model on one row, as the stages will use it, before anything takes hours."""
+
+import logging
+
+import torch
+from transformers import PreTrainedModel
+
+from library.errors import InputError
+from library.llm.chat_template import load_tokenizer, prompt_completion_ids, read_answer
+from library.llm.devices import pick_device
+from library.llm.generation import generate_answers
+from library.llm.likelihoods import MOST_DIFFERENCE, score_completions
+from library.llm.loading import load_model
+from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
+from library.params import HubModel, LocalModel, SftParams
+from library.paths import BASE_DIR
+from library.records import Message
+
+log = logging.getLogger(__name__)
+
+CONTEXT = (
+    "The lid (12) turns on two hinges (14, 16) of brass or nylon.\n\nEach is 4.5 mm thick; a pin "
+    "of 1.25 mm holds it. At more than 90 degrees, the lid locks."
+)
+QUESTION = "How thick is each hinge, and what holds it?"
+ANSWER = 'It is 4.5 mm (about 3/16 in.); a pin of 1.25 mm holds it: "No screws", at 0-90%.'
+NEW_TOKENS = 8
+ROUNDINGS = (
+    16  # of the computing type, that may lie between a log-likelihood with and without cache
+)
+
+
+def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> None:
+    """Ask the model of BASE_DIR, score an answer with and without the cache, and read it back.
+
+    Raises InputError, in the name of the model, for whatever of it fails. Where the model does not
+    fit on this machine, that is logged, and nothing is tried: base may run where nothing else does.
+    """
+    tokenizer = load_tokenizer(BASE_DIR)
+    try:
+        pairs = [
+            prompt_completion_ids(tokenizer, _messages(context), ANSWER)
+            for context in (CONTEXT, "")
+        ]
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    read = read_answer(tokenizer, pairs[0][1])
+    if read != ANSWER:
+        raise InputError(
+            f"{name}: its chat template or tokenizer changes what an answer says: {ANSWER!r} comes "
+            f"back as {read!r}"
+        )
+    longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    try:
+        settings = make_settings(model_file, sft, pick_device().type)
+        plan_answering(BASE_DIR, settings, LongestLengths(longest, NEW_TOKENS))
+    except InputError as error:
+        log.warning("%s was not tried, since it can't answer here: %s", name, error)
+        return
+    model = load_model(BASE_DIR, model_file.quantization)
+    try:
+        generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS)
+        (cached,) = score_completions(model, tokenizer, [pairs])
+        uncached = [_score(model, prompt, answer) for prompt, answer in pairs]
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(
+            f"{name}: {type(model).__name__} can't be asked or scored: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    off = max(
+        abs(one - other) / len(answer)
+        for one, other, (_, answer) in zip(cached, uncached, pairs, strict=True)
+    )
+    log.info("%s: scores with the cache are %.1e nats a token off those without", name, off)
+    if not off <= max(MOST_DIFFERENCE, ROUNDINGS * torch.finfo(model.dtype).eps):
+        raise InputError(
+            f"{name}: {type(model).__name__} scores an answer otherwise with the cache than "
+            f"without, by {off:.2g} nats a token; it can't be scored"
+        )
+
+
+def _messages(context: str) -> list[Message]:
+    return [
+        {"role": "system", "content": "Answer the question from the passages."},
+        {"role": "user", "content": f"{context}\n\nQuestion: {QUESTION}".strip()},
+    ]
+
+
+@torch.no_grad()
+def _score(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
+    """The log-likelihood of an answer's token ids by the model's own forward, in nats."""
+    ids = torch.tensor([prompt + answer], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    return float(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).double().sum())
