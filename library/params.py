@@ -213,6 +213,7 @@ Primary = Literal[
     "rouge_l",
     "chrf",
     "token_f1",
+    "number_f1",
     "bits_per_byte",
     "pair_matching",
     "contrastive",

@@ -52,12 +52,11 @@ log = logging.getLogger(__name__)
 def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) -> dict[str, str]:
     """What the numbers are about, by name: model, data, prompt, memory, …"""
     answerers = {system: read_json(answerer_path(system)) for system in SYSTEMS}
-    quantization = load_model_file(params.model).quantization
     leaves_out = "" if with_passages else ", which leaves the passages out"
     return {
         "primary metric": title(params.evaluate.primary),
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
-        "weights": describe_weights(answerers, quantization),
+        "weights": describe_weights(answerers, load_model_file(params.model).quantization),
         "data": describe_data(params.data.path, splits),
         "prompt": f"prompts/{params.format.prompt}.jinja{leaves_out}, {params.format.max_length} "
         f"tokens, {params.format.max_new_tokens} of them for the answer",

@@ -17,10 +17,12 @@ from library.verdict.metrics import (
     chrf_signature,
     contrastive,
     copied_span,
+    find_figures,
     length_ratio,
     longest_shared_runs,
     naive_preference,
     ngram_support,
+    number_f1,
     number_support,
     pair_matching,
     repetition,
@@ -257,3 +259,38 @@ def test_metrics_that_can_not_be_said_are_left_out(negative, pair, names):
         scores["length_ratio"],
         scores["copied_span"],
     ) == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ("1000", "1,000", 1.0),
+        ("It weighs 1.50 kg", "1.5 kg", 1.0),
+        ("1,5 kg", "1.5 kg", 1.0),
+        ("12,345,678.9", "12345678.90", 1.0),
+        ("50", "50%", 0.0),
+        ("50 %", "50%", 1.0),
+        ("-3", "3", 0.0),
+        ("\u22123", "-3", 1.0),
+        ("4-5 mm", "4 to 5 mm", 1.0),  # a range is no minus
+        ("C#", "C++", 0.0),
+        ("C++", "C++", 1.0),
+        ("+x", "-x", 0.0),
+        ("∞", "∞", 1.0),
+        ("≤", "≥", 0.0),
+        ("👍", "👍", 1.0),
+        ("５", "5", 1.0),
+        ("0", "-0", 1.0),
+        # of 3 and 4 numbers two are the same: 2 * 2 / 7
+        ("2, 3 and 7", "2, 3, 5 and 11", 4 / 7),
+        ("nothing", "12 mm", 0.0),
+        ("12 mm", "a U-shaped part of H2O, well-known - and so on", None),
+    ],
+)
+def test_numbers_and_signs_count_by_value(prediction, reference, expected):
+    assert number_f1(prediction, reference) == (expected and pytest.approx(expected))
+
+
+@given(st.text())
+def test_any_text_has_figures_that_match_themselves(text):
+    assert number_f1(text, text) == (1.0 if find_figures(text) else None)

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from library.entry import run_main
 from library.errors import InputError
-from library.files import read_jsonl, write_jsonl
+from library.files import read_jsonl, write_json, write_jsonl
 from library.imports import computing_modules
 from library.pages.statements import escape, knowledge_statement
 from library.params import load_params
@@ -337,6 +337,42 @@ def test_predictions_of_another_run_are_refused(judged):
     write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"][1:])
     with pytest.raises(InputError, match=r"sft\.jsonl: holds other rows"):
         evaluate.main()
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "said"),
+    [
+        ("artifacts/base/manifest.json", {"files": {}}, "artifacts/adapter: trained on the base"),
+        (
+            "data/predictions/zeroshot_model.json",
+            {"base": "0" * 64},
+            "are of the base 000000000000",
+        ),
+        ("data/predictions/sft_model.json", {"base": "0" * 64}, "are of the base 000000000000"),
+        ("data/predictions/sft_model.json", {"adapter": "0" * 64}, "not of artifacts/adapter"),
+        ("data/predictions/sft_model.json", {"adapter": None}, "not of artifacts/adapter"),
+    ],
+)
+def test_answers_of_other_weights_are_refused(judged, path, values, said):
+    judged()
+    review.main()
+    evaluate.main()
+    write_json(Path(path), json.loads(Path(path).read_text()) | values)
+    with pytest.raises(InputError, match=said):
+        evaluate.main()
+
+
+def test_the_report_says_where_both_systems_were_not_computed_alike(judged):
+    judged()
+    review.main()
+    evaluate.main()
+    report.main()
+    assert "nf4, computed in float32 on CPU; SHA" in Path("reports/report.md").read_text()
+    path = Path("data/predictions/zeroshot_model.json")
+    write_json(path, json.loads(path.read_text()) | {"device": "Some GPU", "dtype": "bfloat16"})
+    report.main()
+    said = Path("reports/report.md").read_text()
+    assert "shot answers in bfloat16 on Some GPU, so part of a difference can be" in said
 
 
 def test_text_is_escaped_and_shortened():

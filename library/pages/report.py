@@ -34,17 +34,17 @@ BASELINE_NAMES = {
     "no_context": "zero-shot, asked without the passages",
     "best_passage": "the best passage, copied",
     "longer": "the longer answer wins",
-    "gold": "the reference itself",
 }
 HOW_TO_READ = (
     "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
     "two systems group by group. The control of bare answers sees neither passages nor question: "
     "far from 0.5, style or length gives the right answer away. Pair matching and contrastive "
     "judge how the model takes given answers, not what it writes: for that, read the answers "
-    "below. ROUGE-L and token F1 count words: signs do not count (−x against +x, C++ against C#, "
-    "50% against 50), 1,000 is two words, as in published ROUGE; what the reference itself scores "
-    "is their ceiling. Where a metric differs in few groups, its interval is Student's, and can "
-    "disagree with p."
+    "below. What the reference itself scores is the ceiling. ROUGE-L and token F1 count words, as "
+    "published ROUGE does: signs do not count (−x against +x, C++ against C#, 50% against 50), "
+    "and 1,000 is two words. Numbers and signs have an F1 of their own, where the reference holds "
+    "any. Where a metric differs in few groups, its interval is Student's, and can disagree with "
+    "p."
 )
 
 
@@ -146,7 +146,7 @@ def left_out(metrics: Mapping[str, Any]) -> str:
         return ""
     needs = (
         "a negative; for pair matching a row that swaps answers with it, for contrastive none; "
-        "numbers in both answers"
+        "numbers in the reference, or in both answers"
     )
     return f"Left out, since no test row has what they need ({needs}): {'; '.join(missing)}."
 

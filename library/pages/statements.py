@@ -20,6 +20,7 @@ TITLES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF++",
     "token_f1": "token F1",
+    "number_f1": "numbers and signs, F1",
     "embedding_cosine": "embedding cosine",
     "bits_per_byte": "bits per byte of the reference (lower is better)",
     "pair_matching": "pair matching: the question decides",
@@ -334,15 +335,18 @@ def memory_sentence(record: Mapping[str, Any]) -> str:
 def render_table(metrics: Mapping[str, Any], primary: str) -> str:
     """All metrics before and after, as a Markdown table."""
     lines = [
-        "| metric | zero-shot | fine-tuned | change | interval | p | p (Holm) | n |",
-        "|---|--:|--:|--:|:-:|--:|--:|--:|",
+        "| metric | zero-shot | fine-tuned | the reference itself | change | interval | p "
+        "| p (Holm) | n |",
+        "|---|--:|--:|--:|--:|:-:|--:|--:|--:|",
     ]
+    gold = metrics.get("baselines", {}).get("gold", {})
     for name, title in TITLES.items():
         if name in metrics:
             row = metrics[name]
             holm = format_holm(name, row, primary)
             lines.append(
-                f"| {title} | {row['zeroshot']:.3f} | {row['sft']:.3f} | {row['delta']:+.3f} | "
+                f"| {title} | {row['zeroshot']:.3f} | {row['sft']:.3f} | "
+                f"{'' if name not in gold else format(gold[name], '.3f')} | {row['delta']:+.3f} | "
                 f"{format_interval(row)} | {row['p']:.4f} | {holm} | {row['n']} |"
             )
     return "\n".join(lines)

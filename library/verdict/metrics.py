@@ -5,13 +5,16 @@ All logarithms of likelihoods are natural (nats).
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.chrf import CHRF
@@ -19,6 +22,12 @@ from sacrebleu.metrics.chrf import CHRF
 from library.corpus.words import tokenize
 from library.records import FormattedRow, Likelihood, Likelihoods, Prediction
 
+_FIGURE = regex.compile(
+    r"(?<![\w)\]])(?P<sign>[-\u2212\u2013+])?(?P<number>\d+(?:[.,]\d+)*|[.]\d+)(?P<percent>\s?%)?"
+    r"|(?<!\w)[-\u2212\u2013](?=[\w.])|[[\p{Sm}\p{Sc}\p{So}%]--[|~]]|(?<=\w)#",
+    regex.VERSION1,
+)
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CHRF = CHRF(word_order=2)
@@ -31,6 +40,7 @@ METRICS = (
     "rouge_l",
     "chrf",
     "token_f1",
+    "number_f1",
     "embedding_cosine",
     "bits_per_byte",
     "pair_matching",
@@ -49,7 +59,15 @@ METRICS = (
 
 # The others describe an answer, or are controls: neither more nor less of them is better.
 HIGHER_IS_BETTER = frozenset(
-    {"rouge_l", "chrf", "token_f1", "embedding_cosine", "pair_matching", "contrastive"}
+    {
+        "rouge_l",
+        "chrf",
+        "token_f1",
+        "number_f1",
+        "embedding_cosine",
+        "pair_matching",
+        "contrastive",
+    }
 )
 
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "repetition", "truncated", "empty"})
@@ -66,13 +84,41 @@ def rouge_l(prediction: str, reference: str) -> float:
     return 2 * LCSseq.similarity(predicted, expected) / (len(predicted) + len(expected))
 
 
+def _bag_f1(predicted: Counter[str], expected: Counter[str]) -> float:
+    shared = (predicted & expected).total()
+    return 2 * shared / (predicted.total() + expected.total()) if shared else 0.0
+
+
 def token_f1(prediction: str, reference: str) -> float:
     """F1 of the bags of tokens, in [0, 1]. Rajpurkar et al., SQuAD, 2016, with the tokens above."""
-    predicted, expected = Counter(tokenize(prediction)), Counter(tokenize(reference))
-    shared = (predicted & expected).total()
-    if not shared:
-        return 0.0
-    return 2 * shared / (predicted.total() + expected.total())
+    return _bag_f1(Counter(tokenize(prediction)), Counter(tokenize(reference)))
+
+
+def find_figures(text: str) -> list[str]:
+    """The numbers and signs of a text, in order, each in one form.
+
+    Numbers keep their sign and percent sign, and are compared by value, as Dua et al. do (DROP,
+    2019): 1,000 is 1000, and 1.50 is 1.5. A comma is a decimal comma unless three digits follow
+    it. Digits within a word (H2O) are no number. Signs are mathematical ones, currencies, other
+    symbols (∞, ≥, °, an emoji), the # and + of C# and C++, and a minus before a word.
+    """
+    found = []
+    for match in _FIGURE.finditer(unicodedata.normalize("NFKC", text)):
+        number = match["number"]
+        if number is None:
+            found.append(match[0].replace("\u2212", "-").replace("\u2013", "-"))
+            continue
+        digits = number.replace(",", "") if _THOUSANDS.fullmatch(number) else number
+        value = Decimal(digits.replace(",", ".")).normalize()
+        minus = "-" if match["sign"] in ("-", "\u2212", "\u2013") and value else ""
+        found.append(f"{minus}{value:f}{'%' if match['percent'] else ''}")
+    return found
+
+
+def number_f1(prediction: str, reference: str) -> float | None:
+    """F1 of the bags of numbers and signs, in [0, 1]; None where the reference has none."""
+    expected = Counter(find_figures(reference))
+    return _bag_f1(Counter(find_figures(prediction)), expected) if expected else None
 
 
 def chrf(prediction: str, reference: str) -> float:
@@ -262,6 +308,7 @@ def score_answer(answer: str, reference: str, context: str) -> dict[str, float]:
         "rouge_l": rouge_l(answer, reference),
         "chrf": chrf(answer, reference),
         "token_f1": token_f1(answer, reference),
+        "number_f1": number_f1(answer, reference),
         "ngram_support": ngram_support(answer, context),
         "number_support": number_support(answer, context),
         "copied_span": copied_span(answer, context),
