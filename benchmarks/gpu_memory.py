@@ -304,7 +304,7 @@ def make_original_trainer(
     """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import CheckedTrainer, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
@@ -313,7 +313,7 @@ def make_original_trainer(
         lora_dropout=0.05,
         target_modules=["q_proj", "v_proj"],
     )
-    return CheckedTrainer(
+    return Trainer(
         args=TrainingArguments(
             **trainer_settings(model.device, model.dtype, output_dir, 1, ACCUMULATED)
         ),

@@ -129,8 +129,8 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
     ]
     result = metrics["rouge_l"]
     assert (
-        f"| ROUGE-L | {result['zeroshot']:.3f} | {result['sft']:.3f} | 1.000 | {result['delta']:+.3f} | "
-        f"{result['low']:+.3f} to" in card
+        f"| ROUGE-L | {result['zeroshot']:.3f} | {result['sft']:.3f} | 1.000 | "
+        f"{result['delta']:+.3f} | {result['low']:+.3f} to" in card
     )
     code = {token.info: token.content for token in tokens if token.type == "fence"}
     assert YAML(typ="safe").load(code["yaml"]) == load_params().sft.model_dump()
