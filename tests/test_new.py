@@ -57,6 +57,8 @@ def source(tmp_path_factory):
             )
         else:
             shutil.copy(ROOT / name, folder / name)
+    (folder / "models/local").mkdir()  # without the weights that somebody may have there
+    shutil.copy(ROOT / "models/local/model.yaml", folder / "models/local")
     # what a new project has changed already: these tests are its own, too
     edit_yaml(folder / "params.yaml", data__path="data/sample/patents.json")
     for name in RESULTS:
