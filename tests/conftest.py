@@ -84,10 +84,10 @@ def copy_models(folder):
         shutil.copy(path, target)
 
 
-def link_model(model_dir):
-    """Make a model folder the one that `model: local` is, by links."""
+def link_model(model_dir, folder="models/local"):
+    """Link a model's files beside a model.yaml."""
     for path in Path(model_dir).iterdir():
-        (Path("models/local") / path.name).symlink_to(path)
+        (Path(folder) / path.name).symlink_to(path)
 
 
 def make_rows(count, seed=1):

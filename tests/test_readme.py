@@ -80,10 +80,14 @@ def clone(tmp_path, monkeypatch, tiny_dir):
     Path("data/raw").mkdir()
     Path("data/raw/small.json").write_text(json.dumps(make_rows(24)))
     Path("context.txt").write_text(make_rows(24)[0]["anchor"])
-    link_model(tiny_dir)
+    # its links are committed, so that experiments in a queue have them; `local` is left to README
+    Path("models/small").mkdir()
+    shutil.copy("models/local/model.yaml", "models/small")
+    link_model(tiny_dir, "models/small")
+    (home / "model").symlink_to(tiny_dir)
     edit_yaml(
         "params.yaml",
-        model="local",
+        model="small",
         data__path="data/raw/small.json",
         split__shares={"train": 0.5, "validation": 0.2, "test": 0.3},
         format__train_sample=4,
@@ -106,6 +110,7 @@ def clone(tmp_path, monkeypatch, tiny_dir):
         "git init -qb main",
         f"git remote add origin {origin}",
         "git add -A",
+        "git add -f models/small",
         "git commit -qm Start",
         "git push -qu origin main",
     ):
@@ -132,7 +137,10 @@ def test_every_printed_command_does_what_it_says(clone, tmp_path):
     for command in commands():
         if command in NOT_RUN or any(part in command for part in NOT_RUN_PARTS):
             continue
+        command = command.replace("/path/to/model", f"{clone['HOME']}/model")
         bash(command.replace("/mnt/shared/dvc", str(tmp_path / "shared")))
+        if "model=local" in command:
+            bash("git restore params.yaml")
         if command.startswith("dvc exp run --queue") and "queue start" not in command:
             # queued as printed, and taken off again: a dozen runs would take an hour
             bash("dvc queue remove --queued")
