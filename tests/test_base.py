@@ -239,7 +239,9 @@ def test_a_file_that_is_no_safetensors_is_refused_in_words(model):
 
 def test_a_template_that_changes_the_answer_is_refused(model):
     path = model / "chat_template.jinja"
-    path.write_text(path.read_text().replace("content", "content | lower"))
+    answer = "{{ message.content }}<|im_end|>{% endgeneration %}"
+    changed = answer.replace("content", "content | lower")
+    path.write_text(path.read_text().replace(answer, changed))
     assert "it is 4.5 mm (about" in refusal()
 
 
@@ -267,6 +269,24 @@ def test_a_template_that_refuses_the_messages_is_refused_in_words(model):
         "models/local: the tokenizer's chat template does not take messages of system, user: "
         "System role not supported"
     )
+
+
+def test_a_template_that_leaves_out_the_system_message_is_refused(model):
+    path = model / "chat_template.jinja"
+    text = path.read_text()
+    path.write_text(text.replace("in messages %", "in messages if message.role != 'system' %"))
+    assert refusal() == (
+        "models/local: its chat template leaves out or changes "
+        "'Answer the question from the passages.'"
+    )
+
+
+@pytest.mark.parametrize(
+    "config", ["{oops", "[]", "[1]", '{"model_type": "qwen2", "layer_types": 1}']
+)
+def test_a_config_that_makes_no_sense_is_refused_in_words(model, config):
+    (model / "config.json").write_text(config)
+    assert refusal().startswith("models/local: ")
 
 
 def test_a_model_whose_cache_changes_its_scores_is_refused(model, monkeypatch):

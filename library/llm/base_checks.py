@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -25,12 +26,15 @@ def load_config(folder: Path, name: str) -> PreTrainedConfig:
     Raises InputError for any other, among them those that come with code of their author: that is
     never run.
     """
-    values = read_json(folder / "config.json")
+    try:
+        values = dict(read_json(folder / "config.json"))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: config.json is no JSON object: {error}") from error
     kind = values.get("model_type")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         if "auto_map" in values:
             reason = (
                 "it needs code of its author (auto_map in config.json), which is never run here"

@@ -18,6 +18,7 @@ from library.records import Message
 
 log = logging.getLogger(__name__)
 
+SYSTEM = "Answer the question from the passages."
 CONTEXT = (
     "The lid (12) turns on two hinges (14, 16) of brass or nylon.\n\nEach is 4.5 mm thick; a pin "
     "of 1.25 mm holds it. At more than 90 degrees, the lid locks."
@@ -44,6 +45,10 @@ def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> N
         ]
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+    asked = tokenizer.decode(pairs[0][0])
+    for text in (SYSTEM, QUESTION):
+        if text not in asked:
+            raise InputError(f"{name}: its chat template leaves out or changes {text!r}")
     read = read_answer(tokenizer, pairs[0][1])
     if read != ANSWER:
         raise InputError(
@@ -88,7 +93,7 @@ def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> N
 
 def _messages(context: str) -> list[Message]:
     return [
-        {"role": "system", "content": "Answer the question from the passages."},
+        {"role": "system", "content": SYSTEM},
         {"role": "user", "content": f"{context}\n\nQuestion: {QUESTION}".strip()},
     ]
 
