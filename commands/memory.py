@@ -34,7 +34,7 @@ def table(
         setting = make_settings(model_file, params.sft, device_type, count)
         sizes = load_sizes(model_file, setting.adapter)
         if sizes is None:
-            yield (f"| {name} | | {'| ' * len(lengths)}not known until its config.json is here |")
+            yield f"| {name} | | {'| ' * len(lengths)}not known until its config.json is here |"
             continue
         answer = params.format.max_new_tokens
         for at_once in rows:

@@ -348,12 +348,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def validate(section: type[S], path: Path, **more: str) -> S:
-    """A YAML file as a section, with values that it does not hold itself.
+def validate(section: type[S], path: Path) -> S:
+    """A YAML file as a section.
 
     Raises InputError naming file and key of every value that is unknown, missing or not allowed.
     """
-    values = read_yaml(path) | more
+    return _validate_values(section, read_yaml(path), path)
+
+
+def _validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> S:
+    """The same of values that were read from the file."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -392,13 +396,13 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | Loca
         weights = next(folder.glob("*.safetensors"), None)
         if weights is not None:
             raise InputError(f"{path}: names a hub model, but {weights} lies beside it; remove one")
-        return validate(HubModel, path)
+        return _validate_values(HubModel, values, path)
     if "path" in values:
         raise InputError(
             f"{path}: path: unknown parameter; link the files instead, so that DVC watches them: "
             f"ln -s {values['path']}/* {folder}/"
         )
-    return validate(LocalModel, path, folder=folder.as_posix())
+    return _validate_values(LocalModel, values | {"folder": folder.as_posix()}, path)
 
 
 def list_models(models_dir: Path = MODELS_DIR) -> list[str]:

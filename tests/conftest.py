@@ -85,9 +85,11 @@ def copy_models(folder):
 
 
 def link_model(model_dir, folder="models/local"):
-    """Link a model's files beside a model.yaml."""
+    """Link a model's files beside a model.yaml, in place of those that are there."""
     for path in Path(model_dir).iterdir():
-        (Path(folder) / path.name).symlink_to(path)
+        link = Path(folder) / path.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
 
 
 def make_rows(count, seed=1):

@@ -51,8 +51,6 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         model_dir / "generation_config.json",
         {"do_sample": True, "eos_token_id": 2, "temperature": 0.7, "repetition_penalty": 1.1},
     )
-    for path in model_dir.iterdir():
-        (project / "models/local" / path.name).unlink(missing_ok=True)
     link_model(model_dir)
     edit_yaml(
         "params.yaml",

@@ -26,9 +26,7 @@ CONTEXT = (
 QUESTION = "How thick is each hinge, and what holds it?"
 ANSWER = 'It is 4.5 mm (about 3/16 in.); a pin of 1.25 mm holds it: "No screws", at 0-90%.'
 NEW_TOKENS = 8
-ROUNDINGS = (
-    16  # of the computing type, that may lie between a log-likelihood with and without cache
-)
+ROUNDINGS = 16  # of the computing type, by which the cache may change a log-likelihood
 
 
 def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> None:

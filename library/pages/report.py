@@ -113,12 +113,17 @@ def describe_model(source: Mapping[str, str]) -> str:
 
 def describe_weights(answerers: Mapping[str, Answerer], quantization: str) -> str:
     """Which weights were asked, and what computed the answers, of each system where they differ."""
-    tuned, untuned = answerers["sft"], answerers["zeroshot"]
-    computed = f"computed in {tuned['dtype']} on {tuned['device']}"
-    other = f"{untuned['dtype']} on {untuned['device']}"
-    if not computed.endswith(other):
-        computed += f"; the zero-shot answers in {other}, so part of a difference can be rounding"
-    return f"{quantization}, {computed}; SHA-256 of the base's files begins {tuned['base'][:12]}"
+    tuned, untuned = (
+        f"{answerers[system]['dtype']} on {answerers[system]['device']}"
+        for system in ("sft", "zeroshot")
+    )
+    differ = (
+        f"; the zero-shot answers in {untuned}, so part of a difference can be rounding"
+        if tuned != untuned
+        else ""
+    )
+    base = answerers["sft"]["base"][:12]
+    return f"{quantization}, computed in {tuned}{differ}; SHA-256 of the base's files begins {base}"
 
 
 def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
