@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from library.files import read_jsonl, write_jsonl
 from library.pages.statements import style_statement
@@ -183,7 +183,7 @@ def test_two_raters_see_other_sides_and_a_file_of_another_review_is_not_taken(
     said = []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.accept()))
     page.set_input_files("#earlier", tmp_path / "other.json")
-    page.wait_for_function("document.getElementById('earlier').value === ''")
+    expect(page.locator("#earlier")).to_have_value("")
     assert said == ["other.json can't be used: it is of another review"]
     assert page.is_visible("#start")
 
@@ -215,12 +215,12 @@ def test_votes_are_not_lost_by_keys_buttons_files_or_another_tab(judged, context
     other.keyboard.press("Enter")
     decide(other, "2", "q", "a", "Enter", "Enter")
     # the first tab goes on with it
-    page.wait_for_function("document.getElementById('count').textContent === '6 of 12'")
+    expect(page.locator("#count")).to_have_text("6 of 12")
     said = []
     page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
     page.reload()
     page.set_input_files("#earlier", tmp_path / "three.json")
-    page.wait_for_function("document.getElementById('earlier').value === ''")
+    expect(page.locator("#earlier")).to_have_value("")
     assert said == [
         "This browser has 5 votes of ann, the file 3. Go on with the file, and forget the others?"
     ]
