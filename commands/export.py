@@ -19,7 +19,7 @@ from library.errors import InputError
 from library.files import read_json, read_jsonl, write_text
 from library.llm.answering import answer_rows
 from library.llm.chat_template import load_tokenizer
-from library.llm.devices import device_name
+from library.llm.devices import describe_computation
 from library.llm.loading import check_artifacts, load_merged
 from library.llm.merging import merge_adapter
 from library.llm.prompts import build_messages, load_prompt
@@ -39,7 +39,7 @@ from library.paths import (
     predictions_path,
     prompt_path,
 )
-from library.records import FormattedRow, Prediction
+from library.records import Computation, FormattedRow, Prediction
 from library.repository.lock import find_stale
 from library.verdict.metrics import LOWER_IS_BETTER
 from library.verdict.scoring import (
@@ -86,11 +86,11 @@ def check_needed() -> None:
 
 def ask_merged(
     folder: Path, rows: Sequence[FormattedRow], max_new_tokens: int
-) -> tuple[list[Prediction], dict[str, str]]:
+) -> tuple[list[Prediction], Computation]:
     """What the model in `folder` answers to the test rows, and what computed it."""
     model = load_merged(folder)
-    device = {"dtype": str(model.dtype).removeprefix("torch."), "device": device_name(model.device)}
-    return answer_rows(model, load_tokenizer(folder), rows, max_new_tokens), device
+    answers = answer_rows(model, load_tokenizer(folder), rows, max_new_tokens)
+    return answers, describe_computation(model)
 
 
 def compare_shipped(

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from library.errors import InputError
 from library.paths import HASHES_PATH
 
 RECHECKED_BYTES = 64 * 2**20  # up to here a file is read each time
@@ -56,15 +57,23 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """What a file that `write_json` wrote holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a file that `write_json` wrote holds. Raises InputError where it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise InputError(f"{path}: not JSON: {error}") from error
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file that `write_jsonl` wrote."""
+    """Yield the objects of a file that `write_jsonl` wrote. Raises InputError naming the line that
+    is not JSON.
+    """
     with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}:{number}: not JSON: {error}") from error
 
 
 def hash_file(path: Path) -> str:
@@ -95,7 +104,7 @@ def hash_once(path: Path) -> str:
     if look[0] <= RECHECKED_BYTES:
         return hash_file(path)
     known: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, InputError):
         known = read_json(HASHES_PATH)
     key = str(path.resolve())
     if known.get(key, {}).get("look") != look:

@@ -99,17 +99,23 @@ class Answer(TypedDict):
     generated_tokens: int
 
 
-class Answerer(TypedDict):
+class Computation(TypedDict):
+    """What computed something: a GPU's name or CPU, and the floating-point type."""
+
+    device: str
+    dtype: str
+
+
+class Answerer(Computation):
     """What gave a system's answers (data/predictions/SYSTEM_model.json).
 
     `base` is the hash of the base model's files (`hash_base`), `adapter` the SHA-256 of the
-    adapter's weights, None without one. `device` and `dtype` say what computed them.
+    adapter's weights, None without one, `answers` those of the files of answers, by name.
     """
 
     base: str
     adapter: str | None
-    device: str
-    dtype: str
+    answers: dict[str, str]
 
 
 class QuestionAnswer(Answer):

@@ -6,6 +6,7 @@ ends with an error, and nothing is recorded.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class StageInputs:
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
-        declared = read_yaml(PIPELINE_PATH).get("stages", {}).get(stage, {})
+        stages = read_yaml(PIPELINE_PATH).get("stages", {})
+        declared = stages.get(stage, {})
         params = flatten(read_yaml(PARAMS_PATH))
 
         def resolve(text: str) -> str:
@@ -38,6 +40,10 @@ class StageInputs:
             )
 
         self._paths = [Path(resolve(path)) for path in declared.get("deps", [])]
+        for path in self._paths:
+            maker = _find_maker(stages, path)
+            if maker is not None and not path.exists():
+                raise InputError(f"{path}: no such file or folder; run `dvc repro {maker}`")
         entries = declared.get("params", [])
         own = [entry for entry in entries if isinstance(entry, str)]
         self._params: dict[Path, list[str] | None] = {PARAMS_PATH: own}  # None: all of the file
@@ -83,6 +89,17 @@ class StageInputs:
                 "what was there before; nothing is recorded. Run `dvc repro` again; or put it back "
                 f"as it was, and record the result: dvc commit --force {self.stage}"
             )
+
+
+def _find_maker(stages: Mapping[str, Any], path: Path) -> str | None:
+    """The stage among whose outputs a path is, or whose output it lies in."""
+    for name, declared in stages.items():
+        for key in ("outs", "metrics", "plots"):
+            for entry in declared.get(key, []):
+                out = Path(next(iter(entry)) if isinstance(entry, dict) else entry)
+                if out == path or out in path.parents:
+                    return str(name)
+    return None
 
 
 def _see(path: Path) -> _Seen:

@@ -8,10 +8,10 @@ import logging
 import shutil
 
 from library.entry import run_main
-from library.errors import InputError
 from library.files import write_json
 from library.llm.base_checks import (
     check_config,
+    check_files,
     check_quantization,
     check_vocabulary,
     load_config,
@@ -37,6 +37,7 @@ def main() -> None:
     if isinstance(model_file, HubModel) and model_file.config is not None:
         check_config(model_file.config, folder / "config.json", str(model_path(name)))
     check_quantization(config, model_file.quantization, source)
+    check_files(folder, config)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, tokenizer, source)
     shutil.rmtree(BASE_DIR, ignore_errors=True)
@@ -45,7 +46,7 @@ def main() -> None:
     write_json(MANIFEST_PATH, manifest)
     try:
         try_model(model_file, params.sft, source)
-    except InputError:
+    except BaseException:
         shutil.rmtree(BASE_DIR)
         raise
     size = sum(file["bytes"] for file in manifest["files"].values())

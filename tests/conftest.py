@@ -134,6 +134,24 @@ BASE = {
 }
 
 
+def hash_answers(*names):
+    """The hashes of the files of answers, as SYSTEM_model.json has them."""
+    return {name: hash_file(Path(f"data/predictions/{name}.jsonl")) for name in names}
+
+
+def write_answers(system, records):
+    """Replace a system's answers to the test rows as if it had written them."""
+    write_jsonl(Path(f"data/predictions/{system}.jsonl"), records)
+    record_answers()
+
+
+def record_answers():
+    """Have the files of answers that are there stand in SYSTEM_model.json."""
+    for path in Path("data/predictions").glob("*_model.json"):
+        record = json.loads(path.read_text())
+        write_json(path, record | {"answers": hash_answers(*record["answers"])})
+
+
 @pytest.fixture
 def judged(tmp_path, monkeypatch):
     """Writes, in a project folder without a model, all that `review` and `evaluate` read: two
@@ -215,8 +233,13 @@ def judged(tmp_path, monkeypatch):
         for path, value in {
             "artifacts/base/manifest.json": BASE,
             "artifacts/adapter/base.json": BASE,
-            "data/predictions/zeroshot_model.json": answerer | {"adapter": None},
-            "data/predictions/sft_model.json": answerer | {"adapter": hash_file(adapter)},
+            "data/predictions/zeroshot_model.json": answerer
+            | {
+                "adapter": None,
+                "answers": hash_answers("zeroshot", "zeroshot_train", "no_context"),
+            },
+            "data/predictions/sft_model.json": answerer
+            | {"adapter": hash_file(adapter), "answers": hash_answers("sft", "sft_train")},
             "reports/sft_memory.json": {
                 "device": "CPU",
                 "incidents": [],

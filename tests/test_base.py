@@ -1,13 +1,15 @@
 """What `base` refuses: models that would be loaded as something else, or fail much later."""
 
 import json
+import math
 import os
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import edit_yaml, make_rows
+from conftest import ROOT, edit_yaml, make_rows
 from safetensors.torch import load_file, save_file
 from tokenizers.normalizers import Replace
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Model
@@ -73,7 +75,8 @@ def test_weights_as_pickles_alone_are_refused(model):
 
 
 def test_an_index_names_no_file_outside_the_folder(model):
-    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}}
+    (model / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "../elsewhere.safetensors"}, "metadata": {}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "'../elsewhere.safetensors', which is not in the folder" in refusal()
 
@@ -232,9 +235,27 @@ def test_weights_that_would_be_filled_with_random_numbers_are_refused(model, edi
     assert said in refusal()
 
 
+def norm(value):
+    return lambda weights: weights.update(
+        {"model.norm.weight": value(weights["model.norm.weight"])}
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (norm(lambda old: old.to(torch.int8)), "model.norm.weight is I8, a quantized weight"),
+        (norm(lambda old: old * math.nan), "model.norm.weight holds NaN or infinities"),
+    ],
+)
+def test_weights_that_are_no_numbers_to_compute_with_are_refused(model, edit, said):
+    edit_weights(model, edit)
+    assert said in refusal()
+
+
 def test_a_file_that_is_no_safetensors_is_refused_in_words(model):
     (model / "model.safetensors").write_bytes(b"not a model" * 100)
-    assert refusal().startswith("models/local: can't be loaded: ")
+    assert refusal().startswith("models/local/model.safetensors: can't be read: ")
 
 
 def test_a_template_that_changes_the_answer_is_refused(model):
@@ -282,11 +303,113 @@ def test_a_template_that_leaves_out_the_system_message_is_refused(model):
 
 
 @pytest.mark.parametrize(
-    "config", ["{oops", "[]", "[1]", '{"model_type": "qwen2", "layer_types": 1}']
+    ("config", "said"),
+    [
+        ("{oops", "models/local/config.json: not JSON: Expecting property name"),
+        ("[1, 2]", "models/local/config.json: expected a JSON object, not [1, 2]"),
+        (
+            '{"model_type": "qwen2", "layer_types": 1}',
+            "models/local/config.json: not as model_type 'qwen2' has it: ",
+        ),
+    ],
 )
-def test_a_config_that_makes_no_sense_is_refused_in_words(model, config):
+def test_a_config_that_is_none_is_refused_in_words(model, config, said):
     (model / "config.json").write_text(config)
-    assert refusal().startswith("models/local: ")
+    assert refusal().startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        *(
+            ({key: value}, f"/config.json: {key} is {value}; it must be at least 1")
+            for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+            for value in (0, -1)
+        ),
+        ({"max_position_embeddings": -5}, "/config.json: max_position_embeddings is -5"),
+        ({"num_attention_heads": 3}, ": its weights have other shapes than config.json says"),
+        ({"num_key_value_heads": 3}, ": its weights have other shapes than config.json says"),
+        ({"intermediate_size": 7}, ": its weights have other shapes than config.json says"),
+        ({"hidden_act": "nope"}, ": config.json makes no model: KeyError: 'nope'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "Missing required keys"),
+    ],
+)
+def test_a_config_of_other_values_is_refused_in_words(model, values, said):
+    edit_yaml(Path("models/local/model.yaml"), quantization="none")
+    edit_json(model / "config.json", **values)
+    answer = refusal()
+    assert answer.startswith("models/local")
+    assert said in answer
+    assert "ignore_mismatched_sizes" not in answer
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("generation_config.json", "{oops", "generation_config.json: not JSON"),
+        ("generation_config.json", "[]", "generation_config.json: expected a JSON object, not []"),
+        ("tokenizer_config.json", "{oops", "tokenizer_config.json: not JSON"),
+        ("tokenizer.json", "{}", ": no usable tokenizer: KeyError: 'added_tokens'"),
+        ("tokenizer.json", None, ": no tokenizer: tokenizer.json, vocab.*, *.model are not there"),
+    ],
+)
+def test_files_that_can_not_be_read_are_named(model, name, text, said):
+    (model / name).unlink()
+    if text is not None:
+        (model / name).write_text(text)
+    assert said in refusal()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{oops", "not JSON"),
+        ("[1]", "its weight_map does not name a file for each weight"),
+        ("{}", "its weight_map does not name a file for each weight"),
+        ('{"weight_map": {"a": 1}}', "its weight_map does not name a file for each weight"),
+        ('{"weight_map": {"a": "part.safetensors"}}', "its metadata is missing"),
+    ],
+)
+def test_an_index_that_says_nothing_is_refused_in_words(model, text, said):
+    (model / "model.safetensors").rename(model / "part.safetensors")
+    (model / "model.safetensors.index.json").write_text(text)
+    assert said in refusal()
+
+
+def test_an_index_beside_a_single_file_of_weights_is_not_asked(model):
+    (model / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model.safetensors"}}'
+    )
+    base.main()  # as transformers
+
+
+def test_links_to_nothing_are_named(model):
+    (model / "config.json").unlink()
+    (model / "config.json").symlink_to("/nowhere/config.json")
+    assert refusal() == (
+        "models/local: config.json is a link to /nowhere/config.json, which is not there"
+    )
+
+
+def shuffle_vocabulary(model):
+    values = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = values["model"]["vocab"]
+    ids = list(vocabulary.values())
+    random.Random(7).shuffle(ids)
+    values["model"]["vocab"] = dict(zip(vocabulary, ids, strict=True))
+    (model / "tokenizer.json").write_text(json.dumps(values))
+
+
+def test_a_tokenizer_of_another_model_of_the_same_size_is_told_of(model, caplog):
+    # the embedded model: the project's has random weights, and tells nothing apart
+    shutil.copy(ROOT / "models/tiny/model.safetensors", model)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(ROOT / "models/tiny" / name, model)
+    base.main()
+    assert "in reverse" not in caplog.text
+    shuffle_vocabulary(model)
+    base.main()
+    assert "models/local hardly tells a sentence from its tokens in reverse (" in caplog.text
 
 
 def test_a_model_whose_cache_changes_its_scores_is_refused(model, monkeypatch):

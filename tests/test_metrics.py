@@ -146,6 +146,9 @@ def test_repetition_by_hand():
     # "a b c d a b c d": five four-word sequences, of which "a b c d" stands twice
     assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
     assert repetition("a b c") == repetition("") == 0
+    # eight words, five sequences, all the same
+    assert repetition("The" * 8) == pytest.approx(4 / 5)
+    assert repetition("onomatopoeia barbarian hahaha") == 0
 
 
 CONTEXT = "The pump is made of steel. It weighs 12 kg, at 3.5 bar; the valve of brass weighs 7 g."

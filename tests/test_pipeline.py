@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml, make_rows
+from conftest import ROOT, edit_yaml, make_rows, write_answers
 from ruamel.yaml import YAML
 
 from library.entry import run_main
@@ -232,7 +232,7 @@ def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
         rows[row]["contradicts"] = other
     predictions["sft"][0]["prediction"] = predictions["sft"][1]["prediction"] = "something else"
     write_jsonl(Path("data/formatted/test.jsonl"), rows)
-    write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"])
+    write_answers("sft", predictions["sft"])
     review.main()
     evaluate.main()
     report.main()
@@ -317,7 +317,7 @@ def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
 def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):
     predictions = judged(rows=3)
     predictions["sft"][0]["prediction"] = "something else r0"
-    write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"])
+    write_answers("sft", predictions["sft"])
     review.main()
     evaluate.main()
     report.main()
@@ -328,13 +328,10 @@ def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):
 
 def test_predictions_of_another_run_are_refused(judged):
     predictions = judged()
-    write_jsonl(
-        Path("data/predictions/sft.jsonl"),
-        [{**record, "prompt_hash": "other"} for record in predictions["sft"]],
-    )
+    write_answers("sft", [{**record, "prompt_hash": "other"} for record in predictions["sft"]])
     with pytest.raises(InputError, match=r"sft\.jsonl: row r0 was asked with another prompt"):
         evaluate.main()
-    write_jsonl(Path("data/predictions/sft.jsonl"), predictions["sft"][1:])
+    write_answers("sft", predictions["sft"][1:])
     with pytest.raises(InputError, match=r"sft\.jsonl: holds other rows"):
         evaluate.main()
 
@@ -349,8 +346,13 @@ def test_predictions_of_another_run_are_refused(judged):
             "are of the base 000000000000",
         ),
         ("data/predictions/sft_model.json", {"base": "0" * 64}, "are of the base 000000000000"),
-        ("data/predictions/sft_model.json", {"adapter": "0" * 64}, "not of artifacts/adapter"),
-        ("data/predictions/sft_model.json", {"adapter": None}, "not of artifacts/adapter"),
+        ("data/predictions/sft_model.json", {"adapter": "0" * 64}, "not with that of artifacts/a"),
+        ("data/predictions/sft_model.json", {"adapter": None}, "not with that of artifacts/a"),
+        (
+            "data/predictions/zeroshot_model.json",
+            {"adapter": "0" * 64},
+            "zeroshot_model.json: its answers were given with an adapter",
+        ),
     ],
 )
 def test_answers_of_other_weights_are_refused(judged, path, values, said):
@@ -359,6 +361,27 @@ def test_answers_of_other_weights_are_refused(judged, path, values, said):
     evaluate.main()
     write_json(Path(path), json.loads(Path(path).read_text()) | values)
     with pytest.raises(InputError, match=said):
+        evaluate.main()
+
+
+@pytest.mark.parametrize("name", ["zeroshot", "sft", "sft_train", "no_context"])
+def test_answers_overwritten_by_others_are_refused(judged, name):
+    judged()
+    review.main()
+    evaluate.main()
+    answers = Path(f"data/predictions/{name}.jsonl")
+    other = "sft" if name == "zeroshot" else "zeroshot"
+    shutil.copyfile(f"data/predictions/{other}.jsonl", answers)
+    with pytest.raises(InputError, match=rf"{name}\.jsonl: not as it was written"):
+        evaluate.main()
+
+
+@pytest.mark.parametrize("text", ["{oops", "[]", "{}"])
+def test_a_record_of_what_answered_that_says_nothing_is_refused(judged, text):
+    judged()
+    review.main()
+    Path("data/predictions/sft_model.json").write_text(text)
+    with pytest.raises(InputError, match=r"^data/predictions/sft_model\.json: "):
         evaluate.main()
 
 

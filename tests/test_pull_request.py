@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, copy_code, edit_yaml
+from conftest import ROOT, copy_code, edit_yaml, record_answers
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 
@@ -139,6 +139,7 @@ def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repos
             f"data/predictions/{name}.jsonl",
             lambda record: {"prompt_hash": "other"} | wrong.get(record["id"], {}),
         )
+    record_answers()
     write_text(
         Path("reports/sft_history.csv"), "step,loss,eval_loss\n1,2.5,\n2,,1.75\n2,2.0,\n4,1.0,1.5\n"
     )

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 
 from library.entry import run_main
 from library.errors import InputError
+from library.files import write_json
+from library.params import read_yaml
 from library.stage_inputs import StageInputs
 
 
@@ -176,6 +178,17 @@ def test_inputs_are_watched_as_dvc_yaml_declares_them(pipeline, edit, named):
     with pytest.raises(InputError) as error:
         inputs.check_unchanged()
     assert str(error.value).startswith(f"{named}: changed while copy ran")
+
+
+def test_a_stage_without_its_inputs_names_the_stage_that_makes_them(pipeline):
+    stages = read_yaml(Path("dvc.yaml"))["stages"]
+    stages["use"] = {"cmd": "x", "deps": ["made/rows.json", "data.csv"]}
+    stages["make"] = {"cmd": "x", "outs": [{"made": {"cache": False}}]}
+    write_json(Path("dvc.yaml"), {"stages": stages})  # which is YAML, too
+    with pytest.raises(InputError, match=r"^made/rows\.json: .*; run `dvc repro make`$"):
+        StageInputs("use")
+    write_json(Path("made/rows.json"), [])
+    StageInputs("use")  # what no stage makes is for the stage itself to ask after
 
 
 def test_rows_replaced_while_a_stage_runs_are_not_recorded_for_its_result(pipeline, monkeypatch):

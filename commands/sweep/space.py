@@ -101,8 +101,8 @@ def _check_value(params: Mapping[str, Any], name: str, value: Any) -> str | None
     except ValidationError as error:
         problem = error.errors()[0]
         return f"{problem['msg']}, got {value!r}"
-    except InputError:
-        return f"models/{value}/model.yaml does not exist"
+    except InputError as error:
+        return str(error).removeprefix("params.yaml: model: ")
     if name == "format.prompt" and not prompt_path(str(value)).is_file():
         return f"prompts/{value}.jinja does not exist"
     return None

@@ -7,17 +7,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
+import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
-from library.errors import InputError
+from library.errors import InputError, describe_error
 from library.files import read_json
 from library.params import ModelConfig
+
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors names them
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError where the file holds none."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, not {str(values)[:40]}")
+    return values
 
 
 def load_config(folder: Path, name: str) -> PreTrainedConfig:
@@ -26,29 +48,63 @@ def load_config(folder: Path, name: str) -> PreTrainedConfig:
     Raises InputError for any other, among them those that come with code of their author: that is
     never run.
     """
-    try:
-        values = dict(read_json(folder / "config.json"))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: config.json is no JSON object: {error}") from error
+    path = folder / "config.json"
+    values = read_object(path)
+    text_config = values.get("text_config")
+    for section in (values, text_config if isinstance(text_config, dict) else {}):
+        for key in SIZES:
+            size = section.get(key)
+            if isinstance(size, int) and size < 1:
+                raise InputError(f"{path}: {key} is {size}; it must be at least 1")
     kind = values.get("model_type")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        if "auto_map" in values:
-            reason = (
-                "it needs code of its author (auto_map in config.json), which is never run here"
-            )
+    except Exception as error:
+        if kind in CONFIG_MAPPING:
+            raise InputError(
+                f"{path}: not as model_type {kind!r} has it: {describe_error(error)}"
+            ) from error
+        reason = (
+            "it needs code of its author (auto_map in config.json), which is never run here"
+            if "auto_map" in values
+            else f"transformers {transformers.__version__} does not have it"
+        )
         raise InputError(
             f"{name}: model_type {kind!r} can't be used: {reason}; choose a model whose "
             "architecture transformers has"
-        ) from None
+        ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
             f"{name}: model_type {kind!r} is no causal language model in transformers; choose an "
             "instruct model"
         )
     return config
+
+
+def check_files(folder: Path, config: PreTrainedConfig) -> None:
+    """Raise InputError for a .json file that is none, or for weights that were quantized though
+    config.json does not say so: transformers would take their whole numbers for the weights.
+    """
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            read_object(folder / name)
+    if getattr(config, "quantization_config", None):
+        return
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as weights:
+                dtypes = {
+                    key: weights.get_slice(key).get_dtype()
+                    for key in weights.keys()  # noqa: SIM118
+                }
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: can't be read: {describe_error(error)}") from error
+        for key, dtype in sorted(dtypes.items()):
+            if key.endswith("weight") and dtype not in WEIGHT_DTYPES:
+                raise InputError(
+                    f"{path}: {key} is {dtype}, a quantized weight, but config.json has no "
+                    "quantization_config; save the model unquantized"
+                )
 
 
 def check_config(expected: ModelConfig, config_path: Path, name: str) -> None:

@@ -13,8 +13,10 @@ from typing import cast
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from library.errors import InputError
+from library.errors import InputError, describe_error
 from library.records import Message
+
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # any of them is a tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -22,12 +24,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises InputError without them.
     """
+    if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
+        raise InputError(f"{folder}: no tokenizer: {', '.join(VOCABULARIES)} are not there")
     try:
         tokenizer = cast(
             PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no usable tokenizer: {error}") from error
+    except Exception as error:  # of whatever kind: its files are at fault
+        raise InputError(f"{folder}: no usable tokenizer: {describe_error(error)}") from error
     if tokenizer.chat_template is None:
         raise InputError(f"{folder}: the tokenizer has no chat template; choose an instruct model")
     if tokenizer.eos_token_id is None:

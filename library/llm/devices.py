@@ -3,9 +3,11 @@
 from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from library.llm.processes import processes
+from library.records import Computation
 
 
 def pick_device() -> torch.device:
@@ -48,6 +50,14 @@ def describe_device() -> str:
     """What is computed on, and in which type: results of one and another do not mix."""
     device = pick_device()
     return f"{device.type}, {pick_dtype(device)}"
+
+
+def describe_computation(model: PreTrainedModel) -> Computation:
+    """What a model computes on, and in which type, as people call them."""
+    return {
+        "device": device_name(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -4,6 +4,7 @@ and nothing else.
 No code of a model's author is ever run, and weights are safetensors alone.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Literal, cast
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from library.errors import InputError
+from library.errors import InputError, describe_error
 from library.files import read_json
 from library.llm.chat_template import load_tokenizer
 from library.llm.devices import lacks_bfloat16, pick_attention, pick_device, pick_dtype
@@ -95,8 +95,12 @@ def _read_weights(
                 attn_implementation=pick_attention(own),
                 output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind: its files, or transformers on them, are at fault
+        reason = re.split(r"(?<=\w)[.] (?=[A-Z])", describe_error(error))[0]  # then comes advice
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
         raise InputError(f"{name}: can't be loaded: {reason}") from error
     unexpected = [key for key in found["unexpected_keys"] if ".layers." in key]
     for keys, fault in (

@@ -5,7 +5,6 @@ stay where they are (the hub's cache, or a folder); nothing that is loaded may d
 manifest.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from library.errors import InputError
-from library.files import hash_once
+from library.files import hash_once, read_json
 from library.params import HubModel, LocalModel
 
 log = logging.getLogger(__name__)
@@ -90,14 +89,14 @@ def check_model_files(folder: Path, name: str) -> None:
             f"{name}: an adapter ({adapters[0]}), not a model; name the base that it was trained "
             "on, or merge it into that and name the merged folder"
         )
-    weights = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if index.exists()
-        else [WEIGHTS]
-    )
+    # as transformers: the index counts where there is no single file
+    weights = [WEIGHTS] if not index.exists() or (folder / WEIGHTS).exists() else _indexed(index)
     for file in ["config.json", *weights]:
         if Path(file).name != file:
             raise InputError(f"{name}: {WEIGHTS_INDEX} names {file!r}, which is not in the folder")
+        if (folder / file).is_symlink() and not (folder / file).exists():
+            target = (folder / file).readlink()
+            raise IncompleteModelError(f"{name}: {file} is a link to {target}, which is not there")
         if not (folder / file).is_file():
             pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
             hint = (
@@ -107,6 +106,18 @@ def check_model_files(folder: Path, name: str) -> None:
                 else ""
             )
             raise IncompleteModelError(f"{name}: no {file}{hint}")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files of weights that an index names."""
+    values = read_json(index)
+    files = values.get("weight_map") if isinstance(values, dict) else None
+    named = set(files.values()) if isinstance(files, dict) else set()
+    if not named or not all(isinstance(file, str) for file in named):
+        raise InputError(f"{index}: its weight_map does not name a file for each weight")
+    if "metadata" not in values:
+        raise InputError(f"{index}: its metadata is missing")
+    return sorted(named)
 
 
 def model_source(model: HubModel | LocalModel) -> dict[str, str]:

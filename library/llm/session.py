@@ -14,7 +14,7 @@ from library.llm.answering import answer_questions, answer_rows
 from library.llm.batching import Batching
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
-from library.llm.devices import describe_device, device_name, pick_device
+from library.llm.devices import describe_computation, describe_device, pick_device
 from library.llm.loading import load_model
 from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
 from library.llm.processes import start_processes
@@ -43,7 +43,7 @@ class AnsweringSession:
     max_new_tokens: int
     batching: Batching
     kept_dir: Path
-    answerer: Answerer
+    adapter_dir: Path | None
 
     def answer(self, split: str, name: str) -> list[Prediction]:
         """Answers to a split's rows, with likelihoods; `name` is the system's, for progress."""
@@ -65,7 +65,14 @@ class AnsweringSession:
         if self.state.is_main_process:
             for name, records in predictions.items():
                 write_jsonl(predictions_path(name), records)
-            write_json(answerer_path(system), self.answerer)
+            adapter = self.adapter_dir and self.adapter_dir / ADAPTER_WEIGHTS
+            answerer: Answerer = {
+                "base": hash_base(read_json(MANIFEST_PATH)),
+                "adapter": None if adapter is None else hash_file(adapter),
+                "answers": {name: hash_file(predictions_path(name)) for name in predictions},
+                **describe_computation(self.model),
+            }
+            write_json(answerer_path(system), answerer)
             shutil.rmtree(self.kept_dir)
         self.state.wait_for_everyone()
 
@@ -99,10 +106,5 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
         max_new_tokens=limit,
         batching=Batching(tokens, kept_dir),
         kept_dir=kept_dir,
-        answerer={
-            "base": hash_base(read_json(MANIFEST_PATH)),
-            "adapter": None if adapter_dir is None else hash_file(adapter_dir / ADAPTER_WEIGHTS),
-            "device": device_name(model.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
+        adapter_dir=adapter_dir,
     )

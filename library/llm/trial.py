@@ -5,7 +5,7 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
-from library.errors import InputError
+from library.errors import InputError, describe_error
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids, read_answer
 from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
@@ -26,6 +26,9 @@ CONTEXT = (
 QUESTION = "How thick is each hinge, and what holds it?"
 ANSWER = 'It is 4.5 mm (about 3/16 in.); a pin of 1.25 mm holds it: "No screws", at 0-90%.'
 NEW_TOKENS = 8
+# What a model gives a sentence more than its tokens in reverse, a token. Measured: the embedded
+# model 2.3, the same with its vocabulary shuffled six times 0.1 at most, four untrained ones 0.04.
+ORDER_NATS = 0.5
 ROUNDINGS = 16  # of the computing type, by which the cache may change a log-likelihood
 
 
@@ -60,22 +63,21 @@ def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> N
     except InputError as error:
         log.warning("%s was not tried, since it can't answer here: %s", name, error)
         return
+    except Exception as error:  # of whatever kind: there is no model of these values
+        raise InputError(f"{name}: config.json makes no model: {describe_error(error)}") from error
     model = load_model(BASE_DIR, model_file.quantization)
+    for key, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise InputError(f"{name}: its weight {key} holds NaN or infinities")
     try:
         generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS)
         (cached,) = score_completions(model, tokenizer, [pairs])
         uncached = [_score(model, prompt, answer) for prompt, answer in pairs]
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except Exception as error:  # of whatever kind: the architecture is not made for it
         raise InputError(
-            f"{name}: {type(model).__name__} can't be asked or scored: {type(error).__name__}: "
-            f"{error}"
+            f"{name}: {type(model).__name__} can't be asked or scored: {describe_error(error)}"
         ) from error
     off = max(
         abs(one - other) / len(answer)
@@ -86,6 +88,15 @@ def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> N
         raise InputError(
             f"{name}: {type(model).__name__} scores an answer otherwise with the cache than "
             f"without, by {off:.2g} nats a token; it can't be scored"
+        )
+    prompt, answer = pairs[0]
+    better = (uncached[0] - _score(model, prompt, answer[::-1])) / len(answer)
+    if better < ORDER_NATS:
+        log.warning(
+            "%s hardly tells a sentence from its tokens in reverse (%.2f nats a token): it is "
+            "untrained, or its tokenizer or config.json is another model's",
+            name,
+            better,
         )
 
 

@@ -27,7 +27,7 @@ from library.pages.statements import (
 )
 from library.params import Params, load_model_file
 from library.paths import EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH, prompt_path
-from library.records import SPLITS, Message
+from library.records import SPLITS, Computation, Message
 from library.versions import package_versions
 
 QUANTIZATIONS = {"nf4": "4 bits (NF4)", "none": "16 bits, or 32 on a CPU"}
@@ -167,7 +167,7 @@ def read_model_facts(params: Params) -> ModelFacts:
 
 def render_card(
     facts: ModelFacts,
-    devices: Mapping[str, Mapping[str, str]],
+    devices: Mapping[str, Computation],
     shipped: Mapping[str, Any] | None = None,
     messages: Sequence[Message] = (),
 ) -> str:

@@ -35,6 +35,16 @@ BASELINE_NAMES = {
     "best_passage": "the best passage, copied",
     "longer": "the longer answer wins",
 }
+NEEDED = {  # by the metrics that not every row has
+    "number_f1": "a number or sign in the reference",
+    "pair_matching": "two rows that swap their answers",
+    "contrastive": "a negative, in a row that swaps its answers with none",
+    "contrastive_no_question": "the same",
+    "answer_only": "a negative",
+    "naive_preference": "a negative",
+    "ngram_support": "three words in both answers",
+    "number_support": "a number in both answers",
+}
 HOW_TO_READ = (
     "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
     "two systems group by group. The control of bare answers sees neither passages nor question: "
@@ -146,14 +156,12 @@ def make_case(
 
 def left_out(metrics: Mapping[str, Any]) -> str:
     """Which metrics no test row has what they need for, or nothing."""
-    missing = [title(name) for name in METRICS if name not in {*metrics, *OPTIONAL}]
+    missing = [
+        f"{title(name)} ({NEEDED[name]})" for name in METRICS if name not in {*metrics, *OPTIONAL}
+    ]
     if not missing:
         return ""
-    needs = (
-        "a negative; for pair matching a row that swaps answers with it, for contrastive none; "
-        "numbers in the reference, or in both answers"
-    )
-    return f"Left out, since no test row has what they need ({needs}): {'; '.join(missing)}."
+    return f"Left out, since no test row has what they need: {'; '.join(missing)}."
 
 
 def mark_common(text: str, other: str) -> Markup:

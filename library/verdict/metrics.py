@@ -29,6 +29,7 @@ _FIGURE = regex.compile(
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_STUTTER = re.compile(r"([^\W\d_]{2,}?)\1{3,}")  # TheTheTheThe
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CHRF = CHRF(word_order=2)
 SUPPORT_WORDS, REPETITION_WORDS = 3, 4
@@ -149,9 +150,12 @@ def repetition(prediction: str) -> float:
     """Share of the four-word sequences that stood in the answer before.
 
     Welleck et al., Neural Text Generation with Unlikelihood Training, 2020 (seq-rep-4). 0 where
-    there is none.
+    there is none. Syllables that come four times and more without a blank are words here.
     """
-    ngrams = _ngrams(tokenize(prediction), REPETITION_WORDS)
+    spaced = _STUTTER.sub(
+        lambda match: " ".join([match[1]] * (len(match[0]) // len(match[1]))), prediction
+    )
+    ngrams = _ngrams(tokenize(spaced), REPETITION_WORDS)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 

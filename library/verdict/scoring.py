@@ -10,9 +10,9 @@ from statistics import mean
 from typing import Any, cast
 
 from library.errors import InputError
-from library.files import hash_base, read_json, read_jsonl
+from library.files import hash_base, hash_file, read_json, read_jsonl
 from library.params import EvaluateParams
-from library.paths import ADAPTER_DIR, MANIFEST_PATH, answerer_path
+from library.paths import ADAPTER_DIR, MANIFEST_PATH, answerer_path, predictions_path
 from library.records import SFT, SYSTEMS, ZEROSHOT, Answerer, FormattedRow, Prediction, ScoredRow
 from library.verdict.metrics import (
     HIGHER_IS_BETTER,
@@ -58,7 +58,7 @@ def check_answerers(
     manifest: Mapping[str, Any], adapter_base: Mapping[str, Any], adapter: str
 ) -> None:
     """Raise InputError unless both systems' answers are of one base model, the fine-tuned ones with
-    this adapter, and that was trained on it.
+    this adapter, and that was trained on it; and unless the answers are as they were written.
 
     `manifest` is the base model's, `adapter_base` the one that the adapter was trained on,
     `adapter` the SHA-256 of its weights.
@@ -71,14 +71,22 @@ def check_answerers(
         )
     for system, expected in ((ZEROSHOT, None), (SFT, adapter)):
         path = answerer_path(system)
-        answerer = cast(Answerer, read_json(path))
+        record = read_json(path)
+        if not isinstance(record, dict) or not Answerer.__required_keys__ <= record.keys():
+            raise InputError(f"{path}: does not say what gave the answers; run `dvc repro`")
+        answerer = cast(Answerer, record)
         if answerer["base"] != base:
             raise InputError(
                 f"{path}: its answers are of the base {answerer['base'][:12]}, {MANIFEST_PATH} "
                 f"says {base[:12]}; run `dvc repro`"
             )
         if answerer["adapter"] != expected:
-            raise InputError(f"{path}: its answers are not of {ADAPTER_DIR}; run `dvc repro`")
+            of = "with an adapter" if expected is None else f"not with that of {ADAPTER_DIR}"
+            raise InputError(f"{path}: its answers were given {of}; run `dvc repro`")
+        for name, written in answerer["answers"].items():
+            answers = predictions_path(name)
+            if hash_file(answers) != written:
+                raise InputError(f"{answers}: not as it was written ({path}); run `dvc repro`")
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:
