@@ -16,7 +16,7 @@ from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
 from library.corpus.cleaning_rules import clean_text
-from library.corpus.rows import is_text
+from library.corpus.shapes import is_text
 from library.entry import run_main
 from library.errors import InputError
 from library.llm.base_checks import count_positions

@@ -31,17 +31,18 @@ from library.pages.comment import (
     tuned_statement,
 )
 from library.pages.report import SYSTEM_NAMES
-from library.pages.statements import knowledge_statement, style_statement
+from library.pages.statements import knowledge_statement, split_statement, style_statement
 from library.params import Params, load_params
 from library.paths import (
     BASE_DIR,
     EVALUATION_PATH,
     HISTORY_PATH,
     SCORES_PATH,
+    SPLITS_PATH,
     TEST_PATH,
     predictions_path,
 )
-from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
+from library.records import SFT, SPLITS, SYSTEMS, ZEROSHOT, ScoredRow
 from library.repository.client import find_cache_dir, read_dvc_json, read_git
 from library.repository.lock import find_stale
 from library.repository.revisions import Revision, find_commits
@@ -320,6 +321,9 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
         top.append(
             "**Nothing changed that the pipeline reads or measures**: the result is the base's."
         )
+    splits = head.metrics(SPLITS_PATH.as_posix())
+    if splits and (said := split_statement({name: splits[name] for name in SPLITS})) is not None:
+        top.append(alert("WARNING", str(said)))
     top.append(str(style_statement(after, primary)))
     top.append(str(knowledge_statement(after, params.evaluate.confidence)))
 

@@ -16,10 +16,12 @@ def main() -> None:
             raise InputError(f"{path}: no such file; run `dvc repro`")
     params, splits = load_params(), read_json(SPLITS_PATH)
     metrics = read_json(EVALUATION_PATH)
-    verdict = give_verdict(metrics, params.evaluate.primary, params.evaluate.confidence)
+    splits = {name: splits[name] for name in SPLITS}
+    evaluate = params.evaluate
+    verdict = give_verdict(metrics, splits, evaluate.primary, evaluate.confidence)
     facts = {
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
-        "data": describe_data(params.data.path, {name: splits[name] for name in SPLITS}),
+        "data": describe_data(params.data.path, splits),
     }
     print(f"\n{render_summary(verdict, facts)}\n")
     print("The report with plots and answers side by side: reports/report.html")

@@ -39,8 +39,9 @@ S = TypeVar("S", bound=Section)
 class Columns(Section):
     """The user's names for a row's fields."""
 
-    anchor: str
-    """The column of the context that the answer is in."""
+    anchor: str | None
+    """The column of the context that the answer is in; null where the data has none. A dotted path
+    reaches into nested columns, as answers.text; so in all of these."""
     query: str
     """The column of the question."""
     positive: str
@@ -64,7 +65,9 @@ class DataParams(Section):
     """`data`: the raw rows."""
 
     path: str
-    """The file of raw rows: .json, .jsonl, .csv or .parquet, each also as .gz."""
+    """The file of raw rows: .json, .jsonl, .csv, .tsv or .parquet, each also as .gz."""
+    encoding: Literal["utf-8", "windows-1252"]
+    """That of the file, if it is text."""
     columns: Columns
     """The file's own names for the four fields."""
 
@@ -112,6 +115,9 @@ class CleanParams(Section):
 
     max_rejected_share: Share
     """The share of rows that may be unusable before a stage stops."""
+    nothing: list[str]
+    """Texts that stand for nothing: a row whose question, answer or context is one is rejected, a
+    wrong answer that is one does not count."""
     on_contradiction: Literal["keep", "drop"]
     """Whether rows that state the opposite of another are kept, and flagged, or dropped."""
     rules: Rules
@@ -140,9 +146,15 @@ class SplitParams(Section):
     """`split`."""
 
     seed: Seed
-    """Which groups of equal size go to which split."""
+    """Which groups go to which split."""
     shares: Shares
-    """The wanted sizes of the splits; whole groups come as near as they can."""
+    """The wanted sizes of the splits; whole groups are drawn, and come near them by chance."""
+    same_answer_words: Count
+    """Rows with the same right answer are one group where it has so many words or more."""
+    near_duplicate_contexts: bool
+    """Whether rows whose contexts are nearly the same are one group."""
+    on_missed_shares: Literal["stop", "continue"]
+    """What happens where a split misses its share by more than a quarter, or test is too small."""
 
 
 class FormatParams(Section):

@@ -13,6 +13,7 @@ CLEAN_DIR = Path("data/clean")
 CLEAN_ROWS_PATH = CLEAN_DIR / "rows.jsonl"
 FORMATTED_DIR = Path("data/formatted")
 TEST_PATH = FORMATTED_DIR / "test.jsonl"
+GROUPS_PATH = FORMATTED_DIR / "groups.json"
 PREDICTIONS_DIR = Path("data/predictions")
 SCORES_PATH = PREDICTIONS_DIR / "scores.jsonl"
 VOTES_DIR = Path("data/votes")

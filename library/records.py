@@ -18,8 +18,9 @@ class Message(TypedDict):
 class CleanRow(TypedDict):
     """A usable row, cleaned (data/clean/rows.jsonl).
 
-    `place` is where it stands in the user's file, `contradicts` the id of a row that says the
-    opposite.
+    `place` is where it stands in the user's file; `anchor` is "" where there is no context,
+    `also_right` are right answers beyond `positive`, `turns` what was said before the question,
+    `contradicts` is the id of a row that says the opposite.
     """
 
     id: str
@@ -28,6 +29,8 @@ class CleanRow(TypedDict):
     query: str
     positive: str
     negative: str | None
+    also_right: list[str]
+    turns: list[Message]
     contradicts: str | None
 
 
@@ -45,7 +48,8 @@ class FormattedRow(TypedDict):
 
     `passages` are indices of those passages of its context that fit, of `passages_in_context`.
     `answer_tokens` are the positive's, `tokens` those of the prompt and the longer answer. `pair`
-    is the id of the row that swaps its answers with this one.
+    is the id of the row that swaps its answers with this one. `also_right` are right answers beyond
+    the positive, which alone is trained on, and whose likelihood is measured.
     """
 
     group: str
@@ -56,6 +60,7 @@ class FormattedRow(TypedDict):
     messages_bare: list[Message]
     question: str
     positive: str
+    also_right: list[str]
     negative: str | None
     contradicts: str | None
     passages: list[int]

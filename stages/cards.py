@@ -7,6 +7,7 @@ file. Writes reports/model_card.md and reports/data_card.md.
 import logging
 from pathlib import Path
 
+from library.corpus.reading import find_file_shape
 from library.entry import run_main
 from library.files import hash_file, read_json, write_text
 from library.pages.cards import read_model_facts, render_card, render_data_card
@@ -21,14 +22,15 @@ def main() -> None:
     params = load_params()
     facts = read_model_facts(params)
     profile, cleaning = read_json(PROFILE_PATH), read_json(CLEANING_PATH)
-    sha256 = hash_file(Path(params.data.path))
+    path = Path(params.data.path)
+    columns = find_file_shape(path, params.data).columns
     write_text(
         Path("reports/model_card.md"),
         render_card(facts, {"measured": read_json(answerer_path("sft"))}),
     )
     write_text(
         Path("reports/data_card.md"),
-        render_data_card(profile, cleaning, facts.splits, params, sha256),
+        render_data_card(profile, cleaning, facts.splits, params, columns, hash_file(path)),
     )
     log.info("reports/model_card.md and data_card.md are written")
 

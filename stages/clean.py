@@ -13,7 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.corpus.cleaning import FEATURES, clean_row, find_rejected
+from library.corpus.reading import find_file_shape
 from library.corpus.rows import check_rejected_share
+from library.corpus.shapes import UNANSWERABLE
 from library.corpus.table import map_table, read_table
 from library.entry import run_main
 from library.files import open_atomic, to_line, write_json, write_jsonl
@@ -32,13 +34,14 @@ def main() -> None:
     """
     params = load_params()
     path = Path(params.data.path)
-    columns = params.data.columns.model_dump()
+    shape = find_file_shape(path, params.data)
+    log.info("%s: %s", path, shape.describe())
     rules = [name for name, on in params.clean.rules if on]
     # on Windows a file that is mapped into memory can't be removed: it goes with the system's own
     # cleaning
     with tempfile.TemporaryDirectory(prefix="clean-", ignore_cleanup_errors=True) as cache:
-        raw = read_table(path, params.data.columns, Path(cache))
-        table = map_table(raw, clean_row, FEATURES, rules=rules, columns=columns)
+        raw = read_table(path, params.data, params.clean.nothing, Path(cache))
+        table = map_table(raw, clean_row, FEATURES, rules=rules, columns=shape.columns)
         problems, contradictions = find_rejected(
             table.remove_columns(["line", "changes", "counts"]),
             params.clean.on_contradiction == "drop",
@@ -48,12 +51,19 @@ def main() -> None:
             for index, (place, key) in enumerate(zip(table["place"], table["id"], strict=True))
             if index in problems
         ]
+        unanswerable = sum(record["reason"] == UNANSWERABLE for record in rejected)
+        if unanswerable:
+            log.info("%d unanswerable questions are left out", unanswerable)
         for record in rejected[:SHOWN_REJECTED]:
             log.info("rejected %s: %s", record["place"], record["reason"])
         if len(rejected) > SHOWN_REJECTED:
             log.info("%d rejected rows in all: see data/clean/rejected.jsonl", len(rejected))
         write_jsonl(CLEAN_DIR / "rejected.jsonl", rejected)
-        check_rejected_share(rejected, len(table), params.clean.max_rejected_share)
+        check_rejected_share(
+            [record for record in rejected if record["reason"] != UNANSWERABLE],
+            len(table) - unanswerable,
+            params.clean.max_rejected_share,
+        )
         changed: Counter[str] = Counter()
         with_negative = 0
         with (
@@ -75,10 +85,11 @@ def main() -> None:
         "rows": len(table),
         "kept": len(table) - len(rejected),
         "rejected": len(rejected),
+        "unanswerable": unanswerable,
         "rejected_share": round(len(rejected) / len(table), 6),
         "with_negative": with_negative,
         "contradictory": len(contradictions),
-        "changes": {name: changed[name] for name in rules},
+        "changes": {name: changed[name] for name in (*rules, "nothing")},
     }
     write_json(CLEANING_PATH, metrics)
     log.info(

@@ -73,7 +73,7 @@ def main() -> None:
     answers = {
         system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS
     }
-    references = [row["positive"] for row in test]
+    references = [[row["positive"], *row["also_right"]] for row in test]
     if params.embedding_model is not None:
         for system in SYSTEMS:
             cosines = embedding_cosine(params.embedding_model, answers[system], references)
@@ -81,7 +81,8 @@ def main() -> None:
                 scores.systems[system]["embedding_cosine"] = cosine
 
     metrics = judge(scored, params)
-    metrics["wordless_references"] = sum(not tokenize(reference) for reference in references)
+    metrics["several_right"] = sum(len(right) > 1 for right in references)
+    metrics["wordless_references"] = sum(not any(map(tokenize, right)) for right in references)
     metrics["with_passages"] = sum(bool(row["passages"]) for row in test)
     metrics["baselines"] = {name: average(scored, name) for name in BASELINES}
     asked = {
@@ -90,7 +91,7 @@ def main() -> None:
     metrics["overfitting"] = measure_overfitting(
         metrics,
         score_rows(trained, contexts, asked),
-        {**answers, "references": references},
+        {**answers, "references": [right[0] for right in references]},
         (row["positive"] for row in read_jsonl(formatted_path("train"))),
     )
 

@@ -31,6 +31,7 @@ from library.params import Params, load_model_file, load_params
 from library.paths import (
     CLEAN_ROWS_PATH,
     EVALUATION_PATH,
+    GROUPS_PATH,
     HISTORY_PATH,
     MANIFEST_PATH,
     MEMORY_PATH,
@@ -68,8 +69,8 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
 def main() -> None:
     """Gather the report and write it twice."""
     params = load_params()
-    metrics, splits = read_json(EVALUATION_PATH), read_json(SPLITS_PATH)
-    splits = {name: splits[name] for name in SPLITS}
+    metrics, counted = read_json(EVALUATION_PATH), read_json(SPLITS_PATH)
+    splits, characters = {name: counted[name] for name in SPLITS}, params.format.passage_characters
     rows = {row["id"]: cast(FormattedRow, row) for row in read_jsonl(TEST_PATH)}
     scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
     answers = {
@@ -85,28 +86,27 @@ def main() -> None:
         cases = []
         for scores in chosen:
             row = rows[scores.id]
-            passages = passages_in_prompt(
-                row, contexts[scores.id], params.format.passage_characters
-            )
+            passages = passages_in_prompt(row, contexts[scores.id], characters)
             given = {system: answers[system][scores.id] for system in SYSTEMS}
             cases.append(make_case(row, scores, given, passages, primary))
         return cases
 
     gained, lost = pick_examples(scored, primary)
-    points = []
-    for scores in rows_with_metric(scored, primary):
-        before, after = (scores.systems[system][primary] for system in SYSTEMS)
-        points.append((len(rows[scores.id]["positive"]), before, after))
+    points = [
+        (len(rows[scores.id]["positive"]), *(scores.systems[name][primary] for name in SYSTEMS))
+        for scores in rows_with_metric(scored, primary)
+    ]
     report = Report(
         metrics=metrics,
         primary=primary,
         confidence=confidence,
-        verdict=give_verdict(metrics, primary, confidence),
+        verdict=give_verdict(metrics, splits, primary, confidence),
         facts=gather_facts(params, splits, bool(metrics["with_passages"])),
         gained=show(gained),
         lost=show(lost),
         versions={"chrF++": chrf_signature(), **package_versions()},
         splits=splits,
+        largest=read_json(GROUPS_PATH)["largest"],
         history=pd.read_csv(HISTORY_PATH),
         points=points,
         params=PARAMS_PATH.read_text(encoding="utf-8"),

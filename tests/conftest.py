@@ -112,6 +112,8 @@ def project(tmp_path, monkeypatch, tiny_dir):
         model="local",
         data__path="rows.json",
         split__shares={"train": 0.5, "validation": 0.2, "test": 0.3},
+        split__seed=34,  # keeps them, of so few rows
+        split__on_missed_shares="continue",  # where a test changes these
         format__max_length=512,
         format__max_new_tokens=128,
         sft__num_train_epochs=1.0,
@@ -186,6 +188,7 @@ def judged(tmp_path, monkeypatch):
                     "best_passage": context,
                     "question": f"<img src=x> | *why* `r`? {mean}".strip(),
                     "positive": f"the tuned answer {index} {mean}".strip(),
+                    "also_right": [],
                     "negative": None,
                 }
             )
@@ -211,7 +214,10 @@ def judged(tmp_path, monkeypatch):
         answerer = {"base": hash_base(BASE), "device": "CPU", "dtype": "float32"}
         split = {
             "rows": rows,
-            "groups": rows,
+            "groups": max(rows, 6),
+            "share": 0.333333,
+            "asked_share": 0.333333,
+            "negatives_given_away": 0,
             "pairs": 0,
             "trimmed_share": 0.5,
             "prompt_tokens_mean": 9.5,
@@ -249,6 +255,7 @@ def judged(tmp_path, monkeypatch):
                 "predicted": {"peak": 1393},
                 "processes": 1,
             },
+            "data/formatted/groups.json": {"largest": "the largest group has 1 of 4 rows"},
             "metrics/format.json": dict.fromkeys(("train", "validation", "test"), split),
         }.items():
             write_json(Path(path), value)

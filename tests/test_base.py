@@ -277,6 +277,7 @@ def test_an_answer_that_the_tokenizer_can_not_write_is_rejected_by_format(model)
     tokenizer = load_tokenizer(model)
     tokenizer.backend_tokenizer.normalizer = Replace("µ", "u")
     row = make_rows(1)[0] | {"id": "a", "place": "line 1", "contradicts": None}
+    row |= {"also_right": [], "turns": []}
     params = load_params().format
     template = load_prompt(prompt_path(params.prompt))
     format_row(row | {"positive": "It is 5 um."}, "test", "g", tokenizer, template, params)

@@ -25,7 +25,9 @@ def test_names_from_the_user_break_no_card():
         update={"path": "data/raw/`x` <b>|[a](javascript:1).json", "columns": columns}
     )
     card = render_data_card(
-        profile, cleaning, splits, params.model_copy(update={"data": data}), "0" * 64
+        *(profile, cleaning, splits, params.model_copy(update={"data": data})),
+        columns.model_dump(),
+        "0" * 64,
     )
     assert "<img" not in card
     assert "<b>" not in card

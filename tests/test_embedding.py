@@ -19,7 +19,7 @@ def test_the_same_meaning_is_nearer_than_another():
     same, near, far = embedding_cosine(
         MODEL,
         [reference, "The pump's casing consists of steel.", "It rained in Lisbon all day."],
-        [reference] * 3,
+        [[reference]] * 3,
     )
     assert same == pytest.approx(1, abs=1e-5)
     assert far < 0.3 < 0.6 < near < 1

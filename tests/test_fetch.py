@@ -7,13 +7,14 @@ import pytest
 from commands.fetch import fetch, main
 from library.corpus.reading import read_raw
 from library.errors import InputError
-from library.params import Columns
+from library.params import Columns, DataParams
 
 ROWS = [
     {"anchor": f"Text {index}.", "query": "Why?", "positive": "So.", "negative": "Not so."}
     for index in range(5)
 ]
 COLUMNS = Columns(anchor="anchor", query="query", positive="positive", negative="negative")
+DATA = DataParams(path="mine.parquet", encoding="utf-8", columns=COLUMNS)
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def test_a_split_of_a_local_data_set_becomes_a_file_that_the_stages_read(
     out_path = tmp_path / "raw/mine.parquet"
     monkeypatch.setattr(sys, "argv", ["fetch", str(folder), str(out_path), "--split", "test"])
     main()
-    assert [row.fields for row in read_raw(out_path, COLUMNS)] == ROWS[:2]
+    rows = [row | {"positive": [row["positive"]]} for row in ROWS[:2]]
+    assert [row.fields for row in read_raw(out_path, DATA)] == rows
     assert list(out_path.parent.iterdir()) == [out_path]
     assert fetch(str(folder), None, "train", None, out_path) == 5
 

@@ -4,19 +4,21 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, edit_yaml, make_rows
 
-from library.corpus.groups import SPLITS
 from library.errors import InputError
 from library.files import read_jsonl
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids
 from library.llm.formatting import format_row
 from library.llm.prompts import load_prompt
 from library.params import load_params
+from library.records import SPLITS
 from stages import base, clean, format
 
 ROW = {
     "id": "r",
     "place": "index 0",
     "contradicts": None,
+    "also_right": [],
+    "turns": [],
     "query": "What is the pump made of?",
     "positive": "Steel.",
     "negative": "Glass.",
@@ -166,5 +168,7 @@ def test_too_few_groups_are_an_error(project):
     )
     base.main()
     clean.main()
-    with pytest.raises(InputError, match=r"12 rows make 1 group .*need at least 3 groups"):
+    with pytest.raises(
+        InputError, match=r"the largest group has 12 .*: the context 'Shared\.' ties 12"
+    ):
         format.main()

@@ -1,62 +1,155 @@
+import hashlib
+from collections import Counter
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from library.corpus.groups import (
-    SPLITS,
+    Tie,
     check_overlap,
+    find_given_away,
     group_rows,
+    list_ties,
     normalize,
     pair_rows,
+)
+from library.corpus.splitting import (
+    check_split,
+    find_faults,
+    find_seed,
+    find_ties,
+    make_split,
     split_groups,
 )
 from library.errors import InputError
-from library.params import Shares
+from library.params import Shares, load_params
+from library.records import SPLITS
 
 SHARES = Shares(train=0.7, validation=0.1, test=0.2)
-TEXTS = st.lists(
-    st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=1, max_size=3),
-    min_size=1,
-    max_size=40,
-)
+PARAMS = load_params(Path(__file__).parent.parent / "params.yaml").split
+LETTERS = st.sampled_from("abcdefghijklmnopqrstuvwxyz")
+ROWS = st.lists(st.tuples(LETTERS, LETTERS, st.one_of(st.none(), LETTERS)), min_size=1, max_size=40)
+
+
+def long(text):
+    """An answer that is long enough to tie rows."""
+    return f"{text} answers the question in a sentence of its own"
+
+
+def row(key, anchor, positive, negative=None, **others):
+    """A clean row."""
+    return {
+        "id": key,
+        "place": key,
+        "anchor": anchor,
+        "query": f"which {key}",
+        "positive": positive,
+        "also_right": [],
+        "negative": negative,
+        "turns": [],
+        "contradicts": None,
+    } | others
+
+
+def split(rows, **changes):
+    params = PARAMS.model_copy(update={"shares": SHARES, **changes})
+    ties, same = find_ties(rows, params)
+    return make_split(ties, same, params), ties, same, params
+
+
+def tie(*texts):
+    return [Tie("context", text) for text in texts]
 
 
 def test_rows_are_one_group_where_any_text_is_shared_even_over_others():
-    texts = {"1": ["A", "x"], "2": ["B", " X "], "3": ["b", "y"], "4": ["C", "z"]}
-    assert group_rows(texts) == {"1": "1", "2": "1", "3": "1", "4": "4"}
+    ties = {"1": tie("A", "x"), "2": tie("B", " X "), "3": tie("b", "y"), "4": tie("C", "z")}
+    assert group_rows(ties) == {"1": "1", "2": "1", "3": "1", "4": "4"}
+    assert group_rows(ties, [("a", "c")]) == dict.fromkeys("1234", "1")
 
 
-@given(TEXTS, st.integers(0, 99))
-def test_no_text_crosses_over_and_no_row_is_lost_whatever_the_order(rows, seed):
-    texts = {f"{index:03}": row for index, row in enumerate(rows)}
-    groups = group_rows(texts)
-    backwards = dict(reversed(texts.items()))
-    assert group_rows(backwards) == groups
-    if len(set(groups.values())) < 3:
-        with pytest.raises(InputError, match="need at least 3 groups"):
-            split_groups(groups, SHARES, seed)
-        return
-    splits = split_groups(groups, SHARES, seed)
-    assert splits == split_groups(dict(reversed(groups.items())), SHARES, seed)
-    assert splits.keys() == texts.keys()
-    assert set(splits.values()) == set(SPLITS)
-    check_overlap(
-        {
-            split: [text for row in texts if splits[row] == split for text in texts[row]]
-            for split in SPLITS
-        }
-    )
-
-
-def test_shares_are_met_by_row_count_and_group_size():
-    texts = {
-        f"{index:03}": [f"anchor {index // 2 if index < 200 else index}"] for index in range(400)
+def test_a_context_and_a_long_answer_tie_and_nothing_else_does():
+    rows = [
+        row("1", "one", long("first"), "no"),
+        row("2", "One ", "2019", long("third")),  # the context of 1
+        row("3", "three", long("third"), "2019"),  # the negative of 2: no tie
+        row("4", "four", "2019", long("first")),  # the short answer of 2: no tie
+        row("5", "five", "May", None, also_right=[long("THIRD")]),  # right beside: the answer of 3
+        row("6", "", "May"),
+        row("7", "", "May", query="Which 6"),  # without a context, the question
+    ]
+    assert split(rows)[0].groups == {
+        "1": "1",
+        "2": "1",
+        "3": "3",
+        "4": "4",
+        "5": "3",
+        "6": "6",
+        "7": "6",
     }
-    splits = split_groups(group_rows(texts), SHARES, 7)
-    counts = {split: list(splits.values()).count(split) for split in SPLITS}
-    assert counts == {"train": 280, "validation": 40, "test": 80}
-    paired = [split for row, split in splits.items() if int(row) < 200]
-    assert [paired.count(split) for split in SPLITS] == [140, 20, 40]
+
+
+@pytest.mark.parametrize(("words", "tied"), [(8, 1), (9, 0)])
+def test_how_long_an_answer_must_be_to_tie_is_a_parameter(words, tied):
+    answers = {"one two three four five six seven eight": 8}
+    params = PARAMS.model_copy(update={"same_answer_words": words})
+    assert len(list_ties("context", "question", answers, params)) == 1 + tied
+
+
+WORDS = "the pump is made of steel and weighs twelve kilograms with its two valves of brass".split()
+
+
+@pytest.mark.parametrize(
+    "words", [WORDS, list("水泵由钢制成带两个黄铜阀门重十二公斤位于壳体内侧")], ids=["en", "zh"]
+)
+def test_contexts_that_are_nearly_the_same_tie_unless_they_are_not_to(words):
+    blank = " " if words is WORDS else ""
+    many = blank.join(words * 12)
+    rows = [row("1", many, "a"), row("2", f"{many}{blank}{words[0]}", "b"), row("3", "x", "c")]
+    assert split(rows)[0].groups == {"1": "1", "2": "1", "3": "3"}
+    assert len(set(split(rows, near_duplicate_contexts=False)[0].groups.values())) == 3
+
+
+@given(ROWS, st.integers(0, 99), st.booleans())
+def test_no_text_that_ties_crosses_over_and_no_row_is_lost_whatever_the_order(drawn, seed, words):
+    rows = [
+        row(f"{index:03}", anchor, long(positive) if words else positive, negative)
+        for index, (anchor, positive, negative) in enumerate(drawn)
+    ]
+    made, ties, _, _ = split(rows, seed=seed)
+    backwards = split(rows[::-1], seed=seed)[0]
+    assert (backwards.groups, backwards.splits) == (made.groups, made.splits)
+    assert made.splits.keys() == {row["id"] for row in rows}
+    check_overlap(made.splits, ties)
+    for field in ("anchor", "positive") if words else ("anchor",):
+        places = {}
+        for each in rows:
+            places.setdefault(each[field], set()).add(made.splits[each["id"]])
+        assert all(len(found) == 1 for found in places.values())
+
+
+@given(ROWS, st.integers(0, 99), st.integers(0, 2**40))
+def test_a_row_of_new_texts_moves_no_other(drawn, seed, number):
+    rows = [row(f"{index:03}", *texts) for index, texts in enumerate(drawn)]
+    before = split(rows, seed=seed)[0].splits
+    key = hashlib.sha256(str(number).encode()).hexdigest()[:12]  # before or after the others
+    added = split([*rows, row(key, "new context", long("new"))], seed=seed)[0].splits
+    assert {name: added[name] for name in before} == before
+
+
+def test_shares_are_met_by_chance_and_test_does_not_move_with_the_others():
+    groups = {f"{index:05}": f"{index // 2:05}" for index in range(20_000)}
+    counts = Counter(split_groups(groups, SHARES, 7).values())
+    # five standard deviations of 10,000 groups of two rows
+    for name, share in SHARES.model_dump().items():
+        assert abs(counts[name] - 20_000 * share) < 5 * 2 * (10_000 * share * (1 - share)) ** 0.5
+    other = Shares(train=0.5, validation=0.3, test=0.2)
+    moved = split_groups(groups, other, 7)
+    assert all(
+        (moved[key] == "test") == (name == "test")
+        for key, name in split_groups(groups, SHARES, 7).items()
+    )
 
 
 def test_another_seed_is_another_split():
@@ -66,7 +159,99 @@ def test_another_seed_is_another_split():
 
 def test_an_overlap_is_found_and_quoted():
     with pytest.raises(InputError, match=r"the same text is in train and test: 'one\\n text'"):
-        check_overlap({"train": ["One text"], "test": ["one\n text"]})
+        check_overlap({"1": "train", "2": "test"}, {"1": tie("One text"), "2": tie("one\n text")})
+
+
+@pytest.mark.parametrize(
+    ("counts", "faults"),
+    [
+        (((70, 70), (10, 10), (20, 20)), []),
+        (((75, 75), (7, 7), (18, 18)), ["validation has 7.0% of the rows where 10% are asked"]),
+        (((71, 71), (8, 8), (21, 6)), []),
+        (((71, 71), (8, 8), (21, 5)), ["test has 5 groups where a verdict needs 6"]),
+        (
+            ((204, 204), (92, 1), (2, 1)),
+            [
+                "validation has 30.9% of the rows where 10% are asked",
+                "test has 0.7% of the rows where 20% are asked",
+                "test has 1 group where a verdict needs 6",
+            ],
+        ),
+    ],
+)
+def test_a_share_that_is_missed_by_more_than_a_quarter_is_a_fault(counts, faults):
+    assert find_faults(dict(zip(SPLITS, counts, strict=True)), SHARES.model_dump()) == faults
+
+
+def test_a_stop_says_which_text_ties_most_and_what_mends_it():
+    boilerplate = long("See the terms of use:")
+    rows = [row(f"{index:03}", f"context {index}", f"answer {index}") for index in range(100)]
+    rows += [row(f"9{index:02}", f"other {index}", boilerplate) for index in range(150)]
+    made, ties, same, params = split(rows)
+    with pytest.raises(InputError) as error:
+        check_split(made, ties, same, params)
+    said = str(error.value)
+    assert "where 20% are asked" in said
+    assert (
+        "the largest group has 150 of 250 rows: the answer 'See the terms of use: answers" in said
+    )
+    assert "ties 150" in said
+    (line,) = (line for line in said.splitlines() if "same_answer_words" in line)
+    # what is advised does it
+    words, seed = (int(part.split("=")[1].split()[0]) for part in line.split("-S split.")[1:])
+    again = split(rows, same_answer_words=words, seed=seed)
+    assert check_split(*again) == []
+    assert "-S split.on_missed_shares=continue" in said
+    go_on = split(rows, on_missed_shares="continue")
+    assert check_split(*go_on) != []
+
+
+def test_another_seed_is_advised_where_that_is_enough():
+    rows = [row(f"{index:03}", f"context {index}", f"answer {index}") for index in range(30)]
+    for seed in range(100):
+        made = split(rows, seed=seed)
+        if find_faults(made[0].count(), SHARES.model_dump()):
+            with pytest.raises(InputError) as error:
+                check_split(*made)
+            advised = find_seed(made[0].groups, SHARES)
+            assert f"another seed: dvc exp run -S split.seed={advised}\n" in f"{error.value}\n"
+            assert check_split(*split(rows, seed=advised)) == []
+
+
+def test_an_empty_split_stops_whatever_was_said():
+    with pytest.raises(InputError, match="More rows, of other contexts and answers, would mend it"):
+        check_split(*split([row("1", "a", "b")], on_missed_shares="continue"))
+
+
+def test_mined_hard_negatives_tie_nothing_and_those_that_training_holds_as_right_are_withheld():
+    # each row's negative is the next one's positive
+    rows = [
+        row(f"{index:03}", f"context {index}", long(index), long((index + 1) % 300))
+        for index in range(300)
+    ]
+    made, ties, same, params = split(rows)
+    assert len(set(made.groups.values())) == 300
+    assert check_split(made, ties, same, params) == []
+    trained = [each for each in rows if made.splits[each["id"]] == "train"]
+    test = [each for each in rows if made.splits[each["id"]] == "test"]
+    lost = find_given_away(trained, test, {})
+    right, wrong = ({each[field] for each in trained} for field in ("positive", "negative"))
+    assert lost == {e["id"] for e in test if e["negative"] in right or e["positive"] in wrong}
+    assert 0 < len(lost) < len(test)
+
+
+def test_answers_of_one_word_are_as_many_groups_as_contexts():
+    answers = ("yes", "no", "maybe")
+    rows = [row(f"{index:03}", f"context {index}", answers[index % 3]) for index in range(200)]
+    made, ties, same, params = split(rows, seed=1)
+    assert len(set(made.groups.values())) == 200
+    assert check_split(made, ties, same, params) == []
+
+
+def test_the_two_rows_of_a_swapped_pair_keep_their_wrong_answers():
+    rows = [row("1", "A", "x", "y"), row("2", "A", "y", "x")]
+    assert find_given_away(rows, rows, {}) == {"1", "2"}
+    assert find_given_away(rows, rows, pair_rows(rows)) == set()
 
 
 def test_a_pair_swaps_both_answers_under_one_anchor():

@@ -122,14 +122,23 @@ def test_an_edit_runs_again_only_the_stages_whose_output_could_change(recorded):
     explain(Path("library/pages/report.py"))
     assert recorded() == {"report"}
     explain(Path("library/corpus/reading.py"))
-    assert recorded() == {"report", "clean", "profile"}
+    assert recorded() == {"report", "cards", "clean", "profile"}
     explain(Path("library/llm/merging.py"))
-    assert recorded() == {"report", "clean", "profile"}
+    assert recorded() == {"report", "cards", "clean", "profile"}
     explain(Path("library/llm/trainer.py"))
-    assert recorded() == {"report", "clean", "profile", "sft"}
+    assert recorded() == {"report", "cards", "clean", "profile", "sft"}
     explain(Path("library/llm/generation.py"))
     # base tries the model out
-    assert recorded() == {"report", "clean", "profile", "sft", "zeroshot", "predict", "base"}
+    assert recorded() == {
+        "report",
+        "cards",
+        "clean",
+        "profile",
+        "sft",
+        "zeroshot",
+        "predict",
+        "base",
+    }
 
 
 def test_other_weights_of_a_local_model_begin_with_base_again(recorded):

@@ -242,7 +242,7 @@ def test_metrics_that_can_not_be_said_are_left_out(negative, pair, names):
         "finish_reason": "length",
         "likelihood": {"positive": likelihood(-1), "negative": negative},
     }
-    scores = score_row({"positive": "Steel.", "pair": pair}, prediction, CONTEXT)
+    scores = score_row({"positive": "Steel.", "also_right": [], "pair": pair}, prediction, CONTEXT)
     without_numbers = {
         "rouge_l",
         "chrf",

@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT, edit_yaml
 
 from commands import new
-from library.corpus.reading import read_raw
-from library.corpus.rows import find_problem
+from library.corpus.reading import find_file_shape, read_raw
+from library.corpus.rows import find_problem, row_id
+from library.corpus.splitting import check_split, find_ties, make_split
 from library.errors import InputError
 from library.params import load_params
 
@@ -132,9 +133,14 @@ def test_it_is_committed_and_says_where_it_comes_from(source, made):
 def test_its_rows_are_usable_and_known_to_dvc(made):
     params = load_params(made / "params.yaml")
     assert params.data.path == "data/raw/mine.json"
-    rows = list(read_raw(made / params.data.path, params.data.columns))
+    rows = list(read_raw(made / params.data.path, params.data))
     assert len(rows) == new.EXAMPLE_ROWS
-    assert all(find_problem(row, params.data.columns.model_dump()) is None for row in rows)
+    shape = find_file_shape(made / params.data.path, params.data)
+    assert all(find_problem(row, shape, params.clean.nothing) is None for row in rows)
+    texts = [row.fields | {"positive": row.fields["positive"][0]} for row in rows]
+    clean = [text | {"id": row_id(text), "also_right": []} for text in texts]
+    ties, same = find_ties(clean, params.split)
+    assert check_split(make_split(ties, same, params.split), ties, same, params.split) == []
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "data", "status"],
         cwd=made,
@@ -220,7 +226,7 @@ def test_the_path_of_the_data_is_replaced_however_it_is_written_and_nothing_else
         (path / "params.yaml").read_text().splitlines() for path in (folder, tmp_path / "mine")
     )
     changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
-    assert len(changed) == 1
+    assert [pair[1].split(":")[0].strip() for pair in changed] == ['"path"', "seed"]
     assert "data/sample/patents.json" in changed[0][0]
     assert "data/raw/mine.json" in changed[0][1]
 
@@ -229,7 +235,7 @@ def test_the_columns_are_those_of_the_example(source, tmp_path):
     folder = commit_params(source, tmp_path, "    negative: negative", "    negative: null")
     new.make_project(folder, tmp_path / "mine")
     params = load_params(tmp_path / "mine/params.yaml")
-    rows = list(read_raw(tmp_path / "mine" / params.data.path, params.data.columns))
+    rows = list(read_raw(tmp_path / "mine" / params.data.path, params.data))
     assert params.data.columns.model_dump() == {column: column for column in rows[0].fields}
 
 

@@ -59,7 +59,7 @@ def test_what_rows_share_and_contradict_is_counted_with_their_places(project):
     }
     rows += [
         rows[2],
-        {**rows[3], "query": 3},
+        {**rows[3], "query": {"a": 3}},
         {**rows[4], "anchor": rows[4]["anchor"] + " One more sentence."},
     ]
     metrics, page = run_profile(rows)
@@ -74,11 +74,11 @@ def test_what_rows_share_and_contradict_is_counted_with_their_places(project):
     assert metrics["swapped_pairs"] == len(shared) - 1
     assert sum(int(size) * groups for size, groups in metrics["group_sizes"].items()) == 13
     assert metrics["columns"]["query"]["missing"] == 1
-    assert len(things(page)) == 12
+    assert len(things(page)) == 14
     assert things(page)["Contradictory labels"] == "2 rows"
     assert "index 12 is index 2 again" in page
     assert re.search(r"index [345] and index 14", page)
-    assert "index 13: &#34;query&#34; is of type int, expected a string" in page
+    assert "index 13: &#34;query&#34; is of type dict, expected a text" in page
 
 
 def test_the_same_rows_give_the_same_page(project):

@@ -177,7 +177,7 @@ def test_steps_are_counted_as_the_trainer_counts_them_and_a_warm_up_that_never_e
 def test_the_adapter_with_the_least_validation_loss_is_kept(formatted):
     edit_yaml(
         Path("params.yaml"),
-        sft__learning_rate=5.0,
+        sft__learning_rate=50.0,
         sft__num_train_epochs=8.0,
         sft__early_stopping_patience=1,
     )
@@ -191,7 +191,7 @@ def test_the_adapter_with_the_least_validation_loss_is_kept(formatted):
     }
     assert trainer.state.best_global_step == min(losses, key=losses.get)
     assert trainer.state.global_step < trainer.state.max_steps, (
-        "a learning rate of 5 should have stopped early"
+        "a learning rate of 50 should have stopped early"
     )
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-5)
 

@@ -400,12 +400,13 @@ def check_data() -> Iterator[Finding]:
     """The rows that `data.path` names: there, with the columns, the first of them usable, and known
     to git or DVC.
     """
-    from library.corpus.reading import read_raw
+    from library.corpus.reading import find_file_shape, read_raw
     from library.corpus.rows import find_problem
     from library.errors import InputError
     from library.params import load_params
 
-    data = load_params().data
+    params = load_params()
+    data = params.data
     path = Path(data.path)
     made = path.parts[:2] == ("data", "sample")
     if not path.is_file():
@@ -414,23 +415,15 @@ def check_data() -> Iterator[Finding]:
         else:
             yield _explain_missing(path)
         return
-    columns = data.columns.model_dump()
     try:
-        rows = list(islice(read_raw(path, data.columns), PEEKED_ROWS))
+        shape = find_file_shape(path, data)
+        rows = list(islice(read_raw(path, data), PEEKED_ROWS))
     except InputError as error:
         yield Finding("problem", "data", str(error), "see `data` in params.yaml")
         return
-    lacking = [
-        column
-        for name, column in columns.items()
-        if column is not None and not any(name in row.fields for row in rows)
-    ]
-    if lacking:
-        text = f"{path}: none of the first {len(rows)} rows has {', '.join(lacking)}"
-        yield Finding("problem", "data", text, "edit data.columns in params.yaml")
-        return
-    bad = [(row, problem) for row in rows if (problem := find_problem(row, columns)) is not None]
-    text = f"{path}: the first {len(rows)} rows have the columns"
+    problems = ((row, find_problem(row, shape, params.clean.nothing)) for row in rows)
+    bad = [(row, problem) for row, problem in problems if problem is not None]
+    text = f"{path}: {shape.describe()}; the first {len(rows)} rows have them"
     if bad:
         yield Finding(
             "note",

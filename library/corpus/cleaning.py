@@ -10,7 +10,7 @@ from datasets import Value
 
 from library.corpus.cleaning_rules import Finding, clean_text
 from library.corpus.groups import find_contradictions, hash_text
-from library.corpus.rows import FIELDS, row_id
+from library.corpus.rows import FIELDS, LISTS, row_id
 from library.files import to_line
 
 # of texts that a process has just cleaned: rows share their contexts and answers
@@ -48,28 +48,59 @@ def clean_row(
     keys: dict[str, str] = {}
     problem = row["problem"]
     key = row_id(row)
-    for field in FIELDS:
-        if problem is not None or row[field] is None:
-            continue
-        texts[field], found, keys[field] = _clean(row[field], tuple(rules))
+
+    def clean(field: str, text: str) -> tuple[str, str]:
+        cleaned, found, hashed = _clean(text, tuple(rules))
         for rule, finding in found.items():
             changes.append(to_line({"id": key, "field": field, "rule": rule, **vars(finding)}))
             counts[rule] += finding.count
+        return cleaned, hashed
+
+    for field in FIELDS:
+        if problem is None and row[field] is not None:
+            texts[field], keys[field] = clean(field, row[field])
+    lists = {
+        field: json.loads(row[field]) if problem is None and row[field] else [] for field in LISTS
+    }
+    right = {clean("also_right", text)[0]: None for text in lists["also_right"]}
+    lists["also_right"] = [text for text in right if text not in ("", texts["positive"])]
+    for turn in lists["turns"]:
+        turn["content"] = clean("turns", turn["content"])[0]
+    if problem is None and row["dropped"]:
+        finding = Finding(1, row["dropped"], "")
+        changes.append(
+            to_line({"id": key, "field": "negative", "rule": "nothing", **vars(finding)})
+        )
+        counts["nothing"] += 1
     if problem is None:
         problem = next(
-            (f'"{columns[field]}" is empty once cleaned' for field in FIELDS if texts[field] == ""),
+            (
+                f'"{columns[field]}" is empty once cleaned'
+                for field in FIELDS
+                if texts[field] == "" and row[field]
+            ),
             None,
         )
-    if problem is None and texts["positive"] == texts["negative"]:
+    if problem is None and texts["negative"] in (texts["positive"], *lists["also_right"]):
         problem = f'"{columns["negative"]}" is the same text as "{columns["positive"]}"'
     return {
         "place": row["place"],
         "problem": problem,
         "id": key,
-        "clean_id": row_id(texts),
+        "clean_id": row_id(texts | {name: to_line(part) for name, part in lists.items() if part}),
         "query": texts["query"],
-        **{f"{field}_key": keys.get(field) for field in ("anchor", "positive", "negative")},
-        "line": to_line({"id": key, "place": row["place"], **texts, "contradicts": None}),
+        **{f"{field}_key": keys.get(field) for field in ("positive", "negative")},
+        "anchor_key": keys.get("anchor") or hash_text(""),
+        "line": to_line(
+            {
+                "id": key,
+                "place": row["place"],
+                **texts,
+                "anchor": texts["anchor"] or "",
+                **lists,
+                "contradicts": None,
+            }
+        ),
         "changes": "".join(changes),
         "counts": json.dumps(counts),
     }

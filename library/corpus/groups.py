@@ -1,19 +1,34 @@
-"""Which rows belong together, and their split into train, validation and test so that no text
-crosses over.
+"""Which rows belong together, since training on one could give the other's answer away; and which
+swap their answers, or contradict each other.
+
+Only what gives an answer away ties rows together: the same context, or nearly the same, and the
+same right answer where it is long enough to be remembered rather than known. A wrong answer never
+ties: of mined hard negatives every one is another row's right answer, and all rows would be one
+group.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapidfuzz import fuzz
 
+from library.corpus.words import tokenize
 from library.errors import InputError
-from library.params import Shares
-from library.records import SPLITS
+from library.params import SplitParams
 
 SAME_QUERY = 90.0
+
+
+class Tie(NamedTuple):
+    """What ties a row to others that have the same: its kind, the text or its hash, and of an
+    answer how many words it has.
+    """
+
+    kind: str
+    text: str
+    words: int = 0
 
 
 def normalize(text: str) -> str:
@@ -26,14 +41,36 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(normalize(text).encode()).hexdigest()[:32]
 
 
-def group_rows(texts: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Map each row id to its group: the connected components of rows over identical normalized
-    texts.
+def list_ties(
+    context: str, question: str, answers: Mapping[str, int], params: SplitParams
+) -> list[Tie]:
+    """What can tie a row to others: its context, or without one its question; and those of its
+    right answers that have `params.same_answer_words` words or more.
 
-    `texts` holds, by row id, the row's anchor, positive and (where it has one) negative, or what
-    `hash_text` makes of them. A group is named by its smallest id.
+    All are texts, or what `hash_text` makes of them; `answers` maps each to its words.
     """
-    parent = {row: row for row in texts}
+    ties = [Tie("context", context) if context else Tie("question", question)]
+    return ties + [
+        Tie("answer", answer, words)
+        for answer, words in answers.items()
+        if words >= params.same_answer_words
+    ]
+
+
+def count_words(text: str) -> int:
+    """The words of a text: in scripts without blanks its letters."""
+    return len(tokenize(text))
+
+
+def group_rows(
+    ties: Mapping[str, Iterable[Tie]], same: Iterable[tuple[str, str]] = ()
+) -> dict[str, str]:
+    """Map each row id to its group: the connected components of rows over what ties them.
+
+    `same` are pairs of texts that count as one, such as contexts that are nearly the same. A group
+    is named by its smallest id.
+    """
+    parent = {row: row for row in ties}
 
     def root(row: str) -> str:
         while parent[row] != row:
@@ -41,60 +78,75 @@ def group_rows(texts: Mapping[str, Iterable[str]]) -> dict[str, str]:
             row = parent[row]
         return row
 
+    def join(row: str, key: bytes) -> None:
+        one, other = sorted((root(row), root(first.setdefault(key, row))))
+        parent[other] = one
+
     first: dict[bytes, str] = {}
-    for row, row_texts in texts.items():
-        for text in row_texts:
-            key = hashlib.sha256(normalize(text).encode()).digest()
-            one, other = sorted((root(row), root(first.setdefault(key, row))))
-            parent[other] = one
-    return {row: root(row) for row in texts}
+    for row, row_ties in ties.items():
+        for tie in row_ties:
+            join(row, _digest(tie.text))
+    for text, other_text in same:
+        join(first[_digest(text)], _digest(other_text))
+    return {row: root(row) for row in ties}
 
 
-def split_groups(groups: Mapping[str, str], shares: Shares, seed: int) -> dict[str, str]:
-    """Map each row id to a split: whole groups, largest first, each to the split that is least
-    full.
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(normalize(text).encode()).digest()
 
-    Deterministic in (row ids, groups, shares, seed): file order does not matter. Raises InputError
-    where there are fewer groups than splits.
+
+def count_ties(ties: Iterable[Iterable[Tie]]) -> list[tuple[str, str, int]]:
+    """What ties rows to each other: kind, text and in how many of the rows it stands, the most
+    first. A text of one row alone is left out.
     """
-    members: dict[str, list[str]] = defaultdict(list)
-    for row, group in groups.items():
-        members[group].append(row)
-    if len(members) < len(SPLITS):
-        raise InputError(
-            f"{len(groups)} rows make {len(members)} group{'s' * (len(members) != 1)} (rows that "
-            f"share an anchor, positive or negative text); {', '.join(SPLITS)} need at least "
-            f"{len(SPLITS)} groups. Answers as short as yes and no tie all rows together: "
-            "reports/profile.html says which texts are shared"
-        )
-
-    def order(group: str) -> tuple[int, bytes]:
-        return -len(members[group]), hashlib.sha256(f"{seed}:{group}".encode()).digest()
-
-    wanted = {split: getattr(shares, split) * len(groups) for split in SPLITS}
-    counts = dict.fromkeys(SPLITS, 0)
-    splits: dict[str, str] = {}
-    ordered = sorted(members, key=order)
-    for position, group in enumerate(ordered):
-        empty = [split for split in SPLITS if counts[split] == 0]
-        open_splits = empty if len(ordered) - position == len(empty) else SPLITS
-        split = min(open_splits, key=lambda name: counts[name] / wanted[name])
-        counts[split] += len(members[group])
-        splits.update(dict.fromkeys(members[group], split))
-    return splits
+    counts: Counter[tuple[str, str]] = Counter()
+    shown: dict[tuple[str, str], str] = {}
+    for row_ties in ties:
+        named = {(tie.kind, normalize(tie.text)): tie.text for tie in row_ties}
+        counts.update(named.keys())
+        shown = named | shown
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [(key[0], shown[key], count) for key, count in ordered if count > 1]
 
 
-def check_overlap(texts_by_split: Mapping[str, Iterable[str]]) -> None:
-    """Raise InputError where a normalized text stands in two splits.
+def check_overlap(splits: Mapping[str, str], ties: Mapping[str, Iterable[Tie]]) -> None:
+    """Raise InputError where what ties rows stands in two splits; both are by row id.
 
-    The last line of defence: `split_groups` avoids it.
+    The last line of defence: whole groups are split.
     """
     seen: dict[str, str] = {}
-    for split, texts in texts_by_split.items():
-        for text in texts:
-            other = seen.setdefault(normalize(text), split)
+    for row, split in splits.items():
+        for tie in ties[row]:
+            other = seen.setdefault(normalize(tie.text), split)
             if other != split:
-                raise InputError(f"the same text is in {other} and {split}: {text[:80]!r}")
+                raise InputError(f"the same text is in {other} and {split}: {tie.text[:80]!r}")
+
+
+def find_given_away(
+    trained: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
+    partners: Mapping[str, str],
+) -> set[str]:
+    """Ids of those rows whose two answers training can tell apart: their negative is right in a
+    trained row, or their positive wrong in one.
+
+    They keep their question, but which answer is the better is not to be asked. A swapped pair's
+    is: each answer is right once and wrong once, and `partners` maps the ids of its two rows to
+    each other. Rows are mappings with id, positive and negative, texts or their hashes.
+    """
+    right: set[str] = set()
+    wrong: set[str] = set()
+    for row in trained:
+        right.add(normalize(row["positive"]))
+        if row["negative"]:
+            wrong.add(normalize(row["negative"]))
+    return {
+        row["id"]
+        for row in rows
+        if row["negative"]
+        and row["id"] not in partners
+        and (normalize(row["negative"]) in right or normalize(row["positive"]) in wrong)
+    }
 
 
 def pair_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:

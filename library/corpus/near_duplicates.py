@@ -10,16 +10,16 @@ import numpy as np
 import xxhash
 from datasketch import MinHash, MinHashLSH
 
+from library.corpus.words import tokenize
+
 SHINGLE_WORDS = 5
 PERMUTATIONS, SCHEME = 64, "affine32"
 SAME_SHARE = 0.8  # of all shingles of two texts, those they share (Jaccard)
 
 
 def sketch(text: str) -> list[int]:
-    """64 numbers below 2^32 by which a text's shingles can be compared with another's, case and
-    white space apart.
-    """
-    words = text.casefold().split()
+    """64 numbers below 2^32 by which a text's shingles can be compared with another's."""
+    words = tokenize(text)
     shingles = {
         " ".join(words[i : i + SHINGLE_WORDS]).encode()
         for i in range(max(1, len(words) - SHINGLE_WORDS + 1))

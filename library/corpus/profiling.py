@@ -8,9 +8,19 @@ from typing import Any
 import pandas as pd
 
 from library.corpus.cleaning_rules import RULES
-from library.corpus.groups import find_contradictions, group_rows, pair_rows
+from library.corpus.groups import (
+    find_contradictions,
+    find_given_away,
+    hash_text,
+    list_ties,
+    pair_rows,
+)
 from library.corpus.near_duplicates import find_near_duplicates
-from library.corpus.rows import FIELDS
+from library.corpus.rows import FIELDS, NOTHING
+from library.corpus.shapes import UNANSWERABLE
+from library.corpus.splitting import check_split, make_split
+from library.errors import InputError
+from library.params import SplitParams
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 EXAMPLES = 3  # places that stand for all
@@ -39,7 +49,7 @@ def forecast_window(
     if tokens.empty:
         return {"whole": 0.0, "context_kept": 0.0}
     left = window - overhead - tokens["query"] - max_new_tokens
-    kept = (left / tokens["anchor"]).clip(0, 1)
+    kept = (left / tokens["anchor"].replace(0, 1)).clip(0, 1)
     return {
         "whole": round(float((tokens.sum(axis=1) + overhead <= window).mean()), 6),
         "context_kept": round(float(kept.mean()), 6),
@@ -64,9 +74,10 @@ def count_defects(
 
 
 def describe_rows(
-    table: Sequence[Mapping[str, Any]],
+    table: Sequence[Mapping[str, Any]], params: SplitParams
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """What rows share and contradict, as numbers; and by name up to three places for each.
+    """What rows share and contradict and how they would be split, as numbers; and by name up to
+    three places for each.
 
     Rows are mappings with the columns of FEATURES. Only usable ones are compared, and of duplicates
     the first.
@@ -77,22 +88,31 @@ def describe_rows(
     examples["unusable"] = [
         f"{row['place']}: {row['problem']}" for row in table if row["problem"] is not None
     ]
+    examples["nothing"] = [text for text in examples["unusable"] if NOTHING in text]
     for row in complete:
         if row["id"] in rows:
             examples["duplicates"].append(f"{row['place']} is {rows[row['id']]['place']} again")
         else:
             keys = {field: row[f"{field}_key"] for field in ("anchor", "positive", "negative")}
+            keys["anchor"] = keys["anchor"] or ""
             rows[row["id"]] = {**row, **keys}
-    texts = {
-        key: [row[field] for field in ("anchor", "positive", "negative") if row[field]]
+    near = find_near_duplicates(
+        {row["anchor"]: row["sketch"] for row in rows.values() if row["sketch"]}
+    )
+    same = near if params.near_duplicate_contexts else []
+    ties = {
+        key: list_ties(row["anchor"], hash_text(row["query"]), json.loads(row["answers"]), params)
         for key, row in rows.items()
     }
-    sizes = Counter(group_rows(texts).values())
+    split = make_split(ties, same, params)
+    shown = {key: text for row in rows.values() for key, text in json.loads(row["shown"]).items()}
+    sizes = Counter(split.groups.values())
     by_anchor: dict[str, list[str]] = {}
     positives: dict[str, str] = {}
     negatives: dict[str, str] = {}
     for row in rows.values():
-        by_anchor.setdefault(row["anchor"], []).append(row["place"])
+        if row["anchor"]:
+            by_anchor.setdefault(row["anchor"], []).append(row["place"])
         positives.setdefault(row["positive"], row["place"])
         if row["negative"]:
             negatives.setdefault(row["negative"], row["place"])
@@ -104,7 +124,14 @@ def describe_rows(
     ]
     contradictions = find_contradictions(rows.values())
     pairs = pair_rows([row for row in rows.values() if row["id"] not in contradictions])
-    near = find_near_duplicates({row["anchor"]: row["sketch"] for row in rows.values()})
+    trained = [row for row in rows.values() if split.splits[row["id"]] == "train"]
+    given_away = find_given_away(trained, rows.values(), pairs)
+    try:
+        faults = check_split(split, ties, same, params)
+    except InputError as error:
+        faults = str(error).splitlines()
+    counts = split.count()
+    asked = params.shares.model_dump()
     compared = [row for row in rows.values() if row["negative_characters"]]
     longer = sum(row["positive_characters"] > row["negative_characters"] for row in compared)
 
@@ -120,6 +147,8 @@ def describe_rows(
         "positive_here_negative_there": both,
         "swapped_pairs": places(pairs),
         "contradictory": places(contradictions),
+        "largest_group": [split.describe_largest(shown)],
+        "shares": faults,
         "near_duplicate_contexts": [
             f"{by_anchor[one][0]} and {by_anchor[other][0]}" for one, other in near
         ],
@@ -127,9 +156,21 @@ def describe_rows(
     numbers = {
         "rows": len(table),
         "unusable": len(table) - len(complete),
+        "unanswerable": sum(row["problem"] == UNANSWERABLE for row in table),
+        "nothing": len(examples["nothing"]),
         "duplicates": len(complete) - len(rows),
         "with_negative": len(compared),
-        "groups": {"count": len(sizes), "largest": max(sizes.values(), default=0)},
+        "groups": {"count": len(sizes), "largest": split.largest},
+        "splits": {
+            name: {
+                "rows": number,
+                "groups": groups,
+                "share": round(number / max(1, len(rows)), 6),
+                "asked_share": asked[name],
+                "negatives_given_away": sum(split.splits[key] == name for key in given_away),
+            }
+            for name, (number, groups) in counts.items()
+        },
         "group_sizes": {
             str(size): count for size, count in sorted(Counter(sizes.values()).items())
         },

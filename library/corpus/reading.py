@@ -1,76 +1,128 @@
 """The user's rows out of JSON, JSON Lines, CSV or Parquet, each also as .gz."""
 
+import codecs
 import csv
 import gzip
 import io
 import json
 import re
+import shlex
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow.parquet
 
-from library.corpus.rows import FIELDS, RawRow
+from library.corpus.rows import RawRow
+from library.corpus.shapes import (
+    MISSING,
+    Shape,
+    UnusableError,
+    find_shape,
+    guess_columns,
+    look_up,
+    read_record,
+)
 from library.errors import InputError
-from library.params import Columns
+from library.params import Columns, DataParams
 
 CHUNK_CHARACTERS = 2**20
+PEEKED_ROWS = 100
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_EXCEL_HINT = re.compile(
+    r"sep=([,;\t])\s*$"
+)  # a first line that Excel reads, and writes nothing of
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def read_raw(path: Path, columns: Columns) -> Iterator[RawRow]:
-    """Yield every row of a file, its columns renamed to anchor, query, positive, negative.
+def find_file_shape(path: Path, data: DataParams) -> Shape:
+    """Which of a file's columns are which fields, told by its first rows. Raises as `read_raw`."""
+    return _peek(path, _records(path, data), data.columns)[0]
+
+
+def read_raw(path: Path, data: DataParams) -> Iterator[RawRow]:
+    """Yield every row of a file under our names: anchor, query, positive, negative, turns.
 
     A row that has no usable shape is yielded with its `problem`. Raises InputError, naming file and
-    line or key, where the file itself can't be read, holds no row, or lacks a mapped column in
-    every row.
+    line or key, where the file itself can't be read, holds no row, or where no row has what
+    `data.columns` asks for and none of the known shapes fits.
     """
-    names = {
-        field: getattr(columns, field) for field in FIELDS if getattr(columns, field) is not None
-    }
-    if not path.is_file():
-        raise InputError(
-            f"{path}: {'a folder' if path.is_dir() else 'no such file'} (data.path in params.yaml)"
-        )
-    seen: set[str] = set()
-    rows = 0
-    for place, record in _records(path):
-        rows += 1
+    shape, records = _peek(path, _records(path, data), data.columns)
+    negative = False
+    for place, record in records:
         if not isinstance(record, dict):
             yield RawRow(
                 place, {}, f"expected an object with named fields, got {type(record).__name__}"
             )
             continue
-        seen.update(key for key in record if isinstance(key, str))
-        yield RawRow(
-            place,
-            {field: record.get(name) for field, name in names.items() if name in record},
-            record.get(None),
+        fields, problem = {}, record.get(None)
+        try:
+            fields = read_record(record, shape)
+        except UnusableError as error:
+            problem = problem or str(error)
+        negative = negative or "negative" in fields
+        yield RawRow(place, fields, problem)
+    if not negative and shape.name == "columns" and shape.negative not in (None, "negative"):
+        raise InputError(
+            f'{path}: no row has the column "{shape.negative}" (data.columns.negative in '
+            "params.yaml); set it to null where the data has no wrong answers"
         )
-    if rows == 0:
-        raise InputError(f"{path}: holds no row")
+
+
+def _peek(
+    path: Path, records: Iterator[tuple[str, Any]], columns: Columns
+) -> tuple[Shape, Iterator[tuple[str, Any]]]:
+    """A file's shape, by the first of its records that has one, and all of its records."""
+    seen = []
+    first: dict[Any, Any] | None = None
+    for place, record in records:
+        seen.append((place, record))
+        if isinstance(record, dict):
+            first = record if first is None else first
+            if (shape := find_shape(record, columns)) is not None:
+                return shape, chain(seen, records)
+        if len(seen) == PEEKED_ROWS:
+            break
     if not seen:
+        raise InputError(f"{path}: holds no row")
+    if first is None:
         raise InputError(
             f"{path}: no row is an object with named fields; a JSON array of objects is .json, one "
             "object a line .jsonl"
         )
-    for field, name in names.items():
-        if name not in seen:
-            hint = "; set it to null where the data has no negatives" if field == "negative" else ""
-            raise InputError(
-                f'{path}: no row has the column "{name}" (data.columns.{field} in '
-                f"params.yaml){hint}; columns are: {', '.join(sorted(seen)) or 'none'}"
-            )
+    names = [str(name) for name in first if name is not None]
+    asked = {"anchor": columns.anchor, "query": columns.query, "positive": columns.positive}
+    lacking = [
+        f'"{column}" (data.columns.{field})'
+        for field, column in asked.items()
+        if column is not None and look_up(first, column) is MISSING
+    ]
+    guessed = " ".join(
+        f"-S data.columns.{field}={_quote(name)}" for field, name in guess_columns(first).items()
+    )
+    raise InputError(
+        f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the first "
+        f"row's columns are {', '.join(names)}. Say which is which; a nested one as "
+        f"answers.text, null for none:\n  dvc exp run {guessed}"
+    )
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def _quote(name: str | None) -> str:
+    return "null" if name is None else shlex.quote(name)
+
+
+def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
     """Each record with its place, as `index 3` or `line 17`; under None stands why it can't be
     used, if so. Cells of a CSV that are empty or missing are left out.
     """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: {'a folder' if path.is_dir() else 'no such file'} (data.path in params.yaml)"
+        )
     packed = path.suffix == ".gz"
     suffix = Path(path.stem).suffix if packed else path.suffix
     if suffix not in _READERS:
@@ -80,25 +132,72 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         # gzip.open is typed for text and bytes alike
         with cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb") as file:
-            yield from _READERS[suffix](path, file)
+            yield from _READERS[suffix](path, file, data.encoding)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a complete gzip file: {error}") from error
 
 
-def _decode(path: Path, line: int, data: bytes) -> str:
+def _decode(path: Path, line: int, data: bytes, encoding: str) -> str:
     try:
+        if encoding != "utf-8":
+            return data.decode(encoding)
         return data.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        raise InputError(f"{path}:{line}: not UTF-8: byte 0x{data[error.start]:02x}") from error
+        remedy = ""
+        if encoding == "utf-8":
+            remedy = (
+                "; it looks like UTF-16: save it as UTF-8"
+                if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                else "; from Windows it may be -S data.encoding=windows-1252"
+            )
+        raise InputError(
+            f"{path}:{line}: not {encoding.upper()}: byte 0x{data[error.start]:02x}{remedy}"
+        ) from error
 
 
-def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+def _json(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
+    """The rows of an array, or of the one object that SQuAD's files are."""
+    start = b""
+    while not start and (piece := file.read(64)):
+        start = piece.removeprefix(codecs.BOM_UTF8).lstrip()
+    file.seek(0)
+    if not start.startswith(b"{"):
+        yield from _json_array(path, file, encoding)
+        return
+    try:
+        loaded = json.loads(_decode(path, 1, file.read(), encoding), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise _json_error(path, file, encoding) from error
+    rows = loaded.get("data")
+    if not isinstance(rows, list):
+        raise _json_error(path, file, encoding)
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and isinstance(row.get("paragraphs"), list):
+            yield from _squad_article(f"data {number}", row["paragraphs"])
+        else:
+            yield f"data {number}", row
+
+
+def _squad_article(place: str, paragraphs: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """The questions of one article of SQuAD's format, 1.1 or 2.0, each with its paragraph."""
+    for number, paragraph in enumerate(paragraphs):
+        inner = paragraph if isinstance(paragraph, dict) else {}
+        questions = inner.get("qas")
+        for at, question in enumerate(questions if isinstance(questions, list) else [None]):
+            here = f"{place}, paragraph {number}, question {at}"
+            if isinstance(question, dict):
+                yield here, {"context": inner.get("context"), "answers": [], **question}
+            else:
+                yield here, question
+
+
+def _json_array(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
     """One element at a time.
 
     Streaming parsers (yajl, by ijson) turn half a surrogate pair into "?"; Python's own keeps it.
     """
-    text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    text = io.TextIOWrapper(file, encoding="utf-8-sig" if encoding == "utf-8" else encoding)
     decoder = json.JSONDecoder(object_pairs_hook=_object)
     buffer, position = "", 0
 
@@ -144,7 +243,7 @@ def _json_array(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         if next_sign():
             raise ValueError
     except (ValueError, RecursionError) as error:  # what is not UTF-8 is a ValueError, too
-        raise _json_error(path, file) from error
+        raise _json_error(path, file, encoding) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str | None, Any]:
@@ -158,12 +257,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str | None, Any]:
     return record
 
 
-def _json_error(path: Path, file: BinaryIO) -> InputError:
+def _json_error(path: Path, file: BinaryIO, encoding: str) -> InputError:
     """Why a file is no JSON array, with the line: read whole, since the reader that goes row by row
     knows no lines.
     """
     file.seek(0)
-    text = _decode(path, 1, file.read())
+    text = _decode(path, 1, file.read(), encoding)
     if not text.strip():
         return InputError(f"{path}: the file is empty")
     try:
@@ -175,14 +274,14 @@ def _json_error(path: Path, file: BinaryIO) -> InputError:
     except (ValueError, RecursionError) as error:
         return InputError(f"{path}: not JSON that can be read: {error}")
     return InputError(
-        f"{path}: expected an array of objects, got {type(loaded).__name__}; one object a line is "
-        ".jsonl"
+        f"{path}: expected an array of objects, or an object with one under data, got "
+        f"{type(loaded).__name__}; one object a line is .jsonl"
     )
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
     for number, data in enumerate(file, 1):
-        line = _decode(path, number, data)
+        line = _decode(path, number, data, encoding)
         if not line.strip():
             continue
         try:
@@ -195,17 +294,19 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path}:{number}: not JSON that can be read: {error}") from error
 
 
-def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
     # contexts run to megabytes; the default stops at 131,072 characters
     csv.field_size_limit(2**31 - 1)
-    lines = (_decode(path, number, data) for number, data in enumerate(file, 1))
-    reader = csv.reader(lines, strict=True)
+    lines = (_decode(path, number, data, encoding) for number, data in enumerate(file, 1))
+    first = next(lines, "")
+    delimiter = _find_delimiter(first)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     end = 0  # a quoted cell may hold line ends: a row stands where the one before it ended
     names: list[str] = []
     try:
         for cells in reader:
             place, end = end + 1, reader.line_num
-            if not cells:
+            if not cells or (not names and len(cells) == 1 and _EXCEL_HINT.match(cells[0])):
                 continue
             if not names:
                 names = cells
@@ -219,9 +320,22 @@ def _csv(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             yield f"line {place}", record
     except csv.Error as error:
         raise InputError(
-            f"{path}:{end + 1}: not CSV: {error} (cells stand between commas, and in quotes where "
-            "they hold some)"
+            f"{path}:{end + 1}: not CSV: {error} (cells stand between {_DELIMITERS[delimiter]}, as "
+            "in the first line, and in quotes where they hold some)"
         ) from error
+
+
+def _find_delimiter(header: str) -> str:
+    """What separates the cells of a CSV, told by its first line: where several signs stand in it
+    outside quotes, the one that makes most cells.
+    """
+    if hint := _EXCEL_HINT.match(header):
+        return hint[1]
+
+    def count(delimiter: str) -> int:
+        return len(next(csv.reader([header], delimiter=delimiter), []))
+
+    return max(_DELIMITERS, key=count)
 
 
 def _refuse_twice(place: str, names: Sequence[str]) -> None:
@@ -230,7 +344,7 @@ def _refuse_twice(place: str, names: Sequence[str]) -> None:
         raise InputError(f"{place}: two columns are called {', '.join(map(repr, twice))}")
 
 
-def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
     try:
         # a gzip stream can't seek backwards at will; Arrow needs to
         source = pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file
@@ -249,4 +363,10 @@ def _parquet(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: not Parquet: {error}") from error
 
 
-_READERS = {".json": _json_array, ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+_READERS = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+}

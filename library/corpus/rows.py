@@ -1,19 +1,23 @@
 """What a row is: its fields, its id, and why it can't be used."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from library.corpus.shapes import Shape, is_text
 from library.errors import InputError
 
 FIELDS = ("anchor", "query", "positive", "negative")
+# kept as JSON beside them: right answers beyond the first, and the turns before the question
+LISTS = ("also_right", "turns")
+NOTHING = "a text for nothing (clean.nothing)"
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as the file has it: where it stands, its fields by our names, and why it can't be
-    used, if so.
+    """One row as the file has it: where it stands, its fields by our names (`shapes.read_record`),
+    and why it can't be used, if so.
     """
 
     place: str
@@ -21,38 +25,36 @@ class RawRow:
     problem: str | None = None
 
 
-def find_problem(row: RawRow, columns: Mapping[str, str | None]) -> str | None:
+def find_problem(row: RawRow, shape: Shape, nothing: Collection[str]) -> str | None:
     """Why a raw row can't be used, naming the field as the user's file does; None where it can.
 
-    A negative may be blank.
+    A negative may be blank or one of the texts that stand for `nothing`, and so may right answers
+    beside one that is neither.
     """
     if row.problem is not None:
         return row.problem
-    for name, column in columns.items():
+    for name, column in shape.columns.items():
         value = row.fields.get(name)
-        if value is None:
-            if name != "negative":
-                return f'"{column}" is null' if name in row.fields else f'"{column}" is missing'
-        elif not isinstance(value, str):
-            return f'"{column}" is of type {type(value).__name__}, expected a string'
-        elif not value.strip():
-            if name == "negative":
+        if value is None or value == []:
+            if name == "negative" or (name == "anchor" and shape.bare):
                 continue
-            return f'"{column}" is empty'
-        elif not is_text(value):
+            if value == []:
+                return f'"{column}" is empty'
+            return f'"{column}" is null' if name in row.fields else f'"{column}" is missing'
+        texts = value if isinstance(value, list) else [value]
+        if not all(map(is_text, texts)):
             return f'"{column}" holds half of a surrogate pair: broken Unicode'
+        if name != "negative" and not keep_texts(texts, nothing):
+            if value == "" and name == "anchor" and shape.bare:
+                continue
+            text = texts[0].strip()
+            return f'"{column}" is {f"{text!r}, {NOTHING}" if text else "empty"}'
     return None
 
 
-def is_text(value: Any) -> bool:
-    """Whether a value is a string, and one that can be written: half of a surrogate pair can't."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def keep_texts(texts: Iterable[str], nothing: Collection[str]) -> list[str]:
+    """Those of some texts that say something."""
+    return [text for text in texts if (words := text.strip()) and words not in nothing]
 
 
 def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limit: float) -> None:
@@ -74,7 +76,10 @@ def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limi
 
 def row_id(fields: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits of a row's raw text: the same whatever the file's order and the
-    cleaning rules.
+    cleaning rules. `also_right` and `turns` are JSON, where a row has them.
     """
-    text = "\x1f".join(fields.get(name) or "" for name in FIELDS)
+    text = "\x1f".join(
+        [fields.get(name) or "" for name in FIELDS]
+        + [fields[name] for name in LISTS if fields.get(name)]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -2,9 +2,10 @@
 over processes.
 """
 
+import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,38 +13,60 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, Features, Value, disable_progress_bars
 
-from library.corpus.reading import read_raw
-from library.corpus.rows import FIELDS, find_problem, is_text
-from library.params import Columns
+from library.corpus.reading import find_file_shape, read_raw
+from library.corpus.rows import FIELDS, LISTS, find_problem, keep_texts
+from library.corpus.shapes import is_text
+from library.params import DataParams
 
 # Rows that one process works through before a second one is worth its start; and rows that are in
 # memory at a time.
 ROWS_PER_PROCESS, ROWS_IN_MEMORY = 1000, 50
-TEXTS = {field: Value("large_string") for field in FIELDS}
+TEXTS = {field: Value("large_string") for field in (*FIELDS, *LISTS)}
 
 
-def _generate(path: Path, columns: Columns) -> Iterator[dict[str, str | None]]:
-    names = columns.model_dump()
-    for row in read_raw(path, columns):
+def _generate(
+    path: Path, data: DataParams, nothing: Collection[str]
+) -> Iterator[dict[str, str | None]]:
+    shape = find_file_shape(path, data)
+    for row in read_raw(path, data):
+        problem = find_problem(row, shape, nothing)
         texts = {
             field: value if is_text(value := row.fields.get(field)) else None for field in FIELDS
         }
-        texts["negative"] = (
-            texts["negative"] if texts["negative"] and not texts["negative"].isspace() else None
-        )
-        yield {"place": row.place, "problem": find_problem(row, names), **texts}
+        right = [text for text in row.fields.get("positive") or [] if is_text(text)]
+        right = keep_texts(right, nothing) or right  # what can't be used is shown as it is
+        texts["positive"] = right[0] if right else None
+        negative = texts["negative"]
+        if negative is not None and not keep_texts([negative], nothing):
+            texts["negative"] = None
+        yield {
+            "place": row.place,
+            "problem": problem,
+            **texts,
+            "also_right": _to_json(right[1:]),
+            "turns": _to_json(row.fields.get("turns")),
+            "dropped": negative
+            if negative and negative.strip() and not texts["negative"]
+            else None,
+        }
 
 
-def read_table(path: Path, columns: Columns, cache_dir: Path) -> Dataset:
-    """Every row of a file with `place`, `problem` and its texts, null where a field holds none.
+def _to_json(value: Any) -> str | None:
+    return json.dumps(value, ensure_ascii=False) if value else None
+
+
+def read_table(path: Path, data: DataParams, nothing: Collection[str], cache_dir: Path) -> Dataset:
+    """Every row of a file with `place`, `problem` and its texts, null where a field holds none; of
+    several right answers the first is `positive`. A negative that says nothing is `dropped`.
 
     Raises what `read_raw` raises.
 
     The table lies in `cache_dir`, which must outlive it.
     """
     disable_progress_bars()
-    schema = Features({"place": Value("string"), "problem": Value("string"), **TEXTS}).arrow_schema
-    rows = _generate(path, columns)
+    names = ("place", "problem", "dropped")
+    schema = Features({**dict.fromkeys(names, Value("string")), **TEXTS}).arrow_schema
+    rows = _generate(path, data, nothing)
     with (
         pyarrow.OSFile(str(cache_dir / "rows.arrow"), "wb") as file,
         pyarrow.ipc.new_stream(file, schema) as writer,

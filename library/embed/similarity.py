@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from library.errors import InputError
 
 
-def embedding_cosine(model: str, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Cosine of the embeddings of each answer and its reference, in [-1, 1].
+def embedding_cosine(
+    model: str, answers: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float]:
+    """Cosine of the embeddings of each answer and that of its references which it is most like, in
+    [-1, 1].
 
     An empty answer has the cosine of an empty text.
 
@@ -30,8 +33,13 @@ def embedding_cosine(model: str, answers: Sequence[str], references: Sequence[st
         raise InputError(
             f"params.yaml: evaluate.embedding_model: {model}: no model that can be loaded: {error}"
         ) from error
-    made = [
+    flat = [reference for several in references for reference in several]
+    made, other = (
         encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        for texts in (answers, references)
+        for texts in (answers, flat)
+    )
+    rest = iter(other)
+    return [
+        max(float(vector @ next(rest)) for _ in several)
+        for vector, several in zip(made, references, strict=True)
     ]
-    return [float(value) for value in (made[0] * made[1]).sum(axis=1)]

@@ -1,12 +1,16 @@
 """A clean row as the model is asked it, within the budget of tokens."""
 
+import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 from jinja2 import Template
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from library.corpus.splitting import Split
 from library.errors import InputError
 from library.llm.chat_template import (
     find_markup,
@@ -17,7 +21,11 @@ from library.llm.chat_template import (
 )
 from library.llm.prompts import build_messages, build_prompt
 from library.params import FormatParams
-from library.records import CleanRow, FormattedRow
+from library.records import SPLITS, CleanRow, FormattedRow
+
+log = logging.getLogger(__name__)
+
+SHOWN_REJECTED = 10
 
 
 def format_row(
@@ -37,11 +45,13 @@ def format_row(
     tokenizer's markup, or where an answer to be scored would reach beyond the model's `positions`.
     `pair` is for the caller to fill in: it takes all rows.
     """
+    turns = row["turns"]
     texts = [row["anchor"], row["query"], row["positive"], row["negative"] or ""]
+    texts += [turn["content"] for turn in turns]
     markup = find_markup(tokenizer, texts)
     if markup is not None:
         raise InputError(f"a text holds the tokenizer's markup {markup!r}")
-    bare = build_messages(template, [], "")
+    bare = build_messages(template, [], "", turns)
     answer = prompt_completion_ids(tokenizer, bare, row["positive"])[1]
     answer_tokens = len(answer)
     if (read := read_answer(tokenizer, answer)) != row["positive"].strip():
@@ -53,7 +63,7 @@ def format_row(
     if row["negative"]:
         negative_tokens = len(prompt_completion_ids(tokenizer, bare, row["negative"])[1])
 
-    question_tokens = len(prompt_ids(tokenizer, build_messages(template, [], row["query"])))
+    question_tokens = len(prompt_ids(tokenizer, build_messages(template, [], row["query"], turns)))
     least = question_tokens + max(answer_tokens, params.max_new_tokens if split == "test" else 0)
     if least > params.max_length:
         raise InputError(
@@ -65,7 +75,8 @@ def format_row(
         reserve = max(reserve, answer_tokens)
     budget = params.max_length - reserve
     prompt = build_prompt(
-        tokenizer, template, row["query"], row["anchor"], budget, params.passage_characters
+        *(tokenizer, template, row["query"], row["anchor"], budget, params.passage_characters),
+        turns,
     )
     tokens = len(prompt.ids) + max(answer_tokens, negative_tokens)
     if split == "test" and positions is not None and tokens > positions:
@@ -82,6 +93,7 @@ def format_row(
         "messages_bare": prompt.messages_bare,
         "question": row["query"],
         "positive": row["positive"],
+        "also_right": row["also_right"],
         "negative": row["negative"],
         "contradicts": row["contradicts"],
         "passages": prompt.indices,
@@ -97,15 +109,77 @@ def format_row(
     }
 
 
-def describe_split(rows: Sequence[FormattedRow]) -> dict[str, float]:
-    """How many rows, groups and pairs a split has, and how long their prompts and answers are."""
+def format_rows(
+    rows: Iterable[CleanRow],
+    split: Split,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    params: FormatParams,
+    positions: int | None,
+) -> tuple[dict[str, list[FormattedRow]], list[dict[str, str]]]:
+    """The rows by split, in the order of their ids; and of those that can't be asked id, place and
+    reason.
+    """
+    formatted: dict[str, list[FormattedRow]] = {name: [] for name in SPLITS}
+    rejected: list[dict[str, str]] = []
+    ordered = sorted(rows, key=lambda row: row["id"])
+    for row in tqdm(ordered, desc="format", unit="row", mininterval=2):
+        name, group = split.splits[row["id"]], split.groups[row["id"]]
+        try:
+            made = format_row(row, name, group, tokenizer, template, params, positions)
+        except InputError as error:
+            rejected.append({"id": row["id"], "place": row["place"], "reason": str(error)})
+            if len(rejected) <= SHOWN_REJECTED:
+                log.info("rejected %s: %s", row["place"], error)
+        else:
+            formatted[name].append(made)
+    if len(rejected) > SHOWN_REJECTED:
+        log.info("%d rejected rows in all: see data/formatted/rejected.jsonl", len(rejected))
+    return formatted, rejected
+
+
+def complete_row(
+    row: FormattedRow, partners: Mapping[str, str], given_away: Collection[str]
+) -> FormattedRow:
+    """The row with its partner's id, and without a wrong answer where training gives it away."""
+    row = {**row, "pair": partners.get(row["id"])}
+    if row["id"] in given_away:
+        row |= {"negative": None, "tokens": row["prompt_tokens"] + row["answer_tokens"]}
+    return row
+
+
+def describe_shares(name: str, numbers: Mapping[str, Any]) -> str:
+    """A split in words: its rows and groups, the share that was asked for, and what is missing."""
+    said = (
+        f"{name}: {numbers['rows']} rows in {numbers['groups']} groups, {numbers['share']:.1%} "
+        f"where {numbers['asked_share']:.0%} were asked for"
+    )
+    if lost := numbers["negatives_given_away"]:
+        said += f"; {lost} lose their wrong answer, which training holds as right, or their right "
+        said += "one as wrong"
+    if without := numbers["without_passages"]:
+        said += f"; {without} prompts have no room for a passage"
+    return said
+
+
+def describe_split(
+    rows: Sequence[FormattedRow], total: int, asked_share: float, given_away: Collection[str]
+) -> dict[str, float]:
+    """How many rows, groups and pairs a split has, of `total` rows, and how long their prompts and
+    answers are.
+    """
     trimmed = sum(len(row["passages"]) < row["passages_in_context"] for row in rows)
     return {
         "rows": len(rows),
+        "share": round(len(rows) / total, 6),
+        "asked_share": asked_share,
+        "negatives_given_away": sum(row["id"] in given_away for row in rows),
         "groups": len({row["group"] for row in rows}),
         "pairs": sum(row["pair"] is not None for row in rows) // 2,
         "trimmed_share": round(trimmed / len(rows), 6),
-        "without_passages": sum(not row["passages"] for row in rows),
+        "without_passages": sum(
+            not row["passages"] and bool(row["passages_in_context"]) for row in rows
+        ),
         "prompt_tokens_mean": round(mean(row["prompt_tokens"] for row in rows), 1),
         "prompt_tokens_max": max(row["prompt_tokens"] for row in rows),
         "answer_tokens_mean": round(mean(row["answer_tokens"] for row in rows), 1),

@@ -57,19 +57,25 @@ def load_prompt(path: Path) -> Template:
     return template
 
 
-def build_messages(template: Template, passages: Sequence[str], question: str) -> list[Message]:
-    """The system and user messages of one row.
+def build_messages(
+    template: Template, passages: Sequence[str], question: str, turns: Sequence[Message] = ()
+) -> list[Message]:
+    """The system and user messages of one row, with the turns before its question between them.
 
-    No passages or an empty question leave that part of the prompt out. The system message is always
-    there: chat templates such as Qwen's put one of their own in its place otherwise.
+    No passages or an empty question leave that part of the prompt out, the earlier turns with the
+    question. The system message is always there, the row's own (in `turns`) in place of the
+    template's: chat templates such as Qwen's put one of their own in its place otherwise.
     """
 
     def render(block: str) -> str:
         context = template.new_context({"passages": list(passages), "question": question})
         return "".join(template.blocks[block](context)).strip()
 
+    system: list[Message] = [turn for turn in turns if turn["role"] == "system"]
+    earlier = [turn for turn in turns if turn["role"] != "system"] if question else []
     return [
-        {"role": "system", "content": render("system")},
+        *(system or [{"role": "system", "content": render("system")}]),
+        *earlier,
         {"role": "user", "content": render("user")},
     ]
 
@@ -88,23 +94,25 @@ def build_prompt(
     context: str,
     budget: int,
     passage_characters: int,
+    turns: Sequence[Message] = (),
 ) -> Prompt:
-    """The prompt of a question: with the passages of its context that fit into `budget` tokens.
+    """The prompt of a question, after the turns before it: with the passages of its context that
+    fit into `budget` tokens.
 
     The context is cut into passages of at most `passage_characters`. A question that is longer than
     the budget is asked without any.
     """
     passages = split_passages(context, passage_characters)
     ranked = rank_passages(passages, question)
-    indices = choose_passages(tokenizer, template, passages, ranked, question, budget)
+    indices = choose_passages(tokenizer, template, passages, ranked, question, budget, turns)
     kept = [passages[index] for index in indices]
-    messages = build_messages(template, kept, question)
-    without_context = build_messages(template, [], question)
+    messages = build_messages(template, kept, question, turns)
+    without_context = build_messages(template, [], question, turns)
     return Prompt(
         messages=messages,
         messages_no_context=without_context,
-        messages_no_question=build_messages(template, kept, ""),
-        messages_bare=build_messages(template, [], ""),
+        messages_no_question=build_messages(template, kept, "", turns),
+        messages_bare=build_messages(template, [], "", turns),
         indices=indices,
         passages=kept,
         passages_in_context=len(passages),
@@ -121,6 +129,7 @@ def choose_passages(
     ranked: list[int],
     question: str,
     budget: int,
+    turns: Sequence[Message] = (),
 ) -> list[int]:
     """Indices of the passages that go into the prompt, in document order.
 
@@ -129,7 +138,7 @@ def choose_passages(
     """
     if not reads_passages(template):
         return []
-    left = budget - len(prompt_ids(tokenizer, build_messages(template, [], question)))
+    left = budget - len(prompt_ids(tokenizer, build_messages(template, [], question, turns)))
     chosen: list[int] = []
     for index in ranked:
         left -= len(tokenizer(passages[index] + "\n\n", add_special_tokens=False)["input_ids"])
@@ -140,7 +149,7 @@ def choose_passages(
     # measure it
     while chosen:
         kept = [passages[index] for index in sorted(chosen)]
-        if len(prompt_ids(tokenizer, build_messages(template, kept, question))) <= budget:
+        if len(prompt_ids(tokenizer, build_messages(template, kept, question, turns))) <= budget:
             break
         chosen.pop()
     return sorted(chosen)

@@ -12,18 +12,22 @@ from cachetools import LRUCache, cached
 from datasets import List, Value
 
 from library.corpus.cleaning_rules import find_defects
-from library.corpus.groups import hash_text
+from library.corpus.groups import count_words, hash_text
 from library.corpus.near_duplicates import sketch
 from library.corpus.rows import FIELDS, row_id
 from library.llm.chat_template import load_tokenizer
 
 # of texts that a process has just measured: rows share their contexts and answers
 CACHED_CHARACTERS = 20_000_000
+SHOWN_CHARACTERS = 100
 FEATURES = {
     "place": Value("string"),
     "problem": Value("string"),
     "id": Value("string"),
     "query": Value("large_string"),
+    "answers": Value("string"),  # a JSON object: words by the hash of each right answer
+    "shown": Value("string"),  # a JSON object: the beginning of context and answers by their hash
+    "turns_tokens": Value("int64"),
     "sketch": List(Value("uint32")),
     "defects": Value("string"),  # a JSON object
     **{f"{field}_key": Value("string") for field in FIELDS},
@@ -56,11 +60,18 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
         field: _measure(row[field], base_dir, field == "anchor") for field in FIELDS if row[field]
     }
     present = {field: numbers for field, numbers in measured.items() if not row[field].isspace()}
+    right = [row["positive"], *json.loads(row["also_right"] or "[]")] if row["positive"] else []
+    turns = "\n".join(turn["content"] for turn in json.loads(row["turns"] or "[]"))
     return {
         "place": row["place"],
         "problem": row["problem"],
         "id": row_id(row),
         "query": row["query"],
+        "answers": json.dumps({hash_text(text): count_words(text) for text in right}),
+        "shown": json.dumps(
+            {hash_text(text): text[:SHOWN_CHARACTERS] for text in (row["anchor"], *right) if text}
+        ),
+        "turns_tokens": _measure(turns, base_dir, False)["tokens"] if turns else 0,
         "sketch": present["anchor"]["sketch"] if "anchor" in present else [],
         "defects": json.dumps({field: numbers["defects"] for field, numbers in measured.items()}),
         **{

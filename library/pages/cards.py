@@ -22,6 +22,7 @@ from library.pages.statements import (
     format_interval,
     knowledge_statement,
     render_table,
+    split_statement,
     style_statement,
     title,
 )
@@ -191,6 +192,7 @@ def render_card(
         sft=fence(to_yaml(params.sft.model_dump()), "yaml"),
         prompt=fence(facts.prompt, "jinja"),
         messages=fence(load_and_ask(messages, params.format.max_new_tokens), "python"),
+        split=split_statement({name: facts.splits[name] for name in SPLITS}) or "",
         statements=[
             style_statement(metrics, params.evaluate.primary),
             knowledge_statement(metrics, params.evaluate.confidence),
@@ -214,11 +216,12 @@ def render_data_card(
     cleaning: Mapping[str, Any],
     splits: Mapping[str, Any],
     params: Params,
+    columns: Mapping[str, str | None],
     sha256: str,
 ) -> str:
     """The data's card as Markdown, from the metrics of profile, clean and format.
 
-    `sha256` is the file's.
+    `columns` and `sha256` are the file's.
     """
     return _cards.get_template("data_card.md.jinja").render(
         name=escape(PurePath(params.data.path).name),
@@ -229,10 +232,7 @@ def render_data_card(
         groups=splits["groups"],
         beyond=splits["rejected"],
         params=params,
-        columns={
-            field: escape(column or "none")
-            for field, column in params.data.columns.model_dump().items()
-        },
+        columns={field: escape(column or "none") for field, column in columns.items()},
         off=[name.replace("_", " ") for name, on in params.clean.rules if not on],
     )
 

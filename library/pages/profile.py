@@ -1,4 +1,4 @@
-"""The page about the raw rows: twelve things to know before training, then the numbers."""
+"""The page about the raw rows: fourteen things to know before training, then the numbers."""
 
 import re
 import unicodedata
@@ -37,7 +37,7 @@ def list_insights(
     rules: Sequence[str],
     defects: Sequence[str],
 ) -> list[Insight]:
-    """The twelve things, those that call for a decision first.
+    """The fourteen things, those that call for a decision first.
 
     `rules` are those of cleaning that are on.
     """
@@ -45,6 +45,11 @@ def list_insights(
     window = profile["forecast"][str(max_length)]
     largest, groups = profile["groups"]["largest"], profile["groups"]["count"]
     longer = profile["longer_positive_share"]
+    given_away = sum(
+        split["negatives_given_away"]
+        for name, split in profile["splits"].items()
+        if name != "train"
+    )
     found = sum(counts[rule] for counts in profile["defects"].values() for rule in rules)
     things = [
         Insight(
@@ -59,17 +64,29 @@ def list_insights(
             "Independent groups",
             plural(groups, "group"),
             groups < 100,
-            "Rows that share a context or an answer are one group, and count as one draw in every "
-            f"interval. The largest has {plural(largest, 'row')}. Below a hundred groups only "
-            "large differences can be shown.",
+            "Rows that share a context, or an answer that is long enough to be remembered, are one "
+            "group, and count as one draw in every interval. Below a hundred groups only large "
+            "differences can be shown.",
+            examples["largest_group"] if largest > 1 else (),
+        ),
+        Insight(
+            "Shares of the split",
+            " / ".join(f"{split['share']:.0%}" for split in profile["splits"].values()),
+            bool(examples["shares"]),
+            "Whole groups are drawn for training, validation and test; "
+            + " / ".join(f"{split['asked_share']:.0%}" for split in profile["splits"].values())
+            + " were asked for. Where a split misses its share by more than a quarter, or test has "
+            "too few groups for a verdict, format stops and says what to change.",
+            examples["shares"],
         ),
         Insight(
             "Right here, wrong there",
             plural(profile["positive_here_negative_there"], "text"),
             profile["positive_here_negative_there"] > 0,
-            "The same text is the right answer of one row and the wrong one of another: a model "
-            "can't tell them by style, which is good, and a row-by-row split would leak them, "
-            "which is not.",
+            "The same text is the right answer of one row and the wrong one of another. "
+            f"{plural(given_away, 'row')} outside of training would have a wrong answer that "
+            "training holds as right, or a right one that is wrong there: they are asked, and "
+            "judged without it.",
             examples["positive_here_negative_there"],
         ),
         Insight(
@@ -93,9 +110,8 @@ def list_insights(
             "Contexts that are nearly the same",
             plural(profile["near_duplicate_contexts"], "pair"),
             profile["near_duplicate_contexts"] > 0,
-            "They share four fifths of their word sequences, but not every letter, so that they "
-            "may be in training and test alike. Look at the examples: if they are versions of one "
-            "document, give them one text.",
+            "They share four fifths of their word sequences, but not every letter. Their rows are "
+            "one group, unless split.near_duplicate_contexts is false.",
             examples["near_duplicate_contexts"],
         ),
         Insight(
@@ -104,6 +120,14 @@ def list_insights(
             profile["duplicates"] > 0,
             "The first of each is kept, the others are rejected.",
             examples["duplicates"],
+        ),
+        Insight(
+            "Texts for nothing",
+            plural(profile["nothing"], "row"),
+            profile["nothing"] > 0,
+            "Their context, question or answer is a word such as N/A (clean.nothing). Trained on, "
+            " it would be learned as an answer.",
+            examples["nothing"],
         ),
         Insight(
             "Rows that can't be used",
@@ -193,13 +217,15 @@ def render_rows(rows: pd.DataFrame) -> Markup:
 class ProfileData:
     """What the page shows.
 
-    `format` holds format's parameters, `rules` those of cleaning that are on, `profile` is
+    `columns` are the file's own, `advice` says which lengths take how many rows, `format` holds
+    format's parameters, `rules` those of cleaning that are on, `profile` is
     metrics/profile.json, `examples` are places by its numbers, `defects` one example by rule,
     `tokens` has a column by field, `rows` are those of the table.
     """
 
     path: Path
     columns: Mapping[str, str | None]
+    advice: Sequence[Mapping[str, Any]]
     format: Mapping[str, Any]
     rules: Sequence[str]
     profile: Mapping[str, Any]
@@ -234,6 +260,7 @@ def render_profile(data: ProfileData) -> str:
         columns=data.columns,
         asked=data.format,
         profile=data.profile,
+        advice=data.advice,
         things=list_insights(data.profile, data.examples, data.format, data.rules, most[:3]),
         kinds=kinds,
         rules=data.rules,

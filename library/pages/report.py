@@ -21,6 +21,8 @@ from library.pages.statements import (
     knowledge_statement,
     overfitting_sentence,
     render_table,
+    several_sentence,
+    split_statement,
     style_statement,
     title,
     votes_statement,
@@ -84,8 +86,9 @@ class Report:
     """All that the report shows.
 
     `metrics` is metrics/evaluation.json, `facts` are listed by name, `versions` say what made it,
-    `splits` is metrics/format.json by split, `history` the losses by step, `points` by test row the
-    length of its reference and both systems' scores, `params` params.yaml as text.
+    `splits` is metrics/format.json by split, `largest` says what ties the largest group, `history`
+    holds the losses by step, `points` by test row the length of its reference and both systems'
+    scores, `params` params.yaml as text.
     """
 
     metrics: Mapping[str, Any]
@@ -97,20 +100,35 @@ class Report:
     lost: Sequence[Case]
     versions: Mapping[str, str]
     splits: Mapping[str, Mapping[str, Any]]
+    largest: str
     history: pd.DataFrame
-    points: Sequence[tuple[int, float, float]]
+    points: Sequence[tuple[float, ...]]
     params: str
 
 
-def give_verdict(metrics: Mapping[str, Any], primary: str, confidence: float) -> Verdict:
-    """The verdict of metrics/evaluation.json, in words."""
-    notes = (left_out(metrics), contradiction_sentence(metrics, primary))
+def give_verdict(
+    metrics: Mapping[str, Any],
+    splits: Mapping[str, Mapping[str, Any]],
+    primary: str,
+    confidence: float,
+) -> Verdict:
+    """The verdict of metrics/evaluation.json, in words, `splits` being metrics/format.json by
+    split.
+    """
+    notes = (
+        left_out(metrics),
+        contradiction_sentence(metrics, primary),
+        several_sentence(metrics),
+        given_away_sentence(splits["test"]),
+    )
+    statements = (
+        split_statement(splits),
+        style_statement(metrics, primary),
+        knowledge_statement(metrics, confidence),
+        votes_statement(metrics),
+    )
     return Verdict(
-        statements=(
-            style_statement(metrics, primary),
-            knowledge_statement(metrics, confidence),
-            votes_statement(metrics),
-        ),
+        statements=[statement for statement in statements if statement],
         table=render_table(metrics, primary),
         notes=[note for note in notes if note],
     )
@@ -162,6 +180,17 @@ def left_out(metrics: Mapping[str, Any]) -> str:
     if not missing:
         return ""
     return f"Left out, since no test row has what they need: {'; '.join(missing)}."
+
+
+def given_away_sentence(test: Mapping[str, Any]) -> str:
+    """How many test rows have no wrong answer to compare with, since training knows it."""
+    count = test["negatives_given_away"]
+    if not count:
+        return ""
+    return (
+        f"{count} of {test['rows']} test rows are judged without their wrong answer: training "
+        "holds it as right, or their right one as wrong."
+    )
 
 
 def mark_common(text: str, other: str) -> Markup:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
 from library.records import SFT, ZEROSHOT
 from library.verdict.metrics import UNBOUNDED
@@ -106,6 +107,32 @@ def verdict_words(verdict: int, primary: str) -> str:
             "are",
         }
     return words[verdict]
+
+
+def split_statement(splits: Mapping[str, Mapping[str, Any]]) -> Statement | None:
+    """That the splits are not those that were asked for, where `split.on_missed_shares` let it be.
+
+    `splits` is metrics/format.json by split.
+    """
+    faults = find_faults(
+        {name: (split["rows"], split["groups"]) for name, split in splits.items()},
+        {name: split["asked_share"] for name, split in splits.items()},
+    )
+    if not faults:
+        return None
+    return Statement("The split is not what was asked for", f": {'; '.join(faults)}.")
+
+
+def several_sentence(metrics: Mapping[str, Any]) -> str:
+    """How rows with several right answers are judged, where there are any."""
+    count = metrics.get("several_right", 0)
+    if not count:
+        return ""
+    verb = "has" if count == 1 else "have"
+    return (
+        f"{count} of {metrics['n']} test rows {verb} several right answers: an answer counts by "
+        "the one that it is most like; training and likelihoods take the first."
+    )
 
 
 def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:

@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -303,23 +303,33 @@ def naive_preference(row: Likelihoods) -> float:
     return prefer(-bits_per_byte(positive), -bits_per_byte(negative))
 
 
-def score_answer(answer: str, reference: str, context: str) -> dict[str, float]:
-    """Every metric of an answer's text, whoever wrote it.
-
-    Those that say nothing of it are left out: the support of no number.
+def best_score(
+    metric: Callable[[str, str], float | None], answer: str, references: Sequence[str]
+) -> float | None:
+    """The metric against that reference which the answer is most like, as SQuAD's evaluation takes
+    it (Rajpurkar et al., 2016); None where it says nothing of any.
     """
-    scores = {
-        "rouge_l": rouge_l(answer, reference),
-        "chrf": chrf(answer, reference),
-        "token_f1": token_f1(answer, reference),
-        "number_f1": number_f1(answer, reference),
-        "ngram_support": ngram_support(answer, context),
-        "number_support": number_support(answer, context),
-        "copied_span": copied_span(answer, context),
-        "length_ratio": length_ratio(answer, reference),
-        "repetition": repetition(answer),
-        "empty": float(not answer.strip()),
+    scores = [metric(answer, reference) for reference in references]
+    return max((score for score in scores if score is not None), default=None)
+
+
+def score_answer(answer: str, references: Sequence[str], context: str) -> dict[str, float]:
+    """Every metric of an answer's text, whoever wrote it, against the right answers, the first of
+    which the model was trained on.
+
+    Those that say nothing of it are left out: the support of no number, or by no context.
+    """
+    scores: dict[str, float | None] = {
+        metric.__name__: best_score(metric, answer, references)
+        for metric in (rouge_l, chrf, token_f1, number_f1)
     }
+    scores["length_ratio"] = length_ratio(answer, references[0])
+    scores["repetition"] = repetition(answer)
+    scores["empty"] = float(not answer.strip())
+    if context:
+        scores["ngram_support"] = ngram_support(answer, context)
+        scores["number_support"] = number_support(answer, context)
+        scores["copied_span"] = copied_span(answer, context)
     return {name: float(value) for name, value in scores.items() if value is not None}
 
 
@@ -342,7 +352,7 @@ def score_likelihood(likelihood: Likelihoods, paired: bool) -> dict[str, float]:
 def score_row(row: FormattedRow, prediction: Prediction, context: str) -> dict[str, float]:
     """Every metric of one row under one system that needs no other row."""
     return {
-        **score_answer(prediction["prediction"], row["positive"], context),
+        **score_answer(prediction["prediction"], [row["positive"], *row["also_right"]], context),
         "truncated": float(prediction["finish_reason"] == "length"),
         **score_likelihood(prediction["likelihood"], row["pair"] is not None),
     }

@@ -132,7 +132,12 @@ def score_baselines(
         "best_passage": row["best_passage"],
         "gold": row["positive"],
     }
-    scores = {name: score_answer(text, row["positive"], context) for name, text in texts.items()}
+    references = [row["positive"], *row["also_right"]]
+    scores = {
+        name: score_answer(text, references, context)
+        for name, text in texts.items()
+        if row["best_passage"] or name != "best_passage"
+    }
     if row["negative"] is not None:
         longer = prefer(len(row["positive"]), len(row["negative"]))
         scores["longer"] = {"answer_only": longer}

@@ -1,0 +1,251 @@
+"""What a record holds, under whichever names: the shapes in which question-answer rows are
+published, each made one of ours.
+
+A file's shape is told by its first record. The user's own columns come first; where none of them is
+there, SQuAD's, Alpaca's and conversations' are known by their names.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+from library.params import Columns
+from library.records import Message
+
+MISSING = object()
+UNANSWERABLE = "unanswerable: its file says that the context holds no answer"
+
+CONVERSATIONS = ("messages", "conversations", "conversation")
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+    "system": "system",
+}
+# The names that people give to our fields, for the message where a file has none of those asked for
+SYNONYMS = {
+    "anchor": ("context", "contexts", "passage", "document", "article", "text", "abstract", "body"),
+    "query": ("question", "instruction", "prompt", "query", "input", "problem"),
+    "positive": ("answer", "answers", "output", "response", "completion", "positive", "chosen"),
+    "negative": ("negative", "negatives", "rejected", "incorrect", "distractor", "wrong"),
+}
+
+
+class UnusableError(Exception):
+    """Why a record can't be used."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a record is read: its name, and the columns of the fields.
+
+    `anchor`, `negative` and `turns` are None where there is none. `turns` names a conversation,
+    which question and answer are taken from. Where `bare`, a row without context is as usable.
+    """
+
+    name: str
+    anchor: str | None
+    query: str | None
+    positive: str | None
+    negative: str | None
+    turns: str | None = None
+    bare: bool = False
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The file's column of each field."""
+        said = self.turns
+        return {
+            "anchor": self.anchor,
+            "query": said or self.query,
+            "positive": said or self.positive,
+            "negative": self.negative,
+        }
+
+    def describe(self) -> str:
+        """The shape in words: which column is which field."""
+        if self.turns is not None:
+            said = f"{self.name} in {self.turns}: the last turn is the answer"
+            return said + (
+                f", the context {self.anchor}"
+                if self.anchor
+                else ", the context sits in the question"
+            )
+        fields = {"context": self.anchor, "question": self.query, "answer": self.positive}
+        if self.negative:
+            fields["wrong answer"] = f"{self.negative}, where there is one"
+        named = [f"{field} {column}" for field, column in fields.items() if column]
+        return f"{self.name}: {', '.join(named)}"
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a string, and one that can be written: half of a surrogate pair can't."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def look_up(record: Mapping[Any, Any], path: str) -> Any:
+    """The value of a column, or MISSING: of the whole name, else along its dots into objects, and
+    into every object of a list.
+    """
+    if path in record:
+        return record[path]
+    head, dot, rest = path.partition(".")
+    while dot:
+        if head in record:
+            inner = record[head]
+            if isinstance(inner, Mapping):
+                return look_up(inner, rest)
+            if isinstance(inner, Sequence) and not isinstance(inner, str):
+                found = [look_up(part, rest) for part in inner if isinstance(part, Mapping)]
+                return MISSING if MISSING in found else found
+            return MISSING
+        more, dot, rest = rest.partition(".")
+        head = f"{head}.{more}"
+    return MISSING
+
+
+def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
+    """The shape of a file whose first record this is; None where nothing fits."""
+
+    def has(path: str | None) -> bool:
+        return path is not None and look_up(record, path) is not MISSING
+
+    anchor = columns.anchor if has(columns.anchor) else None
+    negative = columns.negative
+    for name in (columns.positive, *CONVERSATIONS):
+        if _is_conversation(look_up(record, name)):
+            sort = "ShareGPT conversations" if "from" in record.get(name, [{}])[0] else "messages"
+            return Shape(sort, anchor, None, None, negative, turns=name, bare=True)
+    if has(columns.query) and has(columns.positive):
+        if columns.anchor is None or anchor:
+            return Shape(
+                "columns", anchor, columns.query, columns.positive, negative, bare=anchor is None
+            )
+        return None
+    if anchor or has(columns.query) or has(columns.positive):
+        return None  # some of the columns that were asked for: the others are misspelt
+    if has("context") and has("question") and has("answers"):
+        texts = "answers.text" if has("answers.text") else "answers"
+        return Shape("SQuAD", "context", "question", texts, negative)
+    if has("instruction") and has("output"):
+        anchor = "input" if has("input") else None
+        return Shape("Alpaca", anchor, "instruction", "output", negative, bare=True)
+    return None
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            (isinstance(turn, Mapping) and {"role", "content"} <= turn.keys())
+            or (isinstance(turn, Mapping) and {"from", "value"} <= turn.keys())
+            for turn in value
+        )
+    )
+
+
+def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
+    """A record's fields by our names: texts, `positive` a list of the right ones, `turns` what
+    comes before the question in a conversation. A field that is missing is left out; None is null.
+
+    Raises UnusableError where it can't be used.
+    """
+    fields: dict[str, Any] = {}
+    for field in ("anchor", "query", "positive", "negative"):
+        column = getattr(shape, field)
+        value = MISSING if column is None else look_up(record, column)
+        if value is not MISSING:
+            fields[field] = _read_value(value, field, column)
+    if shape.turns is not None:
+        fields |= _read_conversation(look_up(record, shape.turns), shape.turns)
+    if record.get("is_impossible") is True or (
+        shape.name == "SQuAD" and fields.get("positive") == []
+    ):
+        raise UnusableError(UNANSWERABLE)
+    if shape.bare and not (fields.get("anchor") or "").strip():
+        fields["anchor"] = ""
+    return fields
+
+
+def _read_value(value: Any, field: str, column: str) -> Any:
+    """A value as text: of the right answers a list without those that come again, of a context's
+    parts one text, and of wrong answers the first.
+    """
+    if isinstance(value, list):
+        parts = [_to_text(part, column) for part in value]
+        if field == "positive":
+            return list(dict.fromkeys(part for part in parts if part is not None))
+        if field == "anchor" and None not in parts:
+            return "\n\n".join(parts)
+        if field == "negative":
+            return parts[0] if parts else None
+        raise UnusableError(f'"{column}" is a list of {len(value)}, expected one text')
+    text = _to_text(value, column)
+    return [text] if field == "positive" and text is not None else text
+
+
+def _to_text(value: Any, column: str) -> Any:
+    """A text as it is; a number, a boolean or a date as JSON or ISO 8601 writes it."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isnan(value):
+        return None  # as pandas has it where a cell is empty
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    raise UnusableError(f'"{column}" is of type {type(value).__name__}, expected a text')
+
+
+def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
+    if not _is_conversation(turns):
+        raise UnusableError(f'"{column}" is no list of turns with role and content')
+    messages: list[Message] = []
+    for turn in turns:
+        role = str(turn.get("role", turn.get("from")))
+        content = turn.get("content", turn.get("value"))
+        if isinstance(content, list):  # parts, as the vision APIs have them
+            texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
+            if not all(isinstance(text, str) for text in texts):
+                raise UnusableError(f'"{column}" holds something else than text')
+            content = "".join(map(str, texts))
+        if role not in ROLES:
+            raise UnusableError(f'"{column}" has a turn of {role!r}')
+        if not is_text(content):
+            raise UnusableError(f'"{column}" has a turn without a text that can be written')
+        messages.append({"role": ROLES[role], "content": content})
+    roles = [message["role"] for message in messages]
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise UnusableError(
+            f'"{column}" has the turns {", ".join(roles)}: after a system message at most, user '
+            "and assistant take turns, and the assistant's is the last"
+        )
+    *turns, question, answer = messages
+    return {"query": question["content"], "positive": [answer["content"]], "turns": turns}
+
+
+def guess_columns(record: Mapping[Any, Any]) -> dict[str, str | None]:
+    """Which column of a record is probably which field, by the names that people give them."""
+    names = {str(name).casefold(): str(name) for name in record if isinstance(name, str)}
+    guessed: dict[str, str | None] = {}
+    for field, synonyms in SYNONYMS.items():
+        free = [
+            name
+            for synonym in (field, *synonyms)
+            if (name := names.get(synonym)) is not None and name not in guessed.values()
+        ]
+        guessed[field] = free[0] if free else None
+    return guessed

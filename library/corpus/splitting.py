@@ -1,0 +1,215 @@
+"""The split into train, validation and test: whole groups, so that no answer is given away, and
+the shares that were asked for, or a stop.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from library.corpus.groups import Tie, count_ties, count_words, group_rows, list_ties
+from library.corpus.near_duplicates import find_near_duplicates, sketch
+from library.errors import InputError
+from library.params import Shares, SplitParams
+from library.records import SPLITS, CleanRow
+
+MOST_OFF = 0.25  # of an asked share, by which a split may miss it
+# Where all of five groups differ one way, swapping the two systems yields as much in 2 of 2^5 ways:
+# p = 0.06. A verdict at 95% needs six.
+LEAST_TEST_GROUPS = 6
+SEEDS_TRIED, GROUPS_DRAWN = 1000, 1_000_000
+SHOWN_TIES, SHOWN_CHARACTERS = 3, 60
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows by group and by split, both by row id, and what ties the largest group together.
+
+    `common` are its texts that stand in most rows: kind, text and rows.
+    """
+
+    groups: Mapping[str, str]
+    splits: Mapping[str, str]
+    largest: int
+    common: Sequence[tuple[str, str, int]]
+
+    def count(self) -> dict[str, tuple[int, int]]:
+        """The rows and groups of each split."""
+        return count_splits(self.splits, self.groups)
+
+    def describe_largest(self, texts: Mapping[str, str] | None = None) -> str:
+        """The largest group in words; `texts` by hash, where the rows' ties are hashes."""
+        shared = "; ".join(
+            f"the {kind} {_shorten((texts or {}).get(text, text))} ties {rows}"
+            for kind, text, rows in self.common
+        )
+        tied = shared or "contexts that are nearly the same tie them" * (self.largest > 1)
+        return f"the largest group has {self.largest} of {len(self.groups)} rows" + (
+            f": {tied}" if tied else ""
+        )
+
+
+def find_ties(
+    rows: Iterable[CleanRow], params: SplitParams
+) -> tuple[dict[str, list[Tie]], list[tuple[str, str]]]:
+    """What ties each row, by its id, to others; and the pairs of contexts that are nearly the same,
+    where these count.
+    """
+    ties = {}
+    contexts: dict[str, None] = {}
+    for row in rows:
+        answers = {text: count_words(text) for text in (row["positive"], *row["also_right"])}
+        ties[row["id"]] = list_ties(row["anchor"], row["query"], answers, params)
+        contexts[row["anchor"]] = None
+    contexts.pop("", None)
+    near = params.near_duplicate_contexts
+    sketches = {context: sketch(context) for context in contexts} if near else {}
+    return ties, find_near_duplicates(sketches)
+
+
+def make_split(
+    ties: Mapping[str, Sequence[Tie]], same: Sequence[tuple[str, str]], params: SplitParams
+) -> Split:
+    """Group and split rows, by id, over what ties them; `same` as `group_rows` takes it."""
+    groups = group_rows(ties, same)
+    members: dict[str, list[str]] = defaultdict(list)
+    for row, group in groups.items():
+        members[group].append(row)
+    largest = max(members.values(), key=lambda rows: (len(rows), rows[0]), default=[])
+    return Split(
+        groups,
+        split_groups(groups, params.shares, params.seed),
+        len(largest),
+        count_ties([ties[row] for row in largest])[:SHOWN_TIES],
+    )
+
+
+def split_groups(groups: Mapping[str, str], shares: Shares, seed: int) -> dict[str, str]:
+    """Map each row id to a split: whole groups, each by the hash of its name and the seed alone.
+
+    So neither the order of rows matters nor what other groups there are: rows that are added later
+    move none, and other shares of train and validation leave test as it is. What is achieved comes
+    near the shares by chance, the nearer the more groups there are.
+    """
+    return {row: _draw(group, shares, seed) for row, group in groups.items()}
+
+
+def _draw(group: str, shares: Shares, seed: int) -> str:
+    digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
+    at = int.from_bytes(digest[:8]) / 2**64
+    if at >= 1 - shares.test:
+        return "test"
+    return "train" if at < shares.train else "validation"
+
+
+def count_splits(
+    splits: Mapping[str, str], groups: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """The rows and groups of each split; both arguments map row ids."""
+    rows = Counter(splits.values())
+    members: dict[str, set[str]] = defaultdict(set)
+    for row, split in splits.items():
+        members[split].add(groups[row])
+    return {split: (rows[split], len(members[split])) for split in SPLITS}
+
+
+def find_faults(counts: Mapping[str, tuple[int, int]], asked: Mapping[str, float]) -> list[str]:
+    """How splits miss what was asked, in words: by more than a quarter of their share, or with
+    fewer groups to test on than a verdict needs.
+
+    `counts` are each split's rows and groups, `asked` each split's share.
+    """
+    total = sum(rows for rows, _ in counts.values()) or 1
+    faults = []
+    for split in SPLITS:
+        achieved = counts[split][0] / total
+        if abs(achieved - asked[split]) > MOST_OFF * asked[split]:
+            faults.append(
+                f"{split} has {achieved:.1%} of the rows where {asked[split]:.0%} are asked"
+            )
+    if (groups := counts["test"][1]) < LEAST_TEST_GROUPS:
+        faults.append(
+            f"test has {groups} group{'s' * (groups != 1)} where a verdict needs "
+            f"{LEAST_TEST_GROUPS}"
+        )
+    return faults
+
+
+def find_seed(groups: Mapping[str, str], shares: Shares) -> int | None:
+    """The first seed from 0 by which no split misses what was asked; None where none of a thousand
+    does, or of as many as make a million draws.
+    """
+    sizes = Counter(groups.values())
+    for seed in range(min(SEEDS_TRIED, 1 + GROUPS_DRAWN // max(1, len(sizes)))):
+        rows, names = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+        for group, size in sizes.items():
+            split = _draw(group, shares, seed)
+            rows[split] += size
+            names[split] += 1
+        counts = {split: (rows[split], names[split]) for split in SPLITS}
+        if not find_faults(counts, shares.model_dump()):
+            return seed
+    return None
+
+
+def check_split(
+    split: Split,
+    ties: Mapping[str, Sequence[Tie]],
+    same: Sequence[tuple[str, str]],
+    params: SplitParams,
+) -> list[str]:
+    """How the split misses what was asked; empty where it does not.
+
+    Raises InputError, with what ties most and the commands that mend it, unless `on_missed_shares`
+    says to go on; and always where a split has no row.
+    """
+    counts = split.count()
+    faults = find_faults(counts, params.shares.model_dump())
+    empty = any(rows == 0 for rows, _ in counts.values())
+    if not faults or (params.on_missed_shares == "continue" and not empty):
+        return faults
+    remedies = list(_find_remedies(ties, same, params))
+    if not empty:
+        remedies.append(
+            ("go on all the same, and the report says so", {"on_missed_shares": "continue"})
+        )
+    raise InputError(
+        f"{'; '.join(faults)}; {split.describe_largest()}."
+        + "".join(
+            f"\n  {what}: dvc exp run "
+            + " ".join(f"-S split.{name}={value}" for name, value in values.items())
+            for what, values in remedies
+        )
+        + ("" if remedies else "\n  More rows, of other contexts and answers, would mend it.")
+    )
+
+
+def _find_remedies(
+    ties: Mapping[str, Sequence[Tie]], same: Sequence[tuple[str, str]], params: SplitParams
+) -> list[tuple[str, dict[str, Any]]]:
+    """Changes of `split`, each with what it does, by which no split misses what was asked."""
+    tried: list[tuple[str, dict[str, Any], Mapping[str, Sequence[Tie]], Sequence[Any]]] = [
+        ("draw groups by another seed", {}, ties, same)
+    ]
+    apart = {row: [tie for tie in tied if tie.kind != "answer"] for row, tied in ties.items()}
+    longest = max((tie.words for tied in ties.values() for tie in tied), default=0)
+    if longest >= params.same_answer_words:
+        words = {"same_answer_words": longest + 1}
+        tried.append(("let the same answer stand in several splits", words, apart, same))
+    if same:
+        near = {"near_duplicate_contexts": "false"}
+        tried.append(("let contexts that are nearly the same stand in several", near, ties, []))
+    found = []
+    for what, values, tied, near_contexts in tried:
+        seed = find_seed(group_rows(tied, near_contexts), params.shares)
+        if seed is not None:
+            found.append((what, values | {"seed": seed}))
+            if not values:
+                break  # no more is needed
+    return found
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…")
