@@ -102,7 +102,8 @@ def _peek(
         if column is not None and look_up(first, column) is MISSING
     ]
     guessed = " ".join(
-        f"-S data.columns.{field}={_quote(name)}" for field, name in guess_columns(first).items()
+        f"-S data.columns.{field}={_quote(name, field)}"
+        for field, name in guess_columns(first).items()
     )
     raise InputError(
         f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the first "
@@ -111,8 +112,10 @@ def _peek(
     )
 
 
-def _quote(name: str | None) -> str:
-    return "null" if name is None else shlex.quote(name)
+def _quote(name: str | None, field: str) -> str:
+    if name is None:
+        return "null" if field in ("anchor", "negative") else "NAME"
+    return shlex.quote(name)
 
 
 def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
@@ -299,14 +302,16 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
     csv.field_size_limit(2**31 - 1)
     lines = (_decode(path, number, data, encoding) for number, data in enumerate(file, 1))
     first = next(lines, "")
-    delimiter = _find_delimiter(first)
-    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    hint = _EXCEL_HINT.match(first)
+    delimiter = hint[1] if hint else _find_delimiter(first)
+    # the hint is no row, but a line
+    reader = csv.reader(chain(["\n" if hint else first], lines), delimiter=delimiter, strict=True)
     end = 0  # a quoted cell may hold line ends: a row stands where the one before it ended
     names: list[str] = []
     try:
         for cells in reader:
             place, end = end + 1, reader.line_num
-            if not cells or (not names and len(cells) == 1 and _EXCEL_HINT.match(cells[0])):
+            if not cells:
                 continue
             if not names:
                 names = cells
@@ -329,8 +334,6 @@ def _find_delimiter(header: str) -> str:
     """What separates the cells of a CSV, told by its first line: where several signs stand in it
     outside quotes, the one that makes most cells.
     """
-    if hint := _EXCEL_HINT.match(header):
-        return hint[1]
 
     def count(delimiter: str) -> int:
         return len(next(csv.reader([header], delimiter=delimiter), []))

@@ -7,6 +7,7 @@ there, SQuAD's, Alpaca's and conversations' are known by their names.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -239,13 +240,16 @@ def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
 
 def guess_columns(record: Mapping[Any, Any]) -> dict[str, str | None]:
     """Which column of a record is probably which field, by the names that people give them."""
-    names = {str(name).casefold(): str(name) for name in record if isinstance(name, str)}
+    names = [name for name in record if isinstance(name, str)]
     guessed: dict[str, str | None] = {}
     for field, synonyms in SYNONYMS.items():
-        free = [
-            name
-            for synonym in (field, *synonyms)
-            if (name := names.get(synonym)) is not None and name not in guessed.values()
-        ]
-        guessed[field] = free[0] if free else None
+        known = (field, *synonyms)
+        free = [name for name in names if name not in guessed.values()]
+        exact = [name for word in known for name in free if name.casefold() == word]
+        within = [name for word in known for name in free if word in _words(name)]
+        guessed[field] = next(iter(exact + within), None)
     return guessed
+
+
+def _words(name: str) -> list[str]:
+    return re.sub(r"[\W_]+|(?<=[a-z])(?=[A-Z])", " ", name).casefold().split()

@@ -1,0 +1,343 @@
+"""Rows as people have them: each shape under our names, or an error that says what would be."""
+
+import codecs
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import edit_yaml, make_rows
+
+from library.corpus.reading import find_file_shape, read_raw
+from library.corpus.rows import find_problem
+from library.corpus.shapes import UNANSWERABLE, look_up
+from library.errors import InputError
+from library.files import read_jsonl
+from library.llm.lengths import RowLengths, advise_lengths
+from library.params import Columns, DataParams, load_params
+from stages import base, clean, evaluate, format, profile, review
+
+OURS = Columns(anchor="anchor", query="query", positive="positive", negative="negative")
+NOTHING = load_params().clean.nothing
+FIELDS = {"anchor": "A.", "query": "Q?", "positive": ["R."]}
+
+
+def read(path, content, encoding="utf-8", **columns):
+    """A file's shape in words, its rows' fields, and why each can't be used."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    data = DataParams(path=str(path), encoding=encoding, columns=OURS.model_copy(update=columns))
+    shape = find_file_shape(path, data)
+    rows = list(read_raw(path, data))
+    return (
+        shape.describe(),
+        [row.fields for row in rows],
+        [find_problem(row, shape, NOTHING) for row in rows],
+    )
+
+
+def squad(*questions, context="A."):
+    paragraphs = [{"context": context, "qas": list(questions)}]
+    return {"version": "v2.0", "data": [{"title": "T", "paragraphs": paragraphs}]}
+
+
+def answer(text):
+    return {"text": text, "answer_start": 0}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_squads_own_file_is_read_with_all_right_answers_and_without_what_has_none(tmp_path, packed):
+    content = squad(
+        {"id": "1", "question": "Q?", "answers": [answer("R."), answer("R."), answer("S.")]},
+        {"id": "2", "question": "None?", "is_impossible": True, "answers": []},
+        {"id": "3", "question": "Plausible?", "is_impossible": True, "answers": [answer("x")]},
+        {"id": "4", "question": "Forgotten?"},
+    )
+    path = tmp_path / ("dev.json.gz" if packed else "dev.json")
+    raw = json.dumps(content).encode()
+    said, fields, problems = read(path, gzip.compress(raw) if packed else raw)
+    assert said == "SQuAD: context context, question question, answer answers.text" + (
+        ", wrong answer negative, where there is one"
+    )
+    assert fields[0] == FIELDS | {"positive": ["R.", "S."]}
+    assert problems == [None, UNANSWERABLE, UNANSWERABLE, UNANSWERABLE]
+
+
+def test_rows_with_squads_answers_are_read_from_json_lines_and_parquet(tmp_path):
+    rows = [
+        {
+            "context": "A.",
+            "question": "Q?",
+            "answers": {"text": ["R.", "S."], "answer_start": [0, 1]},
+        },
+        {"context": "A.", "question": "P?", "answers": {"text": [], "answer_start": []}},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    for name, content in (("rows.jsonl", lines), ("rows.parquet", path.read_bytes())):
+        _, fields, problems = read(tmp_path / name, content)
+        assert fields[0] == FIELDS | {"positive": ["R.", "S."]}
+        assert problems == [None, UNANSWERABLE]
+
+
+def test_a_nested_column_is_named_by_its_dots(tmp_path):
+    row = {"doc": {"text": "A."}, "q": "Q?", "answers": [{"text": "R."}, {"text": "S."}]}
+    columns = {"anchor": "doc.text", "query": "q", "positive": "answers.text"}
+    _, fields, _ = read(tmp_path / "rows.json", [row], **columns)
+    assert fields == [FIELDS | {"positive": ["R.", "S."]}]
+    assert look_up({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    assert look_up({"a.b": {"c": 3}}, "a.b.c") == 3
+
+
+def test_a_context_of_several_parts_is_their_paragraphs_and_of_wrong_answers_the_first_counts(
+    tmp_path,
+):
+    row = FIELDS | {"anchor": ["A.", "B."], "negative": ["N.", "O."]}
+    _, fields, _ = read(tmp_path / "rows.json", [row])
+    assert fields == [FIELDS | {"anchor": "A.\n\nB.", "negative": "N."}]
+
+
+def test_alpaca_has_no_context_where_its_input_is_empty(tmp_path):
+    rows = [
+        {"instruction": "Q?", "input": "A.", "output": "R."},
+        {"instruction": "P?", "input": "", "output": "R."},
+        {"instruction": "", "input": "A.", "output": "R."},
+    ]
+    said, fields, problems = read(tmp_path / "rows.json", rows)
+    assert said.startswith("Alpaca: context input, question instruction, answer output")
+    assert fields[0] == FIELDS
+    assert fields[1]["anchor"] == ""
+    assert problems == [None, None, '"instruction" is empty']
+
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello?"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "Q?"},
+    {"role": "assistant", "content": "R."},
+]
+SHAREGPT = [
+    {
+        "from": {"user": "human", "assistant": "gpt"}.get(turn["role"], "system"),
+        "value": turn["content"],
+    }
+    for turn in CHAT
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": CHAT}, "messages in messages: the last turn is the answer, the context sits"),
+        ({"conversations": SHAREGPT}, "ShareGPT conversations in conversations: the last turn is"),
+    ],
+)
+def test_of_a_conversation_the_last_turn_is_the_answer(tmp_path, row, said):
+    described, fields, problems = read(tmp_path / "rows.jsonl", json.dumps(row).encode())
+    assert described.startswith(said)
+    assert fields == [{"anchor": "", "query": "Q?", "positive": ["R."], "turns": CHAT[:3]}]
+    assert problems == [None]
+
+
+def test_a_conversation_can_have_a_context_and_any_name(tmp_path):
+    row = {"talk": CHAT[3:], "doc": "A."}
+    described, fields, _ = read(tmp_path / "rows.json", [row], positive="talk", anchor="doc")
+    assert described == "messages in talk: the last turn is the answer, the context doc"
+    assert fields == [FIELDS | {"turns": []}]
+
+
+@pytest.mark.parametrize(
+    ("turns", "problem"),
+    [
+        (CHAT[:2], "has the turns system, user: after a system message at most"),
+        (CHAT[2:], "has the turns assistant, user, assistant"),
+        ([{"role": "tool", "content": "x"}, *CHAT[3:]], "has a turn of 'tool'"),
+        ([{"role": "user", "content": None}, CHAT[4]], "has a turn without a text"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}, CHAT[4]], "something else than"),
+        ("Q?", "is no list of turns with role and content"),
+    ],
+)
+def test_a_conversation_that_can_not_be_used_says_why(tmp_path, turns, problem):
+    rows = [{"messages": CHAT}, {"messages": turns}]
+    assert problem in read(tmp_path / "rows.json", rows)[2][1]
+
+
+HEADER = ["context", "question", "answer"]
+COLUMNS = {"anchor": "context", "query": "question", "positive": "answer", "negative": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"), [("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t")]
+)
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_cells_stand_between_commas_semicolons_or_tabs(tmp_path, name, separator, mark, quote):
+    lines = [HEADER, ["Ein Ätztext, lang; sehr.", "Q?", "3"], ["A.", "Q?", "R."]]
+    if not quote:
+        lines[1][0] = "Ein Ätztext."
+    text = "".join(
+        separator.join(f"{quote}{cell}{quote}" for cell in cells) + "\r\n" for cells in lines
+    )
+    _, fields, problems = read(tmp_path / name, mark + text.encode(), **COLUMNS)
+    assert fields[0]["anchor"] == lines[1][0]
+    assert fields[1] == FIELDS
+    assert problems == [None, None]
+
+
+def test_excels_first_line_names_the_separator(tmp_path):
+    content = b"sep=;\r\ncontext;question;answer\r\nA.;Q?;R.\r\n"
+    assert read(tmp_path / "a.csv", content, **COLUMNS)[1] == [FIELDS]
+
+
+def test_windows_1252_is_read_where_it_is_named_and_advised_where_it_is_not(tmp_path):
+    content = "context;question;answer\nÄtzt „so“.;Q?;5 €\n".encode("windows-1252")
+    _, fields, _ = read(tmp_path / "a.csv", content, "windows-1252", **COLUMNS)
+    assert fields == [{"anchor": "Ätzt „so“.", "query": "Q?", "positive": ["5 €"]}]
+    with pytest.raises(InputError, match=r"a\.csv:2: not UTF-8: byte 0xc4; .*windows-1252"):
+        read(tmp_path / "a.csv", content, **COLUMNS)
+    with pytest.raises(InputError, match="it looks like UTF-16: save it as UTF-8"):
+        read(tmp_path / "a.csv", "context;question;answer\n".encode("utf-16"), **COLUMNS)
+
+
+def test_numbers_booleans_and_dates_are_answers_as_text(tmp_path):
+    answers = [2019, 1.5, True, False, 0, float("nan"), None]
+    rows = [FIELDS | {"positive": value} for value in answers]
+    _, fields, problems = read(tmp_path / "rows.json", rows)
+    texts = [["2019"], ["1.5"], ["true"], ["false"], ["0"], None, None]
+    assert [row["positive"] for row in fields] == texts
+    assert problems == [None] * 5 + ['"positive" is null'] * 2
+    frame = pd.DataFrame([FIELDS | {"positive": pd.Timestamp("2019-03-01")}])
+    frame.to_parquet(tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet", (tmp_path / "rows.parquet").read_bytes())[1][0][
+        "positive"
+    ] == ["2019-03-01T00:00:00"]
+
+
+@pytest.mark.parametrize("word", ["None", "N/A", "NA", "null", "NaN", " n/a "])
+def test_a_text_for_nothing_is_no_answer(tmp_path, word):
+    rows = [FIELDS | {"positive": word}, FIELDS | {"positive": [word, "R."]}]
+    rows += [FIELDS | {"negative": word}, FIELDS | {"positive": f"{word}: see above"}]
+    _, _, problems = read(tmp_path / "rows.json", rows)
+    assert problems == [
+        f'"positive" is {word.strip()!r}, a text for nothing (clean.nothing)',
+        None,
+        None,
+        None,
+    ]
+
+
+def test_where_nothing_fits_the_error_maps_the_columns_that_are_there(tmp_path):
+    row = {"passage": "A.", "question": "Q?", "the answer": "R.", "id": 3}
+    with pytest.raises(InputError) as error:
+        read(tmp_path / "rows.json", [row])
+    assert str(error.value).endswith(
+        'no row has the columns "anchor" (data.columns.anchor), "query" (data.columns.query), '
+        '"positive" (data.columns.positive); the first row\'s columns are passage, question, the '
+        "answer, id. Say which is which; a nested one as answers.text, null for none:\n"
+        "  dvc exp run -S data.columns.anchor=passage -S data.columns.query=question "
+        "-S data.columns.positive='the answer' -S data.columns.negative=null"
+    )
+    with pytest.raises(InputError, match=r"-S data\.columns\.positive=NAME"):
+        read(tmp_path / "rows.json", [{"sourceText": "A.", "Q": "Q?"}])
+
+
+def run(rows, name="rows.json", **changes):
+    Path(name).write_text(json.dumps(rows))
+    edit_yaml("params.yaml", data__path=name, **changes)
+    base.main()
+    profile.main()
+    clean.main()
+    format.main()
+    names = ("train", "validation", "test")
+    return [row for split in names for row in read_jsonl(Path(f"data/formatted/{split}.jsonl"))]
+
+
+def test_turns_before_the_question_stand_where_they_belong(project):
+    rows = [
+        {"messages": [*CHAT[:3], {"role": "user", "content": f"Q{index}?"}, CHAT[4]]}
+        for index in range(30)
+    ]
+    (row, *_) = run(rows)
+    *before, asked = row["messages"]
+    assert before == CHAT[:3]
+    assert asked["content"] == row["question"]
+    assert row["messages_no_question"][0] == CHAT[0]
+    assert len(row["messages_no_question"]) == len(row["messages_bare"]) == 2
+    assert "hold no room" not in Path("reports/profile.html").read_text()
+
+
+def test_unanswerable_questions_are_left_out_and_counted(project, caplog):
+    questions = [
+        {"id": str(index), "question": f"Q{index}?", "answers": [answer(f"R{index}.")]}
+        for index in range(30)
+    ]
+    questions += [
+        {"id": f"n{index}", "question": f"N{index}?", "answers": [], "is_impossible": True}
+        for index in range(20)
+    ]
+    articles = [squad(question, context=f"A{question['id']}.") for question in questions]
+    content = {"data": [article["data"][0] for article in articles]}
+    caplog.set_level("INFO")
+    assert len(run(content)) == 30
+    metrics = json.loads(Path("metrics/clean.json").read_text())
+    assert (metrics["kept"], metrics["unanswerable"]) == (30, 20)
+    assert json.loads(Path("metrics/profile.json").read_text())["unanswerable"] == 20
+    assert "20 unanswerable questions are left out" in caplog.text
+
+
+def test_a_wrong_answer_for_nothing_is_no_wrong_answer_and_on_record(project):
+    rows = make_rows(24)
+    rows[3]["negative"] = "N/A"
+    made = {row["question"]: row for row in run(rows)}
+    assert made[rows[3]["query"]]["negative"] is None
+    changes = list(read_jsonl(Path("data/clean/changes.jsonl")))
+    assert [row["before"] for row in changes if row["rule"] == "nothing"] == ["N/A"]
+
+
+def test_an_answer_counts_by_the_right_one_that_it_is_most_like(judged):
+    judged()
+    review.main()
+    path = Path("data/formatted/test.jsonl")
+    rows = list(read_jsonl(path))
+    rows[0]["also_right"] = ["something else r0"]  # what zero-shot says
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate.main()
+    scores = {row["id"]: row for row in read_jsonl(Path("data/predictions/scores.jsonl"))}
+    assert scores["r0"]["zeroshot"]["rouge_l"] == scores["r0"]["sft"]["rouge_l"] == 1
+    assert scores["r1"]["zeroshot"]["rouge_l"] < 1
+    assert json.loads(Path("metrics/evaluation.json").read_text())["several_right"] == 1
+
+
+def test_which_lengths_take_how_many_rows():
+    # 90 short rows, 9 with a long answer, one with a longer question
+    rows = [RowLengths(40, 1000, 30, 30)] * 90 + [RowLengths(40, 1000, 100, 150)] * 9
+    rows += [RowLengths(700, 1500, 30, 30)]
+    nine, most, every = advise_lengths(rows, None)
+    # 40 + 32, 40 + 112, and 700 + 112, in steps of 64; up to the whole of their contexts
+    assert nine == (0.9, 32, 1088, 128)
+    assert most == (0.99, 112, 1152, 192)
+    assert every == (1.0, 112, 1664, 832)
+    assert nine.command() == ("dvc exp run -S format.max_length=1088 -S format.max_new_tokens=32")
+
+
+def test_the_models_positions_and_longer_wrong_answers_bound_the_lengths():
+    # a prompt is cut to max_length - 112, and the longest answer of 600 must follow it
+    (_, _, every) = advise_lengths([RowLengths(60, 5000, 110, 600)] * 10, 4096)
+    assert every == (1.0, 112, 3584, 192)
+    assert every.max_length - 112 + 600 <= 4096 < every.max_length + 64 - 112 + 600
+    assert [entry.max_length for entry in advise_lengths([RowLengths(500, 500, 90, 90)], 512)] == [
+        0
+    ] * 3
+
+
+def test_format_says_which_lengths_would_take_the_rows_and_they_do(project):
+    rows = make_rows(24)
+    with pytest.raises(InputError) as error:
+        run(rows, format__max_length=100, format__max_new_tokens=40)
+    (line,) = (line for line in str(error.value).splitlines() if "takes 100%" in line)
+    length, reserve = (int(part.split("=")[1].split()[0]) for part in line.split(" -S ")[1:])
+    assert len(run(rows, format__max_length=length, format__max_new_tokens=reserve)) == 24
+    assert "format.max_length" in Path("reports/profile.html").read_text()
