@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_json, read_jsonl, write_text
+from library.formatted import read_formatted
 from library.llm.answering import answer_rows
 from library.llm.chat_template import load_tokenizer
 from library.llm.devices import describe_computation
@@ -125,7 +126,7 @@ def main() -> None:
     find_sharding()  # before the merge, which takes minutes
     check_needed()
     template = load_prompt(prompt_path(params.format.prompt))
-    rows = cast(list[FormattedRow], list(read_jsonl(TEST_PATH)))
+    rows = read_formatted("test")
     wanted = {row["id"] for row in rows}
     contexts = {
         row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from library.errors import InputError
-from library.paths import HASHES_PATH
+from library.paths import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HASHES_PATH
 
 RECHECKED_BYTES = 64 * 2**20  # up to here a file is read each time
 
@@ -87,6 +87,12 @@ def hash_base(manifest: Mapping[str, Any]) -> str:
     hashes, as a manifest lists them.
     """
     return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def hash_adapter(adapter_dir: Path) -> str:
+    """What tells an adapter from another: SHA-256 of its configuration's and weights' hashes."""
+    hashes = [hash_file(adapter_dir / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def look_at(path: Path) -> list[int]:

@@ -19,7 +19,8 @@ SCORES_PATH = PREDICTIONS_DIR / "scores.jsonl"
 VOTES_DIR = Path("data/votes")
 
 BASE_DIR = Path("artifacts/base")
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_RECORD = "made.json"  # beside them: what the adapter is, and what it was trained on
 MANIFEST_PATH = BASE_DIR / "manifest.json"
 ADAPTER_DIR = Path("artifacts/adapter")
 MERGED_DIR = Path("artifacts/merged")

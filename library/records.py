@@ -1,5 +1,6 @@
 """The rows that travel from stage to stage, as their files under data/ hold them."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -114,8 +115,9 @@ class Computation(TypedDict):
 class Answerer(Computation):
     """What gave a system's answers (data/predictions/SYSTEM_model.json).
 
-    `base` is the hash of the base model's files (`hash_base`), `adapter` the SHA-256 of the
-    adapter's weights, None without one, `answers` those of the files of answers, by name.
+    `base` is the hash of the base model's files (`hash_base`), `adapter` that of the
+    adapter (`hash_adapter`), None without one, `answers` the SHA-256 of the files of answers, by
+    name.
     """
 
     base: str
@@ -131,15 +133,24 @@ class QuestionAnswer(Answer):
 
 
 class Prediction(Answer):
-    """A system's answer to a formatted row, and its likelihoods (data/predictions/SYSTEM.jsonl)."""
+    """A system's answer to a formatted row, and its likelihoods (data/predictions/SYSTEM.jsonl).
+
+    `answers_hash` is of the texts whose likelihoods they are (`hash_answers`).
+    """
 
     id: str
     group: str
     pair: str | None
     prompt_hash: str
     prompt_tokens: int
+    answers_hash: str
     passages: list[int]
     likelihood: Likelihoods
+
+
+def hash_answers(positive: str, negative: str | None) -> str:
+    """Sixteen hexadecimal digits that tell a row's two answers from others."""
+    return hashlib.sha256(f"{positive}\x1f{negative}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,23 @@ and adapter from others. Writes metrics/evaluation.json and data/predictions/sco
 """
 
 import logging
-from typing import cast
 
 from library.corpus.words import tokenize
 from library.embed.similarity import embedding_cosine
 from library.entry import run_main
-from library.files import hash_file, read_json, read_jsonl, write_json, write_jsonl
+from library.files import read_json, read_jsonl, write_json, write_jsonl
+from library.formatted import read_formatted
 from library.params import load_params
 from library.paths import (
-    ADAPTER_DIR,
-    ADAPTER_WEIGHTS,
     CLEAN_ROWS_PATH,
     EVALUATION_PATH,
-    MANIFEST_PATH,
     REVIEW_KEY_PATH,
     SCORES_PATH,
     VOTES_DIR,
     formatted_path,
     predictions_path,
 )
-from library.records import SYSTEMS, FormattedRow
+from library.records import SYSTEMS
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from library.verdict.scoring import (
     BASELINES,
@@ -44,19 +41,10 @@ from library.verdict.votes import count_votes, read_votes
 log = logging.getLogger(__name__)
 
 
-def read_formatted(name: str) -> list[FormattedRow]:
-    """Formatted rows: of a split, or `train_sample`."""
-    return cast(list[FormattedRow], list(read_jsonl(formatted_path(name))))
-
-
 def main() -> None:
     """Score every row, and judge."""
     params = load_params().evaluate
-    check_answerers(
-        read_json(MANIFEST_PATH),
-        read_json(ADAPTER_DIR / "base.json"),
-        hash_file(ADAPTER_DIR / ADAPTER_WEIGHTS),
-    )
+    check_answerers()
     test, trained = read_formatted("test"), read_formatted("train_sample")
     wanted = {row["id"] for row in [*test, *trained]}
     contexts = {

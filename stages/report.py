@@ -8,13 +8,14 @@ reports/report.md and reports/report.html.
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
 from library.corpus.passages import passages_in_prompt
 from library.entry import run_main
 from library.files import read_json, read_jsonl, write_text
+from library.formatted import read_formatted
 from library.pages.report import (
     Case,
     Report,
@@ -38,13 +39,13 @@ from library.paths import (
     PARAMS_PATH,
     SCORES_PATH,
     SPLITS_PATH,
-    TEST_PATH,
     answerer_path,
     predictions_path,
 )
-from library.records import SPLITS, SYSTEMS, FormattedRow, ScoredRow
+from library.records import SPLITS, SYSTEMS, ScoredRow
 from library.verdict.metrics import chrf_signature
 from library.verdict.scoring import pick_examples, rows_with_metric
+from library.verdict.written import check_written
 from library.versions import package_versions
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,10 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
 
 def main() -> None:
     """Gather the report and write it twice."""
-    params = load_params()
-    metrics, counted = read_json(EVALUATION_PATH), read_json(SPLITS_PATH)
-    splits, characters = {name: counted[name] for name in SPLITS}, params.format.passage_characters
-    rows = {row["id"]: cast(FormattedRow, row) for row in read_jsonl(TEST_PATH)}
+    check_written(SYSTEMS)
+    params, metrics = load_params(), read_json(EVALUATION_PATH)
+    splits = {name: split for name, split in read_json(SPLITS_PATH).items() if name in SPLITS}
+    rows = {row["id"]: row for row in read_formatted("test")}
     scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
     answers = {
         system: {row["id"]: row["prediction"] for row in read_jsonl(predictions_path(system))}
@@ -80,27 +81,23 @@ def main() -> None:
     contexts = {
         row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in rows
     }
-    primary, confidence = params.evaluate.primary, params.evaluate.confidence
+    primary, width = params.evaluate.primary, params.format.passage_characters
 
     def show(chosen: Iterable[ScoredRow]) -> list[Case]:
         cases = []
         for scores in chosen:
             row = rows[scores.id]
-            passages = passages_in_prompt(row, contexts[scores.id], characters)
             given = {system: answers[system][scores.id] for system in SYSTEMS}
+            passages = passages_in_prompt(row, contexts[scores.id], width)
             cases.append(make_case(row, scores, given, passages, primary))
         return cases
 
     gained, lost = pick_examples(scored, primary)
-    points = [
-        (len(rows[scores.id]["positive"]), *(scores.systems[name][primary] for name in SYSTEMS))
-        for scores in rows_with_metric(scored, primary)
-    ]
     report = Report(
         metrics=metrics,
         primary=primary,
-        confidence=confidence,
-        verdict=give_verdict(metrics, splits, primary, confidence),
+        confidence=params.evaluate.confidence,
+        verdict=give_verdict(metrics, splits, primary, params.evaluate.confidence),
         facts=gather_facts(params, splits, bool(metrics["with_passages"])),
         gained=show(gained),
         lost=show(lost),
@@ -108,7 +105,10 @@ def main() -> None:
         splits=splits,
         largest=read_json(GROUPS_PATH)["largest"],
         history=pd.read_csv(HISTORY_PATH),
-        points=points,
+        points=[
+            (len(rows[scores.id]["positive"]), *(scores.systems[name][primary] for name in SYSTEMS))
+            for scores in rows_with_metric(scored, primary)
+        ],
         params=PARAMS_PATH.read_text(encoding="utf-8"),
     )
     write_text(Path("reports/report.md"), render_markdown(report))

@@ -9,16 +9,18 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from library.corpus.passages import passages_in_prompt
 from library.entry import run_main
 from library.files import read_jsonl, write_json, write_text
+from library.formatted import read_formatted
 from library.pages.rendering import render_page
 from library.params import load_params
-from library.paths import CLEAN_ROWS_PATH, REVIEW_KEY_PATH, TEST_PATH, predictions_path
-from library.records import SYSTEMS, FormattedRow
+from library.paths import CLEAN_ROWS_PATH, REVIEW_KEY_PATH, predictions_path
+from library.records import SYSTEMS
 from library.verdict.ballot import make_items
+from library.verdict.written import check_written
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Draw the pairs and write page and key."""
     params = load_params()
-    rows = cast(list[FormattedRow], list(read_jsonl(TEST_PATH)))
+    check_written(SYSTEMS)
+    rows = read_formatted("test")
     answers = {
         system: {row["id"]: row["prediction"] for row in read_jsonl(predictions_path(system))}
         for system in SYSTEMS

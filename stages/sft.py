@@ -8,10 +8,10 @@ one step on the longest rows took.
 import logging
 import shutil
 from dataclasses import replace
-from typing import cast
 
 from library.entry import run_main
-from library.files import read_jsonl, write_json, write_text
+from library.files import write_json, write_text
+from library.formatted import read_formatted
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
 from library.llm.devices import describe_device, pick_attention, pick_device
@@ -30,7 +30,6 @@ from library.llm.training_loop import train_within_memory
 from library.llm.training_rows import count_steps
 from library.params import load_model_file, load_params
 from library.paths import ADAPTER_DIR, BASE_DIR, HISTORY_PATH, MEMORY_PATH, formatted_path
-from library.records import FormattedRow
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ def main() -> None:
     state = start_processes()
     params = load_params()
     model_file = load_model_file(params.model)
-    paths = [formatted_path(split) for split in ("train", "validation")]
-    train, validation = (cast(list[FormattedRow], list(read_jsonl(path))) for path in paths)
+    train, validation = read_formatted("train"), read_formatted("validation")
     steps = count_steps(len(train), params.sft)
     log.info("%d train rows, %d optimizer steps at most", len(train), steps)
 
@@ -56,7 +54,7 @@ def main() -> None:
     )
     checkpoints = checkpoint_dir(
         "sft",
-        [*paths, BASE_DIR],
+        [formatted_path("train"), formatted_path("validation"), BASE_DIR],
         [
             params.format.max_length,
             params.sft.model_dump(),

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import settings
 from ruamel.yaml import YAML
 
-from library.files import hash_base, hash_file, write_json, write_jsonl, write_text
+from library.files import hash_adapter, hash_base, hash_file, write_json, write_jsonl, write_text
+from library.records import hash_answers
 from standin.recipe import load_recipe
 from standin.sample_rows import short_rows
 
@@ -136,7 +137,7 @@ BASE = {
 }
 
 
-def hash_answers(*names):
+def hash_files(*names):
     """The hashes of the files of answers, as SYSTEM_model.json has them."""
     return {name: hash_file(Path(f"data/predictions/{name}.jsonl")) for name in names}
 
@@ -148,10 +149,15 @@ def write_answers(system, records):
 
 
 def record_answers():
-    """Have the files of answers that are there stand in SYSTEM_model.json."""
+    """Have the answers that are there stand in SYSTEM_model.json, and the train rows in the adapter's
+    record.
+    """
     for path in Path("data/predictions").glob("*_model.json"):
         record = json.loads(path.read_text())
-        write_json(path, record | {"answers": hash_answers(*record["answers"])})
+        write_json(path, record | {"answers": hash_files(*record["answers"])})
+    adapter = Path("artifacts/adapter")
+    rows = {"train": hash_file(Path("data/formatted/train.jsonl"))}
+    write_json(adapter / "made.json", {"adapter": hash_adapter(adapter), "rows": rows})
 
 
 @pytest.fixture
@@ -197,6 +203,9 @@ def judged(tmp_path, monkeypatch):
             predictions[system] = [
                 {
                     "id": row["id"],
+                    "group": row["group"],
+                    "pair": row["pair"],
+                    "answers_hash": hash_answers(row["positive"], row["negative"]),
                     "prompt_hash": "n" if system == "no_context" else "h",
                     "prediction": row["positive"]
                     if system == "sft"
@@ -211,6 +220,7 @@ def judged(tmp_path, monkeypatch):
             ]
         adapter = Path("artifacts/adapter/adapter_model.safetensors")
         write_text(adapter, "weights")
+        write_text(adapter.with_name("adapter_config.json"), "{}")
         answerer = {"base": hash_base(BASE), "device": "CPU", "dtype": "float32"}
         split = {
             "rows": rows,
@@ -242,10 +252,14 @@ def judged(tmp_path, monkeypatch):
             "data/predictions/zeroshot_model.json": answerer
             | {
                 "adapter": None,
-                "answers": hash_answers("zeroshot", "zeroshot_train", "no_context"),
+                "answers": hash_files("zeroshot", "zeroshot_train", "no_context"),
+            },
+            "artifacts/adapter/made.json": {
+                "adapter": hash_adapter(adapter.parent),
+                "rows": {"train": hash_file(Path("data/formatted/train.jsonl"))},
             },
             "data/predictions/sft_model.json": answerer
-            | {"adapter": hash_file(adapter), "answers": hash_answers("sft", "sft_train")},
+            | {"adapter": hash_adapter(adapter.parent), "answers": hash_files("sft", "sft_train")},
             "reports/sft_memory.json": {
                 "device": "CPU",
                 "incidents": [],

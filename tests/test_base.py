@@ -246,6 +246,14 @@ def norm(value):
     [
         (norm(lambda old: old.to(torch.int8)), "model.norm.weight is I8, a quantized weight"),
         (norm(lambda old: old * math.nan), "model.norm.weight holds NaN or infinities"),
+        (  # quantized, no number of it would be NaN
+            lambda weights: weights["model.layers.1.self_attn.q_proj.weight"][0].fill_(math.nan),
+            "model.layers.1.self_attn.q_proj.weight holds NaN or infinities",
+        ),
+        (
+            lambda weights: weights["model.layers.2.mlp.up_proj.weight"].zero_(),
+            "model.layers.2.mlp.up_proj.weight is zero throughout; copy or download the file again",
+        ),
     ],
 )
 def test_weights_that_are_no_numbers_to_compute_with_are_refused(model, edit, said):
@@ -256,6 +264,8 @@ def test_weights_that_are_no_numbers_to_compute_with_are_refused(model, edit, sa
 def test_a_file_that_is_no_safetensors_is_refused_in_words(model):
     (model / "model.safetensors").write_bytes(b"not a model" * 100)
     assert refusal().startswith("models/local/model.safetensors: can't be read: ")
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert refusal().endswith("; a Git LFS pointer: git lfs pull")
 
 
 def test_a_template_that_changes_the_answer_is_refused(model):
@@ -349,6 +359,10 @@ def test_a_config_of_other_values_is_refused_in_words(model, values, said):
     [
         ("generation_config.json", "{oops", "generation_config.json: not JSON"),
         ("generation_config.json", "[]", "generation_config.json: expected a JSON object, not []"),
+        *(
+            ("generation_config.json", f'{{"eos_token_id": {ends}}}', "expected token ids")
+            for ends in ('"2"', "[2, null]", '{"a": 1}')
+        ),
         ("tokenizer_config.json", "{oops", "tokenizer_config.json: not JSON"),
         ("tokenizer.json", "{}", ": no usable tokenizer: KeyError: 'added_tokens'"),
         ("tokenizer.json", None, ": no tokenizer: tokenizer.json, vocab.*, *.model are not there"),
@@ -378,18 +392,29 @@ def test_an_index_that_says_nothing_is_refused_in_words(model, text, said):
 
 
 def test_an_index_beside_a_single_file_of_weights_is_not_asked(model):
-    (model / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"a": "model.safetensors"}}'
-    )
+    index = model / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model.safetensors"}, "metadata": {}}')
     base.main()  # as transformers
+    index.write_text('{"weight_map": {"a": "part.safetensors"}, "metadata": {}}')
+    base.main()
+    shutil.copy(model / "model.safetensors", model / "part.safetensors")
+    shutil.rmtree("artifacts/base")
+    assert "model.safetensors would be loaded, but" in refusal()
 
 
-def test_links_to_nothing_are_named(model):
-    (model / "config.json").unlink()
-    (model / "config.json").symlink_to("/nowhere/config.json")
+def test_shards_without_their_index_are_told_of(model):
+    (model / "model.safetensors").rename(model / "part.safetensors")
     assert refusal() == (
-        "models/local: config.json is a link to /nowhere/config.json, which is not there"
+        "models/local: no model.safetensors, and no model.safetensors.index.json, which says what "
+        "part.safetensors holds"
     )
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "merges.txt"])
+def test_links_to_nothing_are_named(model, name):
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(f"/nowhere/{name}")
+    assert refusal() == f"models/local: {name} is a link to /nowhere/{name}, which is not there"
 
 
 def shuffle_vocabulary(model):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from commands import export
 from library.errors import InputError
-from library.files import read_jsonl, write_json
+from library.files import hash_adapter, read_jsonl, write_json
 from library.llm.answering import answer_rows
 from library.llm.chat_template import load_tokenizer, prompt_ids
 from library.llm.loading import load_merged
@@ -147,8 +147,12 @@ def stubs(tmp_path, monkeypatch):
     """A project folder in which every file that the export needs is there, and empty."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for path in (*export.NEEDED, "artifacts/base/manifest.json", "artifacts/adapter/base.json"):
+    adapter = Path("artifacts/adapter")
+    names = ("base.json", "adapter_config.json", "adapter_model.safetensors")
+    made = (adapter / name for name in names)
+    for path in (*export.NEEDED, "artifacts/base/manifest.json", *made):
         write_json(Path(path), {})
+    write_json(adapter / "made.json", {"adapter": hash_adapter(adapter)})
 
 
 @pytest.mark.parametrize(
@@ -165,6 +169,13 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(stubs, path, sta
     with pytest.raises(
         InputError, match=rf"^{re.escape(str(path))}: no such file; run `dvc repro {stage}`$"
     ):
+        export.main()
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_was_changed_since_is_refused(stubs, name):
+    Path("artifacts/adapter", name).write_text("other")
+    with pytest.raises(InputError, match="artifacts/adapter: not as sft wrote it"):
         export.main()
 
 
@@ -276,9 +287,7 @@ def test_what_stands_in_names_and_prompts_does_not_break_the_card(judged, source
     assert "/home/me" not in card
 
 
-def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(project, monkeypatch, caplog):
-    for path in ("artifacts/base/manifest.json", "artifacts/adapter/base.json", *export.NEEDED):
-        write_json(Path(path), {})
+def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(stubs, monkeypatch, caplog):
     write_json(Path("dvc.lock"), {})
     monkeypatch.setattr(
         export, "find_stale", lambda: {"predict": ["artifacts/adapter"], "cards": ["reports"]}

@@ -294,6 +294,21 @@ def test_numbers_and_signs_count_by_value(prediction, reference, expected):
     assert number_f1(prediction, reference) == (expected and pytest.approx(expected))
 
 
-@given(st.text())
+@pytest.mark.parametrize(
+    ("text", "figures"),
+    [
+        ("18.0.2, 12.03.2019, 192.168.0.1", ["18.0.2", "12.03.2019", "192.168.0.1"]),
+        ("1.000.000 and 1.234.567,5", ["1000000", "1234567.5"]),
+        ("10³ Pa, 10⁶, 10^6, 10⁻⁶", ["10", "3", "10", "6", "10", "6", "10", "-6"]),
+        ("1½, 2¾, ½", ["1.5", "2.75", "0.5"]),
+        ("٣٫١٤ ١٬٠٠٠ 50٪", ["3.14", "1000", "50%"]),
+        ("1" * 39 + "2", ["1" * 39 + "2"]),
+    ],
+)
+def test_figures_beyond_plain_numbers_are_read_as_they_are_written(text, figures):
+    assert find_figures(text) == figures
+
+
+@given(st.text() | st.text("0123456789.,-+%½³⁻٣٫ "))
 def test_any_text_has_figures_that_match_themselves(text):
     assert number_f1(text, text) == (1.0 if find_figures(text) else None)

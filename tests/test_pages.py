@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import write_answers
 from playwright.sync_api import expect, sync_playwright
 
-from library.files import read_jsonl, write_jsonl
+from library.files import read_jsonl
 from library.pages.statements import style_statement
 from stages import evaluate, report, review
 
@@ -355,10 +356,8 @@ def test_votes_on_other_answers_are_named_and_not_counted(judged, caplog):
     report.main()
     assert "votes-ann.json: of another review" in caplog.text
     assert "1 file is of another review" in Path("reports/report.md").read_text()
-    write_jsonl(
-        Path("data/predictions/sft.jsonl"),
-        [{**row, "prediction": "x"} for row in read_jsonl(Path("data/predictions/sft.jsonl"))],
-    )
+    answers = read_jsonl(Path("data/predictions/sft.jsonl"))
+    write_answers("sft", [{**row, "prediction": "x"} for row in answers])
     before = Path("reports/review_key.json").read_text()
     review.main()
     assert (

@@ -372,8 +372,50 @@ def test_answers_overwritten_by_others_are_refused(judged, name):
     answers = Path(f"data/predictions/{name}.jsonl")
     other = "sft" if name == "zeroshot" else "zeroshot"
     shutil.copyfile(f"data/predictions/{other}.jsonl", answers)
-    with pytest.raises(InputError, match=rf"{name}\.jsonl: not as it was written"):
+    with pytest.raises(InputError, match=rf"{name}\.jsonl: not as \w+ wrote it"):
         evaluate.main()
+
+
+def edit_rows(name, edit):
+    path = Path(f"data/formatted/{name}.jsonl")
+    write_jsonl(path, edit(list(read_jsonl(path))))
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "said"),
+    [
+        ("test", lambda rows: [*rows, rows[0]], "test.jsonl: holds a row twice"),
+        ("test", lambda rows: [], "test.jsonl: holds no row"),
+        (
+            "test",
+            lambda rows: [row | {"positive": "another answer"} for row in rows],
+            "row r0 had other answers to score than format wrote",
+        ),
+        (
+            "test",
+            lambda rows: [row | {"group": row["id"]} for row in rows],
+            "row r0 was in another group than format wrote",
+        ),
+        ("train", lambda rows: rows[1:], "artifacts/adapter: trained on other rows than data/form"),
+    ],
+)
+def test_rows_that_are_not_those_that_were_asked_are_refused(judged, name, edit, said):
+    judged()
+    review.main()
+    evaluate.main()
+    edit_rows(name, edit)
+    with pytest.raises(InputError, match=said):
+        evaluate.main()
+
+
+def test_review_and_report_refuse_answers_that_are_not_their_systems(judged):
+    judged()
+    review.main()
+    evaluate.main()
+    shutil.copyfile("data/predictions/sft.jsonl", "data/predictions/zeroshot.jsonl")
+    for stage in (review, report):
+        with pytest.raises(InputError, match=r"zeroshot\.jsonl: not as zeroshot wrote it"):
+            stage.main()
 
 
 @pytest.mark.parametrize("text", ["{oops", "[]", "{}"])

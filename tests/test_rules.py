@@ -108,7 +108,20 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
             "x[0001] A, [12] B, [2004] C, [0003] c",
             "x[0001] A, [12] B, [2004] C, [0003] c",
         ),
-        ("paragraph_numbers", "[0001] 本発明 [0002] μm", "本発明 μm"),
+        ("paragraph_numbers", "[0001] 本発明。 [0002] μm", "本発明。 μm"),
+        ("paragraph_numbers", "FIELD [0001] A pump. [0002] A valve", "FIELD A pump. A valve"),
+        *(
+            ("paragraph_numbers", text, text)
+            for text in (
+                "siehe Absatz [0032] Die Pumpe",
+                "단락 [0032] 참조",
+                "参见 [0032] 段",
+                "जैसा कि [0032] में बताया",
+            )
+        ),
+        *(("invisible_characters", text, text) for text in ("5\u206412", "1\u206312", "5\u200b6")),
+        *(("mojibake", text, text) for text in ("«ALEMÃ»", "“IRMÃ”", "MANHÃ®", "AMANHÃ–", "ROSÉ°")),
+        ("mojibake", "MÃ¼ller, DÃ‰JÃ€ vu", "Müller, DÉJÀ vu"),
         (
             "paragraph_numbers",
             "See [0032] FIG. 2, according to [0032] DNA is",
@@ -153,6 +166,12 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
 def test_each_rule_does_what_it_says(rule, before, after):
     assert RULES[rule].apply(before)[0] == after
     assert bool(RULES[rule].apply(before)[1]) == (before != after)
+
+
+def test_a_number_after_an_abbreviation_of_another_script_is_no_number_in_the_margin():
+    kept = "как указано, см. [0032] Выше"
+    assert clean_text(kept, RULES)[0] == kept
+    assert clean_text("Насос. [0032] Клапан. [0033] Вал", RULES)[0] == "Насос. Клапан. Вал"
 
 
 def test_an_entity_that_another_rule_completes_is_found():

@@ -145,7 +145,7 @@ def test_rows_are_found_behind_their_padding():
 def test_the_stage_keeps_the_best_adapter_and_a_history_without_seconds(formatted):
     sft.main()
     names = {path.name for path in ADAPTER_DIR.iterdir()}
-    assert names == {"adapter_config.json", "adapter_model.safetensors", "base.json"}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "base.json", "made.json"}
     config = json.loads((ADAPTER_DIR / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"])
     history = list(csv.DictReader(io.StringIO(Path("reports/sft_history.csv").read_text())))

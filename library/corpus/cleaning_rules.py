@@ -35,6 +35,8 @@ _MOJIBAKE = re.compile(rf"(?<![^ \n\t])[^ \n\t]*?{_MISREAD.pattern}[^ \n\t]*")
 # Ångström and diameter before a power, a fraction or a tolerance are what they look like: 90 Å²,
 # Ø½.
 _UNIT = re.compile("[\u00c5\u00d8][\u00b1-\u00b3\u00b9\u00bc-\u00be]")
+# The last letter of a word in capitals before a closing sign is what it looks like: «ALEMÃ», ROSÉ°.
+_CAPITALS = re.compile(f"[A-Z\u00c0-\u00de]{{2}}[\u00c2-\u00de][{_CONTINUATION}]+(?!\\w)")
 # What Windows-1252 has where Latin-1 has control characters, but for the five that it does not
 # have, and a line end.
 _C1 = re.compile(r"[\x80\x82-\x84\x86-\x8c\x8e\x91-\x9c\x9e\x9f]")
@@ -60,15 +62,13 @@ _SPACE_BEFORE = tuple(
 _NOT_ASCII = re.compile(r".?[^\x00-\x7f]+", re.DOTALL)
 
 # Control characters but for white space; zero widths, direction marks, invisible operators, byte
-# order mark; a soft hyphen, but not between digits. The zero-width joiner and non-joiner are
-# orthography between letters of other scripts and parts of an emoji: there they stay, one or two at
-# a time.
+# order mark, soft hyphen; but none between two digits, which would become one number. The
+# zero-width joiner and non-joiner are orthography between letters of other scripts and parts of an
+# emoji: there they stay, one or two at a time.
 _CONTROL = re.compile(
-    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
-    r"\u2066-\u2069\ufeff]"
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e"
+    r"\u2060-\u2064\u2066-\u2069\ufeff](?:(?<!\d.)|(?!\d))"
 )
-
-_SOFT_HYPHEN = re.compile(r"\u00ad(?:(?<!\d\u00ad)|(?!\d))")
 
 _JOINER = re.compile(
     r"[\u200c\u200d](?:[\u200c\u200d]{2,}|(?<![^\x00-\x7f][\u200c\u200d])|(?![^\x00-\x7f]))"
@@ -85,22 +85,20 @@ _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
 _OUTER = re.compile(r"\A\s+|(?<!\s)\s+\Z")
 _OUTER_OF_LAYOUT = re.compile(r"\A(?:[^\S\n]*\n)+|(?<!\s)\s+\Z")  # the first indentation stays
 
-# A number in the margin stands before the first word of a paragraph. After one of these words, or
-# before a lower-case one, it is a reference: "see paragraph [0032] below". From 1000 on it can be a
-# year, "[1897] AC 22": it is in the margin only where several ascend, and from 1900 on never. Some
-# stand twice: "[0036] [0036]FIG. 1 is".
-_REFERRING = (
-    "see See in In to of by from with at and or per under paragraph paragraphs Paragraph para. "
-    "paras. Para. ¶ cf. e.g."
-).split()
-
-_REFERENCE = "".join(rf"(?<!\b{re.escape(word)} \[)" for word in _REFERRING)
+# A number in the margin stands where a paragraph begins: at a line's start, after a sentence or a
+# heading in capitals, and before a first word. Anywhere else, in any language, it is a reference:
+# "see paragraph [0032] below", "siehe Absatz [0032] Die". From 1000 on it can be a year, "[1897] AC
+# 22": it is in the margin only where several ascend, and from 1900 on never. Some stand twice:
+# "[0036] [0036]FIG. 1 is".
+_ABBREVIATIONS = "para. paras. Para. Paras. cf. Cf. e.g. i.e. No. Nos. Nr. Abs. Rn.".split()
+_REFERENCE = "".join(rf"(?<!\b{re.escape(word)} \[)" for word in _ABBREVIATIONS)
+_BEGINS = r"(?:(?<=\A\[)|(?<=\n\[)|(?<=\n[ \t]\[)|(?<=[.!?:;)\]\"”’。！？]\s\[)|(?<=[A-Z]{2}\s\[))"
 _NUMBER_IN_MARGIN = r"(0\d{3}|1[0-8]\d\d)"
 _FIRST_WORD = r"(?=\s*(?:[^\W_a-z]|[\"'“(]))"
 
 _PARAGRAPH_NUMBER = (
     re.compile(rf"\[(?<!\S\[){_NUMBER_IN_MARGIN}\][ \t]*\[\1\][ \t]*{_FIRST_WORD}"),
-    re.compile(rf"\[(?<!\S\[){_REFERENCE}{_NUMBER_IN_MARGIN}\][ \t]*{_FIRST_WORD}"),
+    re.compile(rf"\[{_BEGINS}{_REFERENCE}{_NUMBER_IN_MARGIN}\][ \t]*{_FIRST_WORD}"),
 )
 
 # Beyond 0999: where a paragraph begins, and not before the capitals of law reports.
@@ -108,6 +106,7 @@ _MARGIN_BEYOND_999 = re.compile(
     r"(?:\A|\n\s*|[.!?:;)]\s+)\[(0\d{3}|1[0-8]\d\d)\](?!\s*(?!FIG)[A-Z]{2,}\b)(?!\s*\d)"
     + _FIRST_WORD
 )
+_NUMBER_OF_LINE = re.compile(rf"(?:\A|\n)[ \t]?\[{_NUMBER_IN_MARGIN}\]")
 MOST_SKIPPED = 10  # paragraphs that a text can leave out between two
 
 _FIGURE = r"(?:FIGS?|Figs?)\.? ?\d+[A-Za-z]?"
@@ -169,19 +168,26 @@ class Rule:
 
 
 def _margin_numbers(text: str) -> frozenset[str]:
-    """Which numbers from 1000 on are in the margin: those of three or more that ascend in small
-    steps, or that go on from one below.
+    """Which numbers are in the margin. From 1000 on: those of three or more that ascend in small
+    steps. Below: those of two that do, those that a line begins with, those that stand twice, and
+    those after a sentence that ends in ASCII; of other scripts no abbreviations are known here.
     """
+    below = [match for match in _PARAGRAPH_NUMBER[1].finditer(text) if match[1] < "1000"]
+    beyond = [match for match in _MARGIN_BEYOND_999.finditer(text) if match[1] >= "1000"]
     runs: list[list[int]] = []
-    for match in _MARGIN_BEYOND_999.finditer(text) if "[1" in text else ():
-        number = int(match[1])
+    for number in (int(match[1]) for match in (*below, *beyond)):
         if runs and 0 < number - runs[-1][-1] <= MOST_SKIPPED:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return frozenset(
-        str(number) for run in runs if len(run) >= 3 or run[0] < 1000 for number in run
-    )
+    found = {
+        f"{number:04}" for run in runs if len(run) >= (2 if run[0] < 1000 else 3) for number in run
+    }
+    found |= {
+        match[1] for match in below if text[max(0, match.start() - 3) : match.start()].isascii()
+    }
+    alone = [*_NUMBER_OF_LINE.findall(text), *_PARAGRAPH_NUMBER[0].findall(text)]
+    return frozenset(found | {number for number in alone if number < "1000"})
 
 
 def _is_laid_out(text: str) -> bool:
@@ -192,10 +198,10 @@ def _is_laid_out(text: str) -> bool:
 def _rules_for(text: str) -> dict[str, Rule]:
     """RULES, as far as they depend on the whole of a text."""
     rules = dict(RULES)
-    margin = _margin_numbers(text)
+    margin = _margin_numbers(text) if _numbered(text) else frozenset()
 
     def without_margin(found: str) -> str:
-        return "" if found[1] == "0" or found[1:5] in margin else found
+        return "" if found[1:5] in margin else found
 
     rules["paragraph_numbers"] = replace(RULES["paragraph_numbers"], substitute=without_margin)
     if _is_laid_out(text):
@@ -226,6 +232,7 @@ def _unprintable(text: str) -> bool:
 # Between two sentences of plain words no rule looks across, so that most of a long text need not be
 # looked at closely.
 _BREAK = re.compile(r" (?<=[a-z]\. )(?=[A-Z][a-z])")
+_numbered = _has("[0", "[1")
 _spaced = _has("```", "\t", "  ", "\n ")  # which a layout has
 _marked = _has("&", "\\u", "[", "(", "  ", " ,", " ;", " .", "?,", "? ,")
 
@@ -255,6 +262,8 @@ def _entity(entity: str) -> str:
 def _repair(word: str) -> str:
     if len(word) == 1:
         return word.encode("latin-1").decode("cp1252")
+    if _CAPITALS.search(word):
+        return word
     return ftfy.fix_encoding(word) if _MISREAD.search(_UNIT.sub("", word)) else word
 
 
@@ -277,8 +286,8 @@ RULES: dict[str, Rule] = {
     "unicode_nfc": Rule(
         (_NOT_ASCII,), _compose, lambda text: not unicodedata.is_normalized("NFC", text)
     ),
-    "invisible_characters": Rule((_CONTROL, _SOFT_HYPHEN, _JOINER), lambda found: "", _unprintable),
-    "paragraph_numbers": Rule(_PARAGRAPH_NUMBER, lambda found: "", _has("[0", "[1")),
+    "invisible_characters": Rule((_CONTROL, _JOINER), lambda found: "", _unprintable),
+    "paragraph_numbers": Rule(_PARAGRAPH_NUMBER, lambda found: "", _numbered),
     "figure_references": Rule(
         (_FIGURE_REFERENCE,),
         lambda found: "",

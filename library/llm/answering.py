@@ -10,7 +10,14 @@ from library.llm.batching import Batching
 from library.llm.chat_template import hash_ids, prompt_completion_ids, prompt_ids
 from library.llm.generation import generate_answers
 from library.llm.likelihoods import score_completions
-from library.records import FormattedRow, Likelihoods, Message, Prediction, QuestionAnswer
+from library.records import (
+    FormattedRow,
+    Likelihoods,
+    Message,
+    Prediction,
+    QuestionAnswer,
+    hash_answers,
+)
 
 
 def prompt_variants(row: FormattedRow) -> dict[str, list[Message]]:
@@ -86,6 +93,7 @@ def answer_rows(
             "pair": row["pair"],
             "prompt_hash": row["prompt_hash"],
             "prompt_tokens": row["prompt_tokens"],
+            "answers_hash": hash_answers(row["positive"], row["negative"]),
             "passages": row["passages"],
             **answer,
             "likelihood": likelihood,

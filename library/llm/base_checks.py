@@ -19,6 +19,7 @@ from transformers import (
 
 from library.errors import InputError, describe_error
 from library.files import read_json
+from library.llm.manifest import list_weights
 from library.params import ModelConfig
 
 SIZES = (
@@ -82,29 +83,45 @@ def load_config(folder: Path, name: str) -> PreTrainedConfig:
 
 
 def check_files(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise InputError for a .json file that is none, or for weights that were quantized though
-    config.json does not say so: transformers would take their whole numbers for the weights.
+    """Raise InputError for a .json file that is none, an end of turn that is no token, or weights
+    that can't be read or are none to compute with; those that config.json says are quantized are
+    not looked at.
     """
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            read_object(folder / name)
+        values = read_object(folder / name) if (folder / name).exists() else {}
+        ends = values.get("eos_token_id") if name == "generation_config.json" else None
+        listed = ends if isinstance(ends, list) else [ends or 0]
+        if not all(isinstance(end, int) for end in listed):
+            raise InputError(f"{folder / name}: eos_token_id is {ends!r}, expected token ids")
     if getattr(config, "quantization_config", None):
         return
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in (folder / name for name in list_weights(folder)):
         try:
             with safe_open(path, "pt") as weights:
-                dtypes = {
-                    key: weights.get_slice(key).get_dtype()
-                    for key in weights.keys()  # noqa: SIM118
-                }
+                for key in sorted(weights.keys()):
+                    _check_weight(path, key, weights)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: can't be read: {describe_error(error)}") from error
-        for key, dtype in sorted(dtypes.items()):
-            if key.endswith("weight") and dtype not in WEIGHT_DTYPES:
-                raise InputError(
-                    f"{path}: {key} is {dtype}, a quantized weight, but config.json has no "
-                    "quantization_config; save the model unquantized"
-                )
+            pointer = path.read_bytes()[:8] == b"version "
+            remedy = "a Git LFS pointer: git lfs pull" if pointer else "copy or download it again"
+            raise InputError(f"{path}: can't be read: {describe_error(error)}; {remedy}") from error
+
+
+def _check_weight(path: Path, key: str, weights: Any) -> None:
+    """Raise InputError where a weight is none to compute with: whole numbers, NaN, or a matrix of
+    zeros, as a download leaves it that was cut off.
+    """
+    dtype = weights.get_slice(key).get_dtype()
+    if key.endswith("weight") and dtype not in WEIGHT_DTYPES:
+        raise InputError(
+            f"{path}: {key} is {dtype}, a quantized weight, but config.json has no "
+            "quantization_config; save the model unquantized"
+        )
+    if dtype in WEIGHT_DTYPES:
+        weight = weights.get_tensor(key)
+        if not weight.isfinite().all():
+            raise InputError(f"{path}: {key} holds NaN or infinities")
+        if weight.ndim > 1 and not weight.any():
+            raise InputError(f"{path}: {key} is zero throughout; copy or download the file again")
 
 
 def check_config(expected: ModelConfig, config_path: Path, name: str) -> None:

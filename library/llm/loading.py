@@ -21,13 +21,14 @@ from transformers import (
 )
 
 from library.errors import InputError, describe_error
-from library.files import read_json
+from library.files import hash_adapter, read_json
 from library.llm.chat_template import load_tokenizer
 from library.llm.devices import lacks_bfloat16, pick_attention, pick_device, pick_dtype
 from library.llm.manifest import check_manifest, find_model_folder, source_name
 from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
 from library.llm.patches import keep_weights_unpacked, repeat_key_value_heads
 from library.llm.sharding import find_sharding, shard_layers
+from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS
 
 
 @contextmanager
@@ -41,18 +42,24 @@ def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
 
 
 def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
-    """Raise InputError where base or adapter is not there, or does not belong to the other."""
+    """Raise InputError where base or adapter is not there, is not as it was written, or does not
+    belong to the other.
+    """
     made_by = {base_dir / "manifest.json": "base"}
     if adapter_dir is not None:
-        made_by[adapter_dir / "base.json"] = "sft"
+        names = ("base.json", ADAPTER_RECORD, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        made_by |= {adapter_dir / name: "sft" for name in names}
     for path, stage in made_by.items():
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
-    manifests = [read_json(path) for path in made_by]
-    if manifests[0] != manifests[-1]:
+    if adapter_dir is None:
+        return
+    if read_json(adapter_dir / "base.json") != read_json(base_dir / "manifest.json"):
         raise InputError(
             f"{adapter_dir}: was trained on another base model than {base_dir}; run `dvc repro`"
         )
+    if read_json(adapter_dir / ADAPTER_RECORD).get("adapter") != hash_adapter(adapter_dir):
+        raise InputError(f"{adapter_dir}: not as sft wrote it; run `dvc repro sft --force`")
 
 
 def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -89,23 +89,40 @@ def check_model_files(folder: Path, name: str) -> None:
             f"{name}: an adapter ({adapters[0]}), not a model; name the base that it was trained "
             "on, or merge it into that and name the merged folder"
         )
-    # as transformers: the index counts where there is no single file
-    weights = [WEIGHTS] if not index.exists() or (folder / WEIGHTS).exists() else _indexed(index)
+    for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
+        if not path.exists():
+            raise IncompleteModelError(
+                f"{name}: {path.name} is a link to {path.readlink()}, which is not there"
+            )
+    weights = list_weights(folder)
+    if index.exists() and weights == [WEIGHTS] and _indexed(index) != [WEIGHTS]:
+        other = next((file for file in _indexed(index) if (folder / file).exists()), None)
+        if other is not None:
+            raise InputError(
+                f"{name}: {WEIGHTS} would be loaded, but {WEIGHTS_INDEX} names {other}; remove "
+                "those that are not the model's"
+            )
     for file in ["config.json", *weights]:
         if Path(file).name != file:
             raise InputError(f"{name}: {WEIGHTS_INDEX} names {file!r}, which is not in the folder")
-        if (folder / file).is_symlink() and not (folder / file).exists():
-            target = (folder / file).readlink()
-            raise IncompleteModelError(f"{name}: {file} is a link to {target}, which is not there")
         if not (folder / file).is_file():
             pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-            hint = (
-                f"; {pickles[0]} is a pickle, which can run code and is never loaded: save the "
-                "model with save_pretrained, which writes safetensors"
-                if pickles and file in weights
-                else ""
-            )
+            shards = sorted(path.name for path in folder.glob("*.safetensors"))
+            hint = ""
+            if pickles and file in weights:
+                hint = (
+                    f"; {pickles[0]} is a pickle, which can run code and is never loaded: save the "
+                    "model with save_pretrained, which writes safetensors"
+                )
+            elif shards and file == WEIGHTS:
+                hint = f", and no {WEIGHTS_INDEX}, which says what {shards[0]} holds"
             raise IncompleteModelError(f"{name}: no {file}{hint}")
+
+
+def list_weights(folder: Path) -> list[str]:
+    """The files of weights that transformers loads: a single one, or those the index names."""
+    index = folder / WEIGHTS_INDEX
+    return [WEIGHTS] if not index.exists() or (folder / WEIGHTS).exists() else _indexed(index)
 
 
 def _indexed(index: Path) -> list[str]:

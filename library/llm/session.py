@@ -4,12 +4,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from library.files import hash_base, hash_file, read_json, read_jsonl, write_json, write_jsonl
+from library.files import hash_adapter, hash_base, hash_file, read_json, write_json, write_jsonl
+from library.formatted import read_formatted
 from library.llm.answering import answer_questions, answer_rows
 from library.llm.batching import Batching
 from library.llm.chat_template import load_tokenizer
@@ -20,7 +21,6 @@ from library.llm.memory.planning import LongestLengths, make_settings, plan_answ
 from library.llm.processes import start_processes
 from library.params import load_model_file, load_params
 from library.paths import (
-    ADAPTER_WEIGHTS,
     BASE_DIR,
     MANIFEST_PATH,
     answerer_path,
@@ -65,10 +65,10 @@ class AnsweringSession:
         if self.state.is_main_process:
             for name, records in predictions.items():
                 write_jsonl(predictions_path(name), records)
-            adapter = self.adapter_dir and self.adapter_dir / ADAPTER_WEIGHTS
+            adapter_dir = self.adapter_dir
             answerer: Answerer = {
                 "base": hash_base(read_json(MANIFEST_PATH)),
-                "adapter": None if adapter is None else hash_file(adapter),
+                "adapter": None if adapter_dir is None else hash_adapter(adapter_dir),
                 "answers": {name: hash_file(predictions_path(name)) for name in predictions},
                 **describe_computation(self.model),
             }
@@ -86,7 +86,7 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
     params = load_params()
     model_file = load_model_file(params.model)
     paths = {split: formatted_path(split) for split in ASKED}
-    rows = {split: cast(list[FormattedRow], list(read_jsonl(paths[split]))) for split in ASKED}
+    rows = {split: read_formatted(split) for split in ASKED}
     limit = params.format.max_new_tokens
     kept_dir = checkpoint_dir(
         stage,

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from library.files import read_json, write_json
+from library.files import hash_adapter, hash_file, read_json, write_json
 from library.llm.devices import pick_device, pick_dtype
 from library.llm.patches import (
     keep_adapter_in_float32,
@@ -29,7 +29,7 @@ from library.llm.trainer import CheckedTrainer
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.llm.training_rows import check_dataset, count_steps, to_dataset
 from library.params import SftParams
-from library.paths import MANIFEST_PATH
+from library.paths import ADAPTER_RECORD, MANIFEST_PATH, formatted_path
 from library.records import FormattedRow
 
 
@@ -154,7 +154,8 @@ def history_csv(log_history: Iterable[Mapping[str, Any]]) -> str:
 
 
 def save_adapter(model: Any, adapter_dir: Path) -> None:
-    """Save the adapter and the manifest of its base; the same adapter gives the same bytes.
+    """Save the adapter, the manifest of its base and what it was trained on; the same adapter gives
+    the same bytes.
 
     PEFT holds `target_modules` as a set, whose order changes from process to process, and notes the
     base's folder on this disk.
@@ -172,4 +173,6 @@ def save_adapter(model: Any, adapter_dir: Path) -> None:
         config["base_model_name_or_path"] = source.get("id", source.get("path"))
         write_json(complete / "adapter_config.json", config)
         write_json(complete / "base.json", manifest)
+        rows = {split: hash_file(formatted_path(split)) for split in ("train", "validation")}
+        write_json(complete / ADAPTER_RECORD, {"adapter": hash_adapter(complete), "rows": rows})
         complete.replace(adapter_dir)

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,6 +28,13 @@ _FIGURE = regex.compile(
     regex.VERSION1,
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_THOUSANDS_BY_POINTS = re.compile(
+    r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?"
+)  # one could be a decimal point
+_EXACT = Context(prec=10_000)
+_POWER = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")  # which Unicode would make digits of the number before them
+_FRACTION = re.compile("([0-9]*)([¼-¾⅐-⅞])")
+_ARABIC_SIGNS = str.maketrans("٫٬٪", ".,%")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _STUTTER = re.compile(r"([^\W\d_]{2,}?)\1{3,}")  # TheTheTheThe
 _BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -100,20 +107,41 @@ def find_figures(text: str) -> list[str]:
 
     Numbers keep their sign and percent sign, and are compared by value, as Dua et al. do (DROP,
     2019): 1,000 is 1000, and 1.50 is 1.5. A comma is a decimal comma unless three digits follow
-    it. Digits within a word (H2O) are no number. Signs are mathematical ones, currencies, other
-    symbols (∞, ≥, °, an emoji), the # and + of C# and C++, and a minus before a word.
+    it, points group thousands where there are several. Powers and fractions are read as such: 10³
+    is 10 and 3, 1½ is 1.5. A version or a date is one figure. Digits within a word (H2O) are no
+    number. Signs are mathematical ones, currencies, other symbols (∞, ≥, °, an emoji), the # and +
+    of C# and C++, and a minus before a word.
     """
     found = []
+    text = _FRACTION.sub(_decimal, _POWER.sub(r"^\g<0>", text.translate(_ARABIC_SIGNS)))
     for match in _FIGURE.finditer(unicodedata.normalize("NFKC", text)):
         number = match["number"]
         if number is None:
             found.append(match[0].replace("\u2212", "-").replace("\u2013", "-"))
             continue
-        digits = number.replace(",", "") if _THOUSANDS.fullmatch(number) else number
-        value = Decimal(digits.replace(",", ".")).normalize()
-        minus = "-" if match["sign"] in ("-", "\u2212", "\u2013") and value else ""
-        found.append(f"{minus}{value:f}{'%' if match['percent'] else ''}")
+        value = _value(number)
+        minus = "-" if match["sign"] in ("-", "\u2212", "\u2013") and value != "0" else ""
+        found.append(f"{minus}{value}{'%' if match['percent'] else ''}")
     return found
+
+
+def _decimal(match: re.Match[str]) -> str:
+    """Digits and a fraction behind them, 1½, as a decimal number."""
+    value = Decimal(match[1] or 0) + Decimal(str(unicodedata.numeric(match[2])))
+    return f"{value:f}"
+
+
+def _value(number: str) -> str:
+    """A number in one form; what has several points or commas and groups no thousands, a version or
+    a date, as it stands.
+    """
+    for point, pattern in ((",", _THOUSANDS), (".", _THOUSANDS_BY_POINTS)):
+        if pattern.fullmatch(number):
+            number = number.replace(point, "")
+    number = number.replace(",", ".")
+    if number.count(".") > 1:
+        return number
+    return f"{Decimal(number).normalize(_EXACT):f}"
 
 
 def number_f1(prediction: str, reference: str) -> float | None:

@@ -10,10 +10,25 @@ from statistics import mean
 from typing import Any, cast
 
 from library.errors import InputError
-from library.files import hash_base, hash_file, read_json, read_jsonl
+from library.files import hash_adapter, hash_base, hash_file, read_json, read_jsonl
 from library.params import EvaluateParams
-from library.paths import ADAPTER_DIR, MANIFEST_PATH, answerer_path, predictions_path
-from library.records import SFT, SYSTEMS, ZEROSHOT, Answerer, FormattedRow, Prediction, ScoredRow
+from library.paths import (
+    ADAPTER_DIR,
+    ADAPTER_RECORD,
+    MANIFEST_PATH,
+    answerer_path,
+    formatted_path,
+)
+from library.records import (
+    SFT,
+    SYSTEMS,
+    ZEROSHOT,
+    Answerer,
+    FormattedRow,
+    Prediction,
+    ScoredRow,
+    hash_answers,
+)
 from library.verdict.metrics import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -26,6 +41,7 @@ from library.verdict.metrics import (
     score_row,
 )
 from library.verdict.statistics import Comparison, adjust_holm, compare, decide
+from library.verdict.written import check_written
 
 BASELINES = ("no_context", "best_passage", "longer", "gold")
 ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
@@ -46,24 +62,35 @@ def read_predictions(
     if records.keys() != {row["id"] for row in rows}:
         raise InputError(f"{path}: holds other rows than data/formatted; run `dvc repro`")
     for row in rows:
-        if records[row["id"]]["prompt_hash"] != dict(row)[hash_name]:
-            raise InputError(
-                f"{path}: row {row['id']} was asked with another prompt than format wrote; run "
-                "`dvc repro`"
-            )
+        record = records[row["id"]]
+        answers = hash_answers(row["positive"], row["negative"])
+        for asked, fault in (
+            (record["prompt_hash"] == dict(row)[hash_name], "was asked with another prompt"),
+            (record.get("answers_hash", answers) == answers, "had other answers to score"),
+            (record.get("group", row["group"]) == row["group"], "was in another group"),
+            (record.get("pair", row["pair"]) == row["pair"], "was in another pair"),
+        ):
+            if not asked:
+                raise InputError(
+                    f"{path}: row {row['id']} {fault} than format wrote; run `dvc repro`"
+                )
     return records
 
 
-def check_answerers(
-    manifest: Mapping[str, Any], adapter_base: Mapping[str, Any], adapter: str
-) -> None:
+def check_answerers() -> None:
     """Raise InputError unless both systems' answers are of one base model, the fine-tuned ones with
-    this adapter, and that was trained on it; and unless the answers are as they were written.
-
-    `manifest` is the base model's, `adapter_base` the one that the adapter was trained on,
-    `adapter` the SHA-256 of its weights.
+    the adapter that is there, and that was trained on it and on the train rows that are there; and
+    unless the answers are as they were written.
     """
-    base = hash_base(manifest)
+    base = hash_base(read_json(MANIFEST_PATH))
+    adapter, adapter_base = hash_adapter(ADAPTER_DIR), read_json(ADAPTER_DIR / "base.json")
+    trained = read_json(ADAPTER_DIR / ADAPTER_RECORD)["rows"]
+    for split, rows in trained.items():
+        if hash_file(formatted_path(split)) != rows:
+            raise InputError(
+                f"{ADAPTER_DIR}: trained on other rows than {formatted_path(split)} holds; run "
+                "`dvc repro`"
+            )
     if hash_base(adapter_base) != base:
         raise InputError(
             f"{ADAPTER_DIR}: trained on the base {hash_base(adapter_base)[:12]}, {MANIFEST_PATH} "
@@ -83,10 +110,7 @@ def check_answerers(
         if answerer["adapter"] != expected:
             of = "with an adapter" if expected is None else f"not with that of {ADAPTER_DIR}"
             raise InputError(f"{path}: its answers were given {of}; run `dvc repro`")
-        for name, written in answerer["answers"].items():
-            answers = predictions_path(name)
-            if hash_file(answers) != written:
-                raise InputError(f"{answers}: not as it was written ({path}); run `dvc repro`")
+    check_written()
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:

@@ -1,0 +1,24 @@
+"""That answers are those that a system wrote: no file is another's, or was edited since."""
+
+from collections.abc import Collection
+
+from library.errors import InputError
+from library.files import hash_file, read_json
+from library.paths import answerer_path, predictions_path
+from library.records import SFT, SYSTEMS, ZEROSHOT
+
+ANSWERS = {
+    ZEROSHOT: (ZEROSHOT, f"{ZEROSHOT}_train", "no_context"),
+    SFT: (SFT, f"{SFT}_train"),
+}
+
+
+def check_written(names: Collection[str] = (*ANSWERS[ZEROSHOT], *ANSWERS[SFT])) -> None:
+    """Raise InputError where one of some files of answers is not the one that its system wrote."""
+    for system in SYSTEMS:
+        record = read_json(answerer_path(system))
+        written = record.get("answers") if isinstance(record, dict) else None
+        for name in ANSWERS[system]:
+            path = predictions_path(name)
+            if name in names and (written or {}).get(name) != hash_file(path):
+                raise InputError(f"{path}: not as {system} wrote it; run `dvc repro`")
