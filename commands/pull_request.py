@@ -44,8 +44,8 @@ from library.paths import (
 )
 from library.records import SFT, SPLITS, SYSTEMS, ZEROSHOT, ScoredRow
 from library.repository.client import find_cache_dir, read_dvc_json, read_git
-from library.repository.lock import find_stale
-from library.repository.revisions import Revision, find_commits
+from library.repository.lock import find_stale, is_recomputed
+from library.repository.revisions import WORKSPACE, Revision, find_commits
 from library.verdict.scoring import compare_systems
 
 COMMENT_PATH = Path("reports/pull_request.md")
@@ -252,14 +252,27 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
     return sentence, render_examples(scored, after, answers, names, primary, summary)
 
 
-def warn_of_state(stale: Mapping[str, Sequence[str]]) -> list[str]:
+def warn_of_state(head: Revision, stale: Mapping[str, Sequence[str]]) -> list[str]:
     """Boxes on what keeps the numbers from being those of this commit: changes that are not
     committed, a dvc.lock of other code.
 
     `stale` is what would run again, and why.
     """
     boxes = []
-    if dirty := read_git("status", "--porcelain", "--untracked-files=no").splitlines():
+    dirty = read_git("status", "--porcelain", "--untracked-files=no").splitlines()
+    if any(line[3:] == "dvc.lock" for line in dirty) and is_recomputed(
+        head.stages, Revision(WORKSPACE, head.cache_dir).stages
+    ):
+        boxes.append(
+            alert(
+                "NOTE",
+                "**Computed again here, and not in this comment:** of the same code, parameters "
+                "and data dvc.lock has other results than the commit's. Processors round "
+                "differently. To keep the commit's: `git restore dvc.lock metrics && dvc checkout`",
+            )
+        )
+        dirty = [line for line in dirty if not line[3:].startswith(("dvc.lock", "metrics/"))]
+    if dirty:
         boxes.append(
             alert(
                 "WARNING",
@@ -311,12 +324,20 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     files = compare_inputs(head, base)
 
     stale = find_stale() or {}
-    top = warn_of_state(stale)
+    top = warn_of_state(head, stale)
     if before:
         moved = any(name.endswith(f".{ZEROSHOT}") for name in judged)
         top.append(compare_tests(head, base, moved))
     else:
         top.append(alert("WARNING", "**The base has no result to compare with.**"))
+    if before and is_recomputed(base.stages, head.stages):
+        top.append(
+            alert(
+                "NOTE",
+                "**Computed again from the base's code, parameters and data.** What differs is how "
+                "processors round.",
+            )
+        )
     if not metrics and not changed_params and not stale and head.stages == base.stages:
         top.append(
             "**Nothing changed that the pipeline reads or measures**: the result is the base's."

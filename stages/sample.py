@@ -1,6 +1,6 @@
 """Write the embedded default data, in the reference data set's shape.
 
-499 generated questions over 332 invented patents: see standin/sample_rows.py. Writes
+499 generated questions over 398 invented patents: see standin/sample_rows.py. Writes
 data/sample/patents.json.
 """
 

@@ -11,15 +11,16 @@ from typing import Any
 
 from standin import inventions
 
-# Descriptions with one, two and three rows: 332 descriptions, 499 rows, like the reference.
-DESCRIPTIONS_BY_ROWS = {1: 172, 2: 153, 3: 7}
+# Descriptions with one, two and three rows: 398 descriptions, 499 rows. The reference has 332 under
+# as many rows; here more stand alone, since on these it rests whether the context decides.
+DESCRIPTIONS_BY_ROWS = {1: 299, 2: 97, 3: 2}
 LONG_ANSWERS = (600, 900, 1_500, 3_000, 6_000, 12_000)
 
 BROKEN: tuple[tuple[str, Any], ...] = (
     ("positive", ""),
     ("query", None),
     ("anchor", ...),
-    ("negative", 17),
+    ("negative", {"text": 17}),
 )
 
 CONTRADICTIONS = 2

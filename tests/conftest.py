@@ -149,9 +149,7 @@ def write_answers(system, records):
 
 
 def record_answers():
-    """Have the answers that are there stand in SYSTEM_model.json, and the train rows in the adapter's
-    record.
-    """
+    """Have the answers and train rows that are there stand in SYSTEM_model.json and made.json."""
     for path in Path("data/predictions").glob("*_model.json"):
         record = json.loads(path.read_text())
         write_json(path, record | {"answers": hash_files(*record["answers"])})

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -114,6 +115,18 @@ def test_a_missing_output_is_told_from_one_that_nobody_has(repo):
     assert "not in the cache" in line
     assert line.endswith("dvc repro, or a remote: dvc pull")
     assert texts(repository.check_pipeline) == ["ok      pipeline: dvc.lock is current"]
+
+
+def test_results_computed_again_on_another_processor_are_told_from_edits(repo):
+    lock = Path("dvc.lock").read_text()
+    (out,) = (
+        re.findall(r"second\.txt\n.*\n      md5: (\w+)", lock)
+        or re.findall(r"path: second\.txt\n.*?md5: (\w+)", lock, re.DOTALL)[:1]
+    )
+    Path("dvc.lock").write_text(lock.replace(out, "0" * 32))
+    (line,) = texts(repository.check_tree)
+    assert "dvc.lock has other results than the commit's, of the same code" in line
+    assert line.endswith("git restore dvc.lock metrics && dvc checkout")
 
 
 def test_an_old_lock_names_the_stages_that_would_run(repo):

@@ -2,6 +2,7 @@
 stage, recorded by the real DVC.
 """
 
+import ast
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from commands import pull_request
 from library.errors import InputError
 from library.files import read_jsonl, write_json, write_jsonl, write_text
 from library.pages.comment import COMMENT_CHARACTERS, MARKER, code, draw_curve, render_comment
+from library.repository.lock import is_recomputed
 from library.repository.revisions import find_commits
 from stages import evaluate, review
 
@@ -116,6 +118,54 @@ def assert_inert(comment):
     for token in tokens:
         if token.type == "text":
             assert not any(live in token.content for live in ("@", "evil", "#1", "heading", "www."))
+
+
+LOCK = {
+    "clean": {
+        "cmd": "c",
+        "deps": [{"path": "raw.json", "md5": "1"}, {"path": "clean.py", "md5": "2"}],
+        "params": {"params.yaml": {"clean.x": 1}},
+        "outs": [{"path": "data/clean", "md5": "3"}],
+    },
+    "evaluate": {
+        "cmd": "e",
+        "deps": [{"path": "data/clean/rows.jsonl", "md5": "4"}],
+        "outs": [{"path": "metrics/evaluation.json", "md5": "5"}],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "recomputed"),
+    [
+        ("", "", False),
+        ("'5'", "'6'", True),  # a result
+        ("'4'", "'6'", True),  # what a stage made of it
+        ("'1'", "'6'", False),  # raw data
+        ("'2'", "'6'", False),  # code
+        ("'clean.x': 1", "'clean.x': 2", False),
+        ("'e'", "'f'", False),
+    ],
+)
+def test_a_lock_of_the_same_code_parameters_and_data_with_other_results_is_told_apart(
+    old, new, recomputed
+):
+    other = ast.literal_eval(repr(LOCK).replace(old, new, 1) if old else repr(LOCK))
+    assert is_recomputed(LOCK, other) is recomputed
+
+
+def test_results_computed_again_are_not_called_stale(repository, capsys):
+    change("data/predictions/sft.jsonl", lambda record: {"prediction": "rounded otherwise"})
+    record_answers()
+    commit("Compute it on another processor", judge=True)
+    comment = report(capsys)
+    assert "Computed again from the base's code, parameters and data." in comment
+    git("reset", "--quiet", "--soft", "HEAD~")
+    git("reset", "--quiet")
+    comment = report(capsys)
+    assert "> **Computed again here, and not in this comment:**" in comment
+    assert "Not committed" not in comment
+    assert "not current" not in comment
 
 
 def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repository, capsys):

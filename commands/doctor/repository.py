@@ -114,6 +114,17 @@ def check_params() -> Iterator[Finding]:
     yield Finding("ok", "parameters", f"valid; model {params.model}, data {params.data.path}")
 
 
+def _is_recomputed() -> bool:
+    """Whether dvc.lock differs from HEAD's in results alone."""
+    from library.errors import InputError
+    from library.repository.lock import is_recomputed
+    from library.repository.revisions import WORKSPACE, Revision
+
+    with suppress(InputError):
+        return is_recomputed(Revision("HEAD", Path()).stages, Revision(WORKSPACE, Path()).stages)
+    return False
+
+
 def check_tree() -> Iterator[Finding]:
     """What experiments change and no commit has: `dvc exp run` leaves what it set, and the next one
     starts from there.
@@ -123,6 +134,15 @@ def check_tree() -> Iterator[Finding]:
     ).stdout.split()
     if not changed:
         yield Finding("ok", "working tree", "parameters, lock and metrics as committed")
+        return
+    if "dvc.lock" in changed and "params.yaml" not in changed and _is_recomputed():
+        yield Finding(
+            "note",
+            "working tree",
+            "dvc.lock has other results than the commit's, of the same code, parameters and data: "
+            "processors round differently",
+            "to keep the commit's: git restore dvc.lock metrics && dvc checkout",
+        )
         return
     if run_git("ls-files", "--unmerged").stdout:
         yield Finding(

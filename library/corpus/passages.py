@@ -5,24 +5,46 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import regex
+
 from library.corpus.words import tokenize
 from library.records import FormattedRow
 
-# A paragraph ends at a blank line; a sentence at .!? and white space before an upper-case letter, a
-# digit or a bracket.
+# A paragraph ends at a blank line; a sentence at .!? and white space before a letter that is no
+# lower-case one, a digit, a bracket or a quotation mark. Full stops of scripts that write no blank
+# behind them, of Hindi and of Urdu, and Arabic's question mark end one wherever they stand, with
+# the quotation marks behind them.
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9(\[\"'])")
+_ASCII_SENTENCE = re.compile(
+    r"(?<=[.!?])(\s+)(?=[A-Z0-9(\[\"'])"
+)  # the same, several times as fast
+_STOPS, _CLOSING = "。！？।॥۔؟", "”’」』）»"
+_SENTENCE = regex.compile(
+    r"(?<=[.!?])(\s+)(?=[\p{Lu}\p{Lt}\p{Lo}\p{Nd}(\[\"'«“‘「『（¿¡])"
+    rf"|(?<=[{_STOPS}]|[{_STOPS}][{_CLOSING}])(\s*)(?![\s{_CLOSING}{_STOPS}]|\Z)"
+)
 
 
-def _pieces(paragraph: str, characters: int) -> Iterator[str]:
-    for sentence in _SENTENCE.split(paragraph):
+def _sentences(paragraph: str) -> Iterator[tuple[str, str]]:
+    """The sentences, each after the white space before it."""
+    pattern = _ASCII_SENTENCE if paragraph.isascii() else _SENTENCE
+    start, gap = 0, ""
+    for match in pattern.finditer(paragraph):
+        yield gap, paragraph[start : match.start()]
+        start, gap = match.end(), match[0]
+    yield gap, paragraph[start:]
+
+
+def _pieces(paragraph: str, characters: int) -> Iterator[tuple[str, str]]:
+    for gap, sentence in _sentences(paragraph):
         start = 0
         while len(sentence) - start > characters:
             cut = sentence.rfind(" ", start + 1, start + characters + 1)
             end = cut if cut > 0 else start + characters
-            yield sentence[start:end]
+            yield gap, sentence[start:end]
             start = end + (cut > 0)  # the blank at the seam goes
-        yield sentence[start:]
+            gap = " "
+        yield gap, sentence[start:]
 
 
 def split_passages(text: str, characters: int) -> list[str]:
@@ -35,12 +57,13 @@ def split_passages(text: str, characters: int) -> list[str]:
     passages: list[str] = []
     for paragraph in _PARAGRAPH.split(text):
         passage = ""
-        for piece in _pieces(paragraph, characters):
+        for gap, piece in _pieces(paragraph, characters):
             piece = piece.strip()
-            if passage and piece and len(passage) + 1 + len(piece) > characters:
+            blank = " " if gap else ""
+            if passage and piece and len(passage) + len(blank) + len(piece) > characters:
                 passages.append(passage)
                 passage = ""
-            passage = f"{passage} {piece}" if passage and piece else passage or piece
+            passage = f"{passage}{blank}{piece}" if passage and piece else passage or piece
         if passage:
             passages.append(passage)
     return passages

@@ -1,5 +1,10 @@
 """What is computed on, in which type, and with which attention."""
 
+import platform
+import re
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -61,5 +66,19 @@ def describe_computation(model: PreTrainedModel) -> Computation:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as people call it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    """The device as people call it; of a CPU what rounding depends on: maker and instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({_cpu_maker()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+@cache
+def _cpu_maker() -> str:
+    """Who made the CPU, as Linux says it; elsewhere the architecture. MKL computes otherwise on
+    AMD's than on Intel's.
+    """
+    with suppress(OSError):
+        found = re.search(r"vendor_id\s*: *(\S+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}.get(found[1], found[1])
+    return platform.machine()

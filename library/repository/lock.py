@@ -109,6 +109,32 @@ def is_consistent(
     return True
 
 
+def is_recomputed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether two locks are of the same commands, parameters, code and raw data, and their results
+    differ all the same, as between processors that round differently.
+
+    Both are the `stages` of a dvc.lock. What a stage made of what differs counts as a result.
+    """
+    return before != after and _given(before) == _given(after)
+
+
+def _given(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """What results follow from, by stage: the command, parameters and what no stage has made."""
+    outs = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
+
+    def is_made(path: str) -> bool:
+        return any(path == out or path.startswith(f"{out}/") for out in outs)
+
+    return {
+        name: (
+            stage.get("cmd"),
+            stage.get("params"),
+            {dep["path"]: dep["md5"] for dep in stage.get("deps", []) if not is_made(dep["path"])},
+        )
+        for name, stage in stages.items()
+    }
+
+
 def _hashes_read(stages: Mapping[str, Any], path: str) -> set[str]:
     return {
         dep["md5"]
