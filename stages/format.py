@@ -39,7 +39,7 @@ from library.records import SPLITS, CleanRow
 
 log = logging.getLogger(__name__)
 
-MANY_WITHOUT = 0.1  # of the test rows
+MANY_WITHOUT, SOME_REJECTED = 0.1, 0.01  # of the test rows, and of all
 
 
 def main() -> None:
@@ -111,6 +111,8 @@ def main() -> None:
         log.info("prompts/%s.jinja leaves the passages out", params.format.prompt)
     elif metrics["test"]["without_passages"] > MANY_WITHOUT * metrics["test"]["rows"]:
         log.warning("many prompts have no room for a passage%s", advise())
+    elif len(rejected) > SOME_REJECTED * len(rows):
+        log.warning("%d of %d rows are rejected%s", len(rejected), len(rows), advise())
 
 
 if __name__ == "__main__":

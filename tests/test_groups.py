@@ -254,6 +254,16 @@ def test_the_two_rows_of_a_swapped_pair_keep_their_wrong_answers():
     assert find_given_away(rows, rows, pair_rows(rows)) == set()
 
 
+def test_any_right_answer_of_a_trained_row_gives_a_wrong_one_away():
+    trained = [row("1", "A", "x", "z", also_right=["y"])]
+    asked = [
+        row("2", "B", "v", "Y"),
+        row("3", "C", "v", "w", also_right=["z"]),
+        row("4", "D", "v", "w"),
+    ]
+    assert find_given_away(trained, asked, {}) == {"2", "3"}
+
+
 def test_a_pair_swaps_both_answers_under_one_anchor():
     rows = [
         {"id": "1", "anchor": "A", "positive": "x", "negative": "y"},

@@ -90,6 +90,8 @@ def clone(tmp_path, monkeypatch, tiny_dir):
         model="small",
         data__path="data/raw/small.json",
         split__shares={"train": 0.5, "validation": 0.2, "test": 0.3},
+        split__seed=41,  # leaves no split of either file empty
+        split__on_missed_shares="continue",
         format__train_sample=4,
         sft__num_train_epochs=1.0,
         sft__eval_steps=2,

@@ -132,12 +132,16 @@ def find_given_away(
 
     They keep their question, but which answer is the better is not to be asked. A swapped pair's
     is: each answer is right once and wrong once, and `partners` maps the ids of its two rows to
-    each other. Rows are mappings with id, positive and negative, texts or their hashes.
+    each other. Rows are mappings with id, positive, also_right and negative, texts or hashes.
     """
+
+    def right_answers(row: Mapping[str, Any]) -> set[str]:
+        return {normalize(text) for text in (row["positive"], *row["also_right"])}
+
     right: set[str] = set()
     wrong: set[str] = set()
     for row in trained:
-        right.add(normalize(row["positive"]))
+        right |= right_answers(row)
         if row["negative"]:
             wrong.add(normalize(row["negative"]))
     return {
@@ -145,7 +149,7 @@ def find_given_away(
         for row in rows
         if row["negative"]
         and row["id"] not in partners
-        and (normalize(row["negative"]) in right or normalize(row["positive"]) in wrong)
+        and (normalize(row["negative"]) in right or right_answers(row) & wrong)
     }
 
 

@@ -95,6 +95,7 @@ def describe_rows(
         else:
             keys = {field: row[f"{field}_key"] for field in ("anchor", "positive", "negative")}
             keys["anchor"] = keys["anchor"] or ""
+            keys["also_right"] = list(json.loads(row["answers"]))
             rows[row["id"]] = {**row, **keys}
     near = find_near_duplicates(
         {row["anchor"]: row["sketch"] for row in rows.values() if row["sketch"]}
