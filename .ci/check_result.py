@@ -53,6 +53,7 @@ checks = {
     "pair matching is at least 0.95": metrics["pair_matching"]["sft"] >= 0.95,
     "contrastive is at least 0.8": metrics["contrastive"]["sft"] >= 0.8,
     "the interval of contrastive's gain is above 0": metrics["contrastive"]["low"] > 0,
+    "its Holm-corrected p is below 0.05": metrics["contrastive"]["p_holm"] < 0.05,
     "the tuned answers hold at least 0.8 of the facts' terms": facts["sft"] >= 0.8,
     "bare answers tell nothing before": 0.4 <= metrics["answer_only"]["zeroshot"] <= 0.6,
     "bare answers tell nothing after": 0.4 <= metrics["answer_only"]["sft"] <= 0.6,
