@@ -27,7 +27,7 @@ from standin.sample_rows import short_rows
 
 DATA_PATH = Path("data/raw/mine.json")
 EXAMPLE_ROWS = 60
-EXAMPLE_SEED = 5  # by which so few groups are split as params.yaml asks
+EXAMPLE_SEED = 0  # by which so few groups are split as params.yaml asks
 
 # by path; `*` stands for any text, slashes included
 OURS = (

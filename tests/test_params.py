@@ -48,7 +48,7 @@ def test_every_shipped_file_is_valid():
             {"format__max_new_tokens": 400},
             r"max_new_tokens \(400\) must be below max_length \(384\)",
         ),
-        ({"split__shares__test": 0.5}, r"must add up to 1, not 1\.3"),
+        ({"split__shares__test": 0.5}, r"must add up to 1, not 1\.25"),
         ({"evaluate__primary": "vibes"}, r"evaluate\.primary: .*'rouge_l'.*got 'vibes'"),
         ({"format__prompt": "../secret"}, r"format\.prompt"),
         ({"clean__rules__html_entities": "yes please"}, r"clean\.rules\.html_entities"),

@@ -460,7 +460,7 @@ def test_the_sample_has_the_reference_shape_and_is_the_same_each_time():
     assert (rows, planted) == sample_rows.make_rows(7)
     assert rows != sample_rows.make_rows(8)[0]
     anchors = [row["anchor"] for row in rows if "anchor" in row]
-    assert 325 <= len(set(anchors)) <= 335
+    assert 390 <= len(set(anchors)) <= 400
     assert all(15_000 <= len(anchor) <= 27_000 for anchor in anchors)
     assert planted["anchor"].keys() == inventions.ANCHOR_DEFECTS.keys()
 

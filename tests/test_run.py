@@ -3,6 +3,7 @@ is ours.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,27 @@ def test_a_reader_that_has_enough_gets_no_traceback(lines):
         process.stdout.close()
         said = process.stderr.read()
         assert (process.wait(), said) == (1, b"")
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+)
+def test_threads_that_wait_sleep_unless_the_environment_says_otherwise(given, used):
+    # OpenMP asks when torch is loaded: what a stage imports first has set it by then
+    program = (
+        "import os, sys, stages.zeroshot; "
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | given | {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "TRUE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout == f"{used} True\n"
+    assert f"OMP_WAIT_POLICY = '{used}'" in said.stderr  # as OpenMP itself understood it
 
 
 PIPELINE = """
