@@ -84,7 +84,8 @@ def main() -> None:
             if not formatted[name]:
                 raise InputError(f"no row is left in {name}: {len(rejected)} rows don't fit")
     except InputError as error:
-        raise InputError(f"{error}{advise()}") from error
+        too_long = any(" tokens" in record["reason"] for record in rejected)
+        raise InputError(f"{error}{advise() if too_long else ''}") from error
 
     # a pair is two rows that are both asked, and do not contradict each other: nothing in their
     # questions could decide then

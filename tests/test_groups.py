@@ -90,6 +90,28 @@ def test_a_context_and_a_long_answer_tie_and_nothing_else_does():
     }
 
 
+def test_of_a_conversation_what_was_said_before_ties_too():
+    def said(*texts):
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    system = {"role": "system", "content": long("You are a helpful assistant who")}
+    rows = [
+        row("1", "", long("one"), query="first?", turns=[system]),
+        # the answer of 1 stands in its prompt
+        row("2", "", "two", query="second?", turns=[system, *said("first?", long("one"))]),
+        row("3", "", "three", query="third?", turns=[system, *said("hello", "hello")]),
+        row("4", "", "four", query="fourth?", turns=[system, *said("hello", "hello")]),
+    ]
+    assert split(rows)[0].groups == {"1": "1", "2": "1", "3": "3", "4": "4"}
+
+
+def test_long_questions_that_are_nearly_the_same_tie_as_contexts_do():
+    many = " ".join(WORDS * 6)
+    rows = [row(str(at), "", f"{at}", query=f"{many}. Question {at}?") for at in range(3)]
+    assert set(split(rows)[0].groups.values()) == {"0"}
+
+
 @pytest.mark.parametrize(("words", "tied"), [(8, 1), (9, 0)])
 def test_how_long_an_answer_must_be_to_tie_is_a_parameter(words, tied):
     answers = {"one two three four five six seven eight": 8}

@@ -18,6 +18,7 @@ from commands import pull_request
 from library.errors import InputError
 from library.files import read_jsonl, write_json, write_jsonl, write_text
 from library.pages.comment import COMMENT_CHARACTERS, MARKER, code, draw_curve, render_comment
+from library.records import hash_answers
 from library.repository.lock import is_recomputed
 from library.repository.revisions import find_commits
 from stages import evaluate, review
@@ -238,6 +239,10 @@ def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository
     clean = list(read_jsonl(Path("data/clean/rows.jsonl")))
     write_jsonl(Path("data/clean/rows.jsonl"), [*clean, clean[0] | {"id": "r9"}])
     change(TEST, lambda row: {"positive": "an edited reference"} if row["id"] == "r4" else {})
+    edited = {"answers_hash": hash_answers("an edited reference", None)}
+    for path in (ZEROSHOT, SFT, "data/predictions/no_context.jsonl"):
+        change(path, lambda record: edited if record["id"] == "r4" else {})
+    record_answers()
     write_json(Path("metrics/clean.json"), {"rows": 10, "kept": 9, "rejected": 1})
     commit("Add rows")
     comment = report(capsys)

@@ -58,7 +58,7 @@ def test_squads_own_file_is_read_with_all_right_answers_and_without_what_has_non
     raw = json.dumps(content).encode()
     said, fields, problems = read(path, gzip.compress(raw) if packed else raw)
     assert said == "SQuAD: context context, question question, answer answers.text" + (
-        ", wrong answer negative, where there is one"
+        ", wrong answer negative, where there is one; not read: id"
     )
     assert fields[0] == FIELDS | {"positive": ["R.", "S."]}
     assert problems == [None, UNANSWERABLE, UNANSWERABLE, UNANSWERABLE]
@@ -131,7 +131,10 @@ SHAREGPT = [
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": CHAT}, "messages in messages: the last turn is the answer, the context sits"),
+        (
+            {"messages": CHAT},
+            "messages in messages: the last turn is the answer, the context is anchor where",
+        ),
         ({"conversations": SHAREGPT}, "ShareGPT conversations in conversations: the last turn is"),
     ],
 )
@@ -145,7 +148,10 @@ def test_of_a_conversation_the_last_turn_is_the_answer(tmp_path, row, said):
 def test_a_conversation_can_have_a_context_and_any_name(tmp_path):
     row = {"talk": CHAT[3:], "doc": "A."}
     described, fields, _ = read(tmp_path / "rows.json", [row], positive="talk", anchor="doc")
-    assert described == "messages in talk: the last turn is the answer, the context doc"
+    assert described == (
+        "messages in talk: the last turn is the answer, the context is doc where there is one, "
+        "else it sits in the question"
+    )
     assert fields == [FIELDS | {"turns": []}]
 
 
@@ -236,12 +242,100 @@ def test_where_nothing_fits_the_error_maps_the_columns_that_are_there(tmp_path):
     assert str(error.value).endswith(
         'no row has the columns "anchor" (data.columns.anchor), "query" (data.columns.query), '
         '"positive" (data.columns.positive); the first row\'s columns are passage, question, the '
-        "answer, id. Say which is which; a nested one as answers.text, null for none:\n"
+        "answer, id. Say which is which, in place of each NAME; a nested one as answers.text, an "
+        "anchor of null where there is no context:\n"
         "  dvc exp run -S data.columns.anchor=passage -S data.columns.query=question "
         "-S data.columns.positive='the answer' -S data.columns.negative=null"
     )
     with pytest.raises(InputError, match=r"-S data\.columns\.positive=NAME"):
         read(tmp_path / "rows.json", [{"sourceText": "A.", "Q": "Q?"}])
+
+
+def test_squads_answers_can_be_plain_texts_or_both(tmp_path):
+    row = {"context": "A.", "question": "Q?"}
+    rows = [row | {"answers": answers} for answers in ([], ["R."], [answer("R.")], "R.")]
+    _, fields, problems = read(tmp_path / "rows.json", rows)
+    assert [row["positive"] for row in fields[1:]] == [["R."]] * 3
+    assert problems == [UNANSWERABLE, None, None, None]
+    mixed = row | {"answers": [answer("R."), "S."]}
+    assert "expected a text" in read(tmp_path / "rows.json", [mixed])[2][0]
+    written = row | {"answers": "{'text': ['R.'], 'answer_start': [0]}"}
+    assert "is an object written as text" in read(tmp_path / "rows.json", [written])[2][0]
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "column"),
+    [
+        ({"instruction": "P?", "output": "R."}, {"instruction": "Q?", "output": "R."}, "input"),
+        ({"messages": CHAT[3:]}, {"messages": CHAT[3:]}, "anchor"),
+    ],
+)
+def test_a_context_that_the_first_row_lacks_is_read_in_the_others(tmp_path, first, other, column):
+    _, fields, problems = read(tmp_path / "rows.json", [first, other | {column: "A."}])
+    assert [row["anchor"] for row in fields] == ["", "A."]
+    assert problems == [None, None]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    row = FIELDS | {"negatives": ["N."], "system": "Be brief."}
+    assert read(tmp_path / "rows.json", [row])[0].endswith("; not read: negatives, system")
+
+
+def test_a_name_of_the_users_own_that_is_not_there_is_an_error_whatever_else_fits(tmp_path):
+    with pytest.raises(InputError, match=r'no row has the columns "ctx" \(data\.columns\.anchor\)'):
+        read(tmp_path / "a.json", squad({"question": "Q?", "answers": []}), anchor="ctx")
+    _, fields, _ = read(
+        tmp_path / "a.json", squad({"question": "Q?", "answers": [answer("R.")]}), anchor=None
+    )
+    assert fields[0]["anchor"] == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "path"),
+    [
+        (
+            {"passage": "A.", "question": "Q?", "answer": {"value": "R.", "aliases": ["S."]}},
+            "answer.value",
+        ),
+        ({"passage": "A.", "question": "Q?", "answer": [{"text": "R."}]}, "answer.text"),
+        (
+            {"passage": "A.", "question": "Q?", "answers_spans": {"spans": ["R."]}},
+            "answers_spans.spans",
+        ),
+    ],
+)
+def test_the_mapping_of_a_nested_column_goes_to_its_text_and_reads_it(tmp_path, row, path):
+    with pytest.raises(InputError) as error:
+        read(tmp_path / "rows.json", [row])
+    assert f"-S data.columns.positive={path} " in str(error.value)
+    _, fields, problems = read(
+        tmp_path / "rows.json", [row], anchor="passage", query="question", positive=path
+    )
+    assert fields[0]["positive"] == ["R."]
+    assert problems == [None]
+
+
+def test_no_context_is_advised_by_nobody_but_the_user(tmp_path):
+    with pytest.raises(InputError, match=r"-S data\.columns\.anchor=NAME"):
+        read(tmp_path / "rows.json", [{"Kontext": "A.", "Frage": "Q?", "Antwort": "R."}])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "encoding", "said"),
+    [
+        ("a.csv", b"a;b\r1;2\r", "utf-8", "its lines end in CR alone"),
+        (
+            "a.csv",
+            codecs.BOM_UTF8 + b"a;b\n",
+            "windows-1252",
+            "it is UTF-8: -S data.encoding=utf-8",
+        ),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "utf-8", "one object a line is .jsonl"),
+    ],
+)
+def test_a_file_of_another_kind_than_it_says_is_told_which(tmp_path, name, content, encoding, said):
+    with pytest.raises(InputError, match=said):
+        read(tmp_path / name, content, encoding)
 
 
 def run(rows, name="rows.json", **changes):

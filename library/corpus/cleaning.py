@@ -9,7 +9,7 @@ from cachetools import LRUCache, cached
 from datasets import Value
 
 from library.corpus.cleaning_rules import Finding, clean_text
-from library.corpus.groups import find_contradictions, hash_text
+from library.corpus.groups import find_contradictions, hash_text, normalize
 from library.corpus.rows import FIELDS, LISTS, row_id
 from library.files import to_line
 
@@ -81,7 +81,8 @@ def clean_row(
             ),
             None,
         )
-    if problem is None and texts["negative"] in (texts["positive"], *lists["also_right"]):
+    right_texts = [normalize(text) for text in (texts["positive"], *lists["also_right"]) if text]
+    if problem is None and texts["negative"] and normalize(texts["negative"]) in right_texts:
         problem = f'"{columns["negative"]}" is the same text as "{columns["positive"]}"'
     return {
         "place": row["place"],

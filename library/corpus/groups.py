@@ -2,14 +2,14 @@
 swap their answers, or contradict each other.
 
 Only what gives an answer away ties rows together: the same context, or nearly the same, and the
-same right answer where it is long enough to be remembered rather than known. A wrong answer never
-ties: of mined hard negatives every one is another row's right answer, and all rows would be one
-group.
+same right answer where it is long enough to be remembered rather than known; of a conversation what
+was said before, too. A wrong answer never ties: of mined hard negatives every one is another row's
+right answer, and all rows would be one group.
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rapidfuzz import fuzz
@@ -17,8 +17,10 @@ from rapidfuzz import fuzz
 from library.corpus.words import tokenize
 from library.errors import InputError
 from library.params import SplitParams
+from library.records import Message
 
 SAME_QUERY = 90.0
+LONG_QUESTION = 40  # words: a context can be in it
 
 
 class Tie(NamedTuple):
@@ -42,19 +44,40 @@ def hash_text(text: str) -> str:
 
 
 def list_ties(
-    context: str, question: str, answers: Mapping[str, int], params: SplitParams
+    context: str,
+    question: str,
+    answers: Mapping[str, int],
+    params: SplitParams,
+    turns: Iterable[Tie] = (),
 ) -> list[Tie]:
     """What can tie a row to others: its context, or without one its question; and those of its
-    right answers that have `params.same_answer_words` words or more.
+    right answers, and of the `turns` before the question, that have `params.same_answer_words`
+    words or more.
 
     All are texts, or what `hash_text` makes of them; `answers` maps each to its words.
     """
     ties = [Tie("context", context) if context else Tie("question", question)]
-    return ties + [
-        Tie("answer", answer, words)
-        for answer, words in answers.items()
-        if words >= params.same_answer_words
+    ties += [Tie("answer", answer, words) for answer, words in answers.items()]
+    ties += turns
+    return ties[:1] + [tie for tie in ties[1:] if tie.words >= params.same_answer_words]
+
+
+def tie_turns(turns: Iterable[Message], say: Callable[[str], str]) -> list[Tie]:
+    """What was said before a question, as ties; `say` gives a text, or its hash. System messages
+    are none: all rows of a file have the same.
+    """
+    return [
+        Tie("turn", say(turn["content"]), count_words(turn["content"]))
+        for turn in turns
+        if turn["role"] != "system"
     ]
+
+
+def compared_context(context: str, question: str) -> str:
+    """What is compared with other rows' for being nearly the same: the context, or a question that
+    is long enough to hold one; else nothing.
+    """
+    return context or (question if count_words(question) >= LONG_QUESTION else "")
 
 
 def count_words(text: str) -> int:

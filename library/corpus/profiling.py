@@ -9,6 +9,7 @@ import pandas as pd
 
 from library.corpus.cleaning_rules import RULES
 from library.corpus.groups import (
+    Tie,
     find_contradictions,
     find_given_away,
     hash_text,
@@ -97,12 +98,21 @@ def describe_rows(
             keys["anchor"] = keys["anchor"] or ""
             keys["also_right"] = list(json.loads(row["answers"]))
             rows[row["id"]] = {**row, **keys}
+    first_places: dict[str, str] = {}
+    for row in rows.values():
+        first_places.setdefault(row["compared"], row["place"])
     near = find_near_duplicates(
-        {row["anchor"]: row["sketch"] for row in rows.values() if row["sketch"]}
+        {row["compared"]: row["sketch"] for row in rows.values() if row["sketch"]}
     )
     same = near if params.near_duplicate_contexts else []
     ties = {
-        key: list_ties(row["anchor"], hash_text(row["query"]), json.loads(row["answers"]), params)
+        key: list_ties(
+            row["anchor"],
+            hash_text(row["query"]),
+            json.loads(row["answers"]),
+            params,
+            [Tie(*tie) for tie in json.loads(row["turns"])],
+        )
         for key, row in rows.items()
     }
     split = make_split(ties, same, params)
@@ -151,7 +161,7 @@ def describe_rows(
         "largest_group": [split.describe_largest(shown)],
         "shares": faults,
         "near_duplicate_contexts": [
-            f"{by_anchor[one][0]} and {by_anchor[other][0]}" for one, other in near
+            f"{first_places[one]} and {first_places[other]}" for one, other in near
         ],
     }
     numbers = {

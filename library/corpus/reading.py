@@ -106,15 +106,16 @@ def _peek(
         for field, name in guess_columns(first).items()
     )
     raise InputError(
-        f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the first "
-        f"row's columns are {', '.join(names)}. Say which is which; a nested one as "
-        f"answers.text, null for none:\n  dvc exp run {guessed}"
+        f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the "
+        f"first row's columns are {', '.join(names)}. Say which is which, in place of each NAME; a "
+        "nested one as answers.text, an anchor of null where there is no context:\n"
+        f"  dvc exp run {guessed}"
     )
 
 
 def _quote(name: str | None, field: str) -> str:
     if name is None:
-        return "null" if field in ("anchor", "negative") else "NAME"
+        return "null" if field == "negative" else "NAME"
     return shlex.quote(name)
 
 
@@ -141,6 +142,8 @@ def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
 
 
 def _decode(path: Path, line: int, data: bytes, encoding: str) -> str:
+    if encoding != "utf-8" and line == 1 and data.startswith(codecs.BOM_UTF8):
+        raise InputError(f"{path}: it is UTF-8: -S data.encoding=utf-8")
     try:
         if encoding != "utf-8":
             return data.decode(encoding)
@@ -271,8 +274,10 @@ def _json_error(path: Path, file: BinaryIO, encoding: str) -> InputError:
     try:
         loaded = json.loads(text)
     except json.JSONDecodeError as error:
+        lines = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
         return InputError(
             f"{path}:{error.lineno}: not JSON, or cut off: {error.msg} (column {error.colno})"
+            + lines
         )
     except (ValueError, RecursionError) as error:
         return InputError(f"{path}: not JSON that can be read: {error}")
@@ -302,6 +307,8 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
     csv.field_size_limit(2**31 - 1)
     lines = (_decode(path, number, data, encoding) for number, data in enumerate(file, 1))
     first = next(lines, "")
+    if "\r" in first.rstrip("\r\n"):
+        raise InputError(f"{path}: its lines end in CR alone; save it with LF or CR LF")
     hint = _EXCEL_HINT.match(first)
     delimiter = hint[1] if hint else _find_delimiter(first)
     # the hint is no row, but a line

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -34,6 +34,8 @@ SYNONYMS = {
     "negative": ("negative", "negatives", "rejected", "incorrect", "distractor", "wrong"),
 }
 
+TEXT_KEYS = ("text", "value", "answer", "content", "contexts", "sentences")  # in a nested column
+
 
 class UnusableError(Exception):
     """Why a record can't be used."""
@@ -45,6 +47,7 @@ class Shape:
 
     `anchor`, `negative` and `turns` are None where there is none. `turns` names a conversation,
     which question and answer are taken from. Where `bare`, a row without context is as usable.
+    `unread` are the first record's other columns.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Shape:
     negative: str | None
     turns: str | None = None
     bare: bool = False
+    unread: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, str | None]:
@@ -67,19 +71,19 @@ class Shape:
         }
 
     def describe(self) -> str:
-        """The shape in words: which column is which field."""
+        """The shape in words: which column is which field, and which are not read."""
+        unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         if self.turns is not None:
-            said = f"{self.name} in {self.turns}: the last turn is the answer"
-            return said + (
-                f", the context {self.anchor}"
-                if self.anchor
-                else ", the context sits in the question"
+            context = f"is {self.anchor} where there is one, else it " if self.anchor else ""
+            return (
+                f"{self.name} in {self.turns}: the last turn is the answer, the context {context}"
+                f"sits in the question{unread}"
             )
         fields = {"context": self.anchor, "question": self.query, "answer": self.positive}
         if self.negative:
             fields["wrong answer"] = f"{self.negative}, where there is one"
         named = [f"{field} {column}" for field, column in fields.items() if column]
-        return f"{self.name}: {', '.join(named)}"
+        return f"{self.name}: {', '.join(named)}{unread}"
 
 
 def is_text(value: Any) -> bool:
@@ -106,7 +110,9 @@ def look_up(record: Mapping[Any, Any], path: str) -> Any:
             if isinstance(inner, Mapping):
                 return look_up(inner, rest)
             if isinstance(inner, Sequence) and not isinstance(inner, str):
-                found = [look_up(part, rest) for part in inner if isinstance(part, Mapping)]
+                found = [
+                    look_up(part, rest) if isinstance(part, Mapping) else MISSING for part in inner
+                ]
                 return MISSING if MISSING in found else found
             return MISSING
         more, dot, rest = rest.partition(".")
@@ -120,27 +126,41 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
     def has(path: str | None) -> bool:
         return path is not None and look_up(record, path) is not MISSING
 
-    anchor = columns.anchor if has(columns.anchor) else None
-    negative = columns.negative
-    for name in (columns.positive, *CONVERSATIONS):
-        if _is_conversation(look_up(record, name)):
-            sort = "ShareGPT conversations" if "from" in record.get(name, [{}])[0] else "messages"
-            return Shape(sort, anchor, None, None, negative, turns=name, bare=True)
-    if has(columns.query) and has(columns.positive):
-        if columns.anchor is None or anchor:
-            return Shape(
-                "columns", anchor, columns.query, columns.positive, negative, bare=anchor is None
-            )
+    shape = None
+    own = {"anchor": columns.anchor, "query": columns.query, "positive": columns.positive}
+    # a name of the user's own that is not there is misspelt, and no other shape is looked for
+    misspelt = any(name not in (field, None) and not has(name) for field, name in own.items())
+    anchor, negative = columns.anchor, columns.negative
+    conversation = next(
+        (
+            name
+            for name in (columns.positive, *CONVERSATIONS)
+            if _is_conversation(look_up(record, name))
+        ),
+        None,
+    )
+    if conversation is not None and (has(anchor) or anchor in ("anchor", None)):
+        turns = look_up(record, conversation)
+        sort = "ShareGPT conversations" if "from" in turns[0] else "messages"
+        shape = Shape(sort, anchor, None, None, negative, turns=conversation, bare=True)
+    elif has(columns.query) and has(columns.positive) and (anchor is None or has(anchor)):
+        shape = Shape(
+            "columns", anchor, columns.query, columns.positive, negative, bare=anchor is None
+        )
+    elif misspelt or any(has(name) for name in own.values()):
         return None
-    if anchor or has(columns.query) or has(columns.positive):
-        return None  # some of the columns that were asked for: the others are misspelt
-    if has("context") and has("question") and has("answers"):
-        texts = "answers.text" if has("answers.text") else "answers"
-        return Shape("SQuAD", "context", "question", texts, negative)
-    if has("instruction") and has("output"):
-        anchor = "input" if has("input") else None
-        return Shape("Alpaca", anchor, "instruction", "output", negative, bare=True)
-    return None
+    elif has("context") and has("question") and has("answers"):
+        context = None if anchor is None else "context"
+        shape = Shape("SQuAD", context, "question", "answers.text", negative, bare=context is None)
+    elif has("instruction") and has("output"):
+        context = None if anchor is None else "input"
+        shape = Shape("Alpaca", context, "instruction", "output", negative, bare=True)
+    if shape is None:
+        return None
+    heads = {str(path).split(".")[0] for path in (*shape.columns.values(), shape.turns) if path}
+    names = [name for name in record if isinstance(name, str)]
+    known_columns = {path for path in shape.columns.values() if path} | heads
+    return replace(shape, unread=tuple(name for name in names if name not in known_columns))
 
 
 def _is_conversation(value: Any) -> bool:
@@ -165,6 +185,12 @@ def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
     for field in ("anchor", "query", "positive", "negative"):
         column = getattr(shape, field)
         value = MISSING if column is None else look_up(record, column)
+        if value is MISSING and shape.name == "SQuAD" and field == "positive":
+            value = look_up(record, "answers")  # as plain texts
+            if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+                raise UnusableError(
+                    '"answers" is an object written as text; save the rows as JSON Lines or Parquet'
+                )
         if value is not MISSING:
             fields[field] = _read_value(value, field, column)
     if shape.turns is not None:
@@ -239,16 +265,39 @@ def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
 
 
 def guess_columns(record: Mapping[Any, Any]) -> dict[str, str | None]:
-    """Which column of a record is probably which field, by the names that people give them."""
+    """Which column of a record is probably which field, by the names that people give them; of a
+    nested one the path to its text.
+    """
     names = [name for name in record if isinstance(name, str)]
     guessed: dict[str, str | None] = {}
+    taken: set[str] = set()
     for field, synonyms in SYNONYMS.items():
         known = (field, *synonyms)
-        free = [name for name in names if name not in guessed.values()]
+        free = [name for name in names if name not in taken]
         exact = [name for word in known for name in free if name.casefold() == word]
         within = [name for word in known for name in free if word in _words(name)]
-        guessed[field] = next(iter(exact + within), None)
+        name = next(iter(exact + within), None)
+        guessed[field] = None if name is None else _text_path(record, name)
+        taken |= {name} if name is not None else set()
     return guessed
+
+
+def _text_path(record: Mapping[Any, Any], name: str) -> str:
+    """A column's path to texts: within an object, or a list of them, by the usual names."""
+    value = record[name]
+    inner = value[0] if isinstance(value, list) and value else value
+    if isinstance(inner, Mapping) and not _is_conversation(value):
+        keys = [key for key in inner if isinstance(key, str)]
+        for key in (*TEXT_KEYS, *(key for key in keys if _holds_text(inner[key]))):
+            if key in keys and _holds_text(inner[key]):
+                return f"{name}.{key}"
+    return name
+
+
+def _holds_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
+    )
 
 
 def _words(name: str) -> list[str]:

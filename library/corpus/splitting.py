@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.corpus.groups import Tie, count_ties, count_words, group_rows, list_ties
+from library.corpus.groups import (
+    Tie,
+    compared_context,
+    count_ties,
+    count_words,
+    group_rows,
+    list_ties,
+    tie_turns,
+)
 from library.corpus.near_duplicates import find_near_duplicates, sketch
 from library.errors import InputError
 from library.params import Shares, SplitParams
@@ -60,9 +68,10 @@ def find_ties(
     contexts: dict[str, None] = {}
     for row in rows:
         answers = {text: count_words(text) for text in (row["positive"], *row["also_right"])}
-        ties[row["id"]] = list_ties(row["anchor"], row["query"], answers, params)
-        contexts[row["anchor"]] = None
-    contexts.pop("", None)
+        turns = tie_turns(row["turns"], str)
+        ties[row["id"]] = list_ties(row["anchor"], row["query"], answers, params, turns)
+        if context := compared_context(row["anchor"], row["query"]):
+            contexts[context] = None
     near = params.near_duplicate_contexts
     sketches = {context: sketch(context) for context in contexts} if near else {}
     return ties, find_near_duplicates(sketches)
@@ -192,7 +201,7 @@ def _find_remedies(
     tried: list[tuple[str, dict[str, Any], Mapping[str, Sequence[Tie]], Sequence[Any]]] = [
         ("draw groups by another seed", {}, ties, same)
     ]
-    apart = {row: [tie for tie in tied if tie.kind != "answer"] for row, tied in ties.items()}
+    apart = {row: [tie for tie in tied if not tie.words] for row, tied in ties.items()}
     longest = max((tie.words for tied in ties.values() for tie in tied), default=0)
     if longest >= params.same_answer_words:
         words = {"same_answer_words": longest + 1}

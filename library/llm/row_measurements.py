@@ -12,7 +12,7 @@ from cachetools import LRUCache, cached
 from datasets import List, Value
 
 from library.corpus.cleaning_rules import find_defects
-from library.corpus.groups import count_words, hash_text
+from library.corpus.groups import compared_context, count_words, hash_text, tie_turns
 from library.corpus.near_duplicates import sketch
 from library.corpus.rows import FIELDS, row_id
 from library.llm.chat_template import load_tokenizer
@@ -27,6 +27,8 @@ FEATURES = {
     "query": Value("large_string"),
     "answers": Value("string"),  # a JSON object: words by the hash of each right answer
     "shown": Value("string"),  # a JSON object: the beginning of context and answers by their hash
+    "turns": Value("string"),  # a JSON array: what was said before the question, as ties
+    "compared": Value("string"),  # the hash of what the sketch is of
     "turns_tokens": Value("int64"),
     "sketch": List(Value("uint32")),
     "defects": Value("string"),  # a JSON object
@@ -61,7 +63,10 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
     }
     present = {field: numbers for field, numbers in measured.items() if not row[field].isspace()}
     right = [row["positive"], *json.loads(row["also_right"] or "[]")] if row["positive"] else []
-    turns = "\n".join(turn["content"] for turn in json.loads(row["turns"] or "[]"))
+    said = json.loads(row["turns"] or "[]")
+    turns = "\n".join(turn["content"] for turn in said)
+    anchor = row["anchor"] if "anchor" in present else ""
+    compared = compared_context(anchor, row["query"] or "")
     return {
         "place": row["place"],
         "problem": row["problem"],
@@ -71,8 +76,10 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
         "shown": json.dumps(
             {hash_text(text): text[:SHOWN_CHARACTERS] for text in (row["anchor"], *right) if text}
         ),
+        "turns": json.dumps(tie_turns(said, hash_text)),
+        "compared": hash_text(compared),
         "turns_tokens": _measure(turns, base_dir, False)["tokens"] if turns else 0,
-        "sketch": present["anchor"]["sketch"] if "anchor" in present else [],
+        "sketch": _measure(compared, base_dir, True)["sketch"] if compared else [],
         "defects": json.dumps({field: numbers["defects"] for field, numbers in measured.items()}),
         **{
             f"{field}_{name}": present.get(field, {}).get(name)
