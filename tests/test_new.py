@@ -138,7 +138,7 @@ def test_its_rows_are_usable_and_known_to_dvc(made):
     shape = find_file_shape(made / params.data.path, params.data)
     assert all(find_problem(row, shape, params.clean.nothing) is None for row in rows)
     texts = [row.fields | {"positive": row.fields["positive"][0]} for row in rows]
-    clean = [text | {"id": row_id(text), "also_right": []} for text in texts]
+    clean = [text | {"id": row_id(text), "also_right": [], "turns": []} for text in texts]
     ties, same = find_ties(clean, params.split)
     assert check_split(make_split(ties, same, params.split), ties, same, params.split) == []
     status = subprocess.run(
