@@ -148,6 +148,11 @@ class Prediction(Answer):
     likelihood: Likelihoods
 
 
+def right_answers(row: Mapping[str, Any]) -> list[str]:
+    """A clean or formatted row's right answers: the one that is trained on comes first."""
+    return [row["positive"], *row["also_right"]]
+
+
 def hash_answers(positive: str, negative: str | None) -> str:
     """Sixteen hexadecimal digits that tell a row's two answers from others."""
     return hashlib.sha256(f"{positive}\x1f{negative}".encode()).hexdigest()[:16]

@@ -46,7 +46,7 @@ def main() -> None:
     write_json(MANIFEST_PATH, manifest)
     try:
         try_model(model_file, params.sft, source)
-    except BaseException:
+    except BaseException:  # whatever ends it, Ctrl-C too: no base is left that was not tried
         shutil.rmtree(BASE_DIR)
         raise
     size = sum(file["bytes"] for file in manifest["files"].values())

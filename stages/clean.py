@@ -13,7 +13,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.corpus.cleaning import FEATURES, clean_row, find_rejected
-from library.corpus.reading import find_file_shape
 from library.corpus.rows import check_rejected_share
 from library.corpus.shapes import UNANSWERABLE
 from library.corpus.table import map_table, read_table
@@ -34,13 +33,12 @@ def main() -> None:
     """
     params = load_params()
     path = Path(params.data.path)
-    shape = find_file_shape(path, params.data)
-    log.info("%s: %s", path, shape.describe())
     rules = [name for name, on in params.clean.rules if on]
     # on Windows a file that is mapped into memory can't be removed: it goes with the system's own
     # cleaning
     with tempfile.TemporaryDirectory(prefix="clean-", ignore_cleanup_errors=True) as cache:
-        raw = read_table(path, params.data, params.clean.nothing, Path(cache))
+        shape, raw = read_table(path, params.data, params.clean.nothing, Path(cache))
+        log.info("%s: %s", path, shape.describe())
         table = map_table(raw, clean_row, FEATURES, rules=rules, columns=shape.columns)
         problems, contradictions = find_rejected(
             table.remove_columns(["line", "changes", "counts"]),

@@ -22,7 +22,7 @@ from library.paths import (
     formatted_path,
     predictions_path,
 )
-from library.records import SYSTEMS
+from library.records import SYSTEMS, right_answers
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from library.verdict.scoring import (
     BASELINES,
@@ -61,7 +61,7 @@ def main() -> None:
     answers = {
         system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS
     }
-    references = [[row["positive"], *row["also_right"]] for row in test]
+    references = [right_answers(row) for row in test]
     if params.embedding_model is not None:
         for system in SYSTEMS:
             cosines = embedding_cosine(params.embedding_model, answers[system], references)

@@ -12,7 +12,6 @@ import pandas as pd
 from datasets import Dataset
 
 from library.corpus.profiling import count_defects, describe_lengths, describe_rows, forecast_window
-from library.corpus.reading import find_file_shape
 from library.corpus.rows import FIELDS
 from library.corpus.table import map_table, read_table
 from library.entry import run_main
@@ -45,10 +44,9 @@ def main() -> None:
     """Profile the rows of `data.path`."""
     params = load_params()
     path = Path(params.data.path)
-    shape = find_file_shape(path, params.data)
-    log.info("%s: %s", path, shape.describe())
     with tempfile.TemporaryDirectory(prefix="profile-", ignore_cleanup_errors=True) as cache_dir:
-        raw = read_table(path, params.data, params.clean.nothing, Path(cache_dir))
+        shape, raw = read_table(path, params.data, params.clean.nothing, Path(cache_dir))
+        log.info("%s: %s", path, shape.describe())
         table = list(map_table(raw, measure_row, FEATURES, base_dir=BASE_DIR))
         shown = shown_rows(raw)
     profile, examples = describe_rows(table, params.split)

@@ -17,7 +17,7 @@ from rapidfuzz import fuzz
 from library.corpus.words import tokenize
 from library.errors import InputError
 from library.params import SplitParams
-from library.records import Message
+from library.records import Message, right_answers
 
 SAME_QUERY = 90.0
 LONG_QUESTION = 40  # words: a context can be in it
@@ -101,21 +101,17 @@ def group_rows(
             row = parent[row]
         return row
 
-    def join(row: str, key: bytes) -> None:
+    def join(row: str, key: str) -> None:
         one, other = sorted((root(row), root(first.setdefault(key, row))))
         parent[other] = one
 
-    first: dict[bytes, str] = {}
+    first: dict[str, str] = {}
     for row, row_ties in ties.items():
         for tie in row_ties:
-            join(row, _digest(tie.text))
+            join(row, hash_text(tie.text))
     for text, other_text in same:
-        join(first[_digest(text)], _digest(other_text))
+        join(first[hash_text(text)], hash_text(other_text))
     return {row: root(row) for row in ties}
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(normalize(text).encode()).digest()
 
 
 def count_ties(ties: Iterable[Iterable[Tie]]) -> list[tuple[str, str, int]]:
@@ -157,14 +153,10 @@ def find_given_away(
     is: each answer is right once and wrong once, and `partners` maps the ids of its two rows to
     each other. Rows are mappings with id, positive, also_right and negative, texts or hashes.
     """
-
-    def right_answers(row: Mapping[str, Any]) -> set[str]:
-        return {normalize(text) for text in (row["positive"], *row["also_right"])}
-
     right: set[str] = set()
     wrong: set[str] = set()
     for row in trained:
-        right |= right_answers(row)
+        right.update(map(normalize, right_answers(row)))
         if row["negative"]:
             wrong.add(normalize(row["negative"]))
     return {
@@ -172,7 +164,10 @@ def find_given_away(
         for row in rows
         if row["negative"]
         and row["id"] not in partners
-        and (normalize(row["negative"]) in right or right_answers(row) & wrong)
+        and (
+            normalize(row["negative"]) in right
+            or not wrong.isdisjoint(map(normalize, right_answers(row)))
+        )
     }
 
 

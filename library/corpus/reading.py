@@ -40,18 +40,27 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def find_file_shape(path: Path, data: DataParams) -> Shape:
-    """Which of a file's columns are which fields, told by its first rows. Raises as `read_raw`."""
-    return _peek(path, _records(path, data), data.columns)[0]
+    """Which of a file's columns are which fields, told by its first rows. Raises as `open_raw`."""
+    return open_raw(path, data)[0]
 
 
 def read_raw(path: Path, data: DataParams) -> Iterator[RawRow]:
-    """Yield every row of a file under our names: anchor, query, positive, negative, turns.
+    """Every row of a file under our names. Raises as `open_raw`."""
+    return open_raw(path, data)[1]
+
+
+def open_raw(path: Path, data: DataParams) -> tuple[Shape, Iterator[RawRow]]:
+    """A file's shape, and every row under our names: anchor, query, positive, negative, turns.
 
     A row that has no usable shape is yielded with its `problem`. Raises InputError, naming file and
     line or key, where the file itself can't be read, holds no row, or where no row has what
     `data.columns` asks for and none of the known shapes fits.
     """
     shape, records = _peek(path, _records(path, data), data.columns)
+    return shape, _read_rows(path, shape, records)
+
+
+def _read_rows(path: Path, shape: Shape, records: Iterator[tuple[str, Any]]) -> Iterator[RawRow]:
     negative = False
     for place, record in records:
         if not isinstance(record, dict):

@@ -157,10 +157,10 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
         shape = Shape("Alpaca", context, "instruction", "output", negative, bare=True)
     if shape is None:
         return None
-    heads = {str(path).split(".")[0] for path in (*shape.columns.values(), shape.turns) if path}
+    paths = {path for path in shape.columns.values() if path}
+    read = paths | {path.split(".")[0] for path in paths}
     names = [name for name in record if isinstance(name, str)]
-    known_columns = {path for path in shape.columns.values() if path} | heads
-    return replace(shape, unread=tuple(name for name in names if name not in known_columns))
+    return replace(shape, unread=tuple(name for name in names if name not in read))
 
 
 def _is_conversation(value: Any) -> bool:
@@ -168,8 +168,8 @@ def _is_conversation(value: Any) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(
-            (isinstance(turn, Mapping) and {"role", "content"} <= turn.keys())
-            or (isinstance(turn, Mapping) and {"from", "value"} <= turn.keys())
+            isinstance(turn, Mapping)
+            and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
             for turn in value
         )
     )

@@ -20,7 +20,7 @@ from library.corpus.groups import (
 from library.corpus.near_duplicates import find_near_duplicates, sketch
 from library.errors import InputError
 from library.params import Shares, SplitParams
-from library.records import SPLITS, CleanRow
+from library.records import SPLITS, CleanRow, right_answers
 
 MOST_OFF = 0.25  # of an asked share, by which a split may miss it
 # Where all of five groups differ one way, swapping the two systems yields as much in 2 of 2^5 ways:
@@ -44,7 +44,11 @@ class Split:
 
     def count(self) -> dict[str, tuple[int, int]]:
         """The rows and groups of each split."""
-        return count_splits(self.splits, self.groups)
+        rows = Counter(self.splits.values())
+        members: dict[str, set[str]] = defaultdict(set)
+        for row, split in self.splits.items():
+            members[split].add(self.groups[row])
+        return {split: (rows[split], len(members[split])) for split in SPLITS}
 
     def describe_largest(self, texts: Mapping[str, str] | None = None) -> str:
         """The largest group in words; `texts` by hash, where the rows' ties are hashes."""
@@ -67,7 +71,7 @@ def find_ties(
     ties = {}
     contexts: dict[str, None] = {}
     for row in rows:
-        answers = {text: count_words(text) for text in (row["positive"], *row["also_right"])}
+        answers = {text: count_words(text) for text in right_answers(row)}
         turns = tie_turns(row["turns"], str)
         ties[row["id"]] = list_ties(row["anchor"], row["query"], answers, params, turns)
         if context := compared_context(row["anchor"], row["query"]):
@@ -110,17 +114,6 @@ def _draw(group: str, shares: Shares, seed: int) -> str:
     if at >= 1 - shares.test:
         return "test"
     return "train" if at < shares.train else "validation"
-
-
-def count_splits(
-    splits: Mapping[str, str], groups: Mapping[str, str]
-) -> dict[str, tuple[int, int]]:
-    """The rows and groups of each split; both arguments map row ids."""
-    rows = Counter(splits.values())
-    members: dict[str, set[str]] = defaultdict(set)
-    for row, split in splits.items():
-        members[split].add(groups[row])
-    return {split: (rows[split], len(members[split])) for split in SPLITS}
 
 
 def find_faults(counts: Mapping[str, tuple[int, int]], asked: Mapping[str, float]) -> list[str]:

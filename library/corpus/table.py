@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow
 from datasets import Dataset, Features, Value, disable_progress_bars
 
-from library.corpus.reading import find_file_shape, read_raw
-from library.corpus.rows import FIELDS, LISTS, find_problem, keep_texts
-from library.corpus.shapes import is_text
+from library.corpus.reading import open_raw
+from library.corpus.rows import FIELDS, LISTS, RawRow, find_problem, keep_texts
+from library.corpus.shapes import Shape, is_text
 from library.params import DataParams
 
 # Rows that one process works through before a second one is worth its start; and rows that are in
@@ -25,10 +25,9 @@ TEXTS = {field: Value("large_string") for field in (*FIELDS, *LISTS)}
 
 
 def _generate(
-    path: Path, data: DataParams, nothing: Collection[str]
+    raw: Iterator[RawRow], shape: Shape, nothing: Collection[str]
 ) -> Iterator[dict[str, str | None]]:
-    shape = find_file_shape(path, data)
-    for row in read_raw(path, data):
+    for row in raw:
         problem = find_problem(row, shape, nothing)
         texts = {
             field: value if is_text(value := row.fields.get(field)) else None for field in FIELDS
@@ -55,25 +54,29 @@ def _to_json(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False) if value else None
 
 
-def read_table(path: Path, data: DataParams, nothing: Collection[str], cache_dir: Path) -> Dataset:
-    """Every row of a file with `place`, `problem` and its texts, null where a field holds none; of
-    several right answers the first is `positive`. A negative that says nothing is `dropped`.
+def read_table(
+    path: Path, data: DataParams, nothing: Collection[str], cache_dir: Path
+) -> tuple[Shape, Dataset]:
+    """A file's shape, and every row with `place`, `problem` and its texts, null where a field holds
+    none; of several right answers the first is `positive`. A negative that says nothing is
+    `dropped`.
 
-    Raises what `read_raw` raises.
+    Raises what `open_raw` raises.
 
     The table lies in `cache_dir`, which must outlive it.
     """
     disable_progress_bars()
     names = ("place", "problem", "dropped")
     schema = Features({**dict.fromkeys(names, Value("string")), **TEXTS}).arrow_schema
-    rows = _generate(path, data, nothing)
+    shape, raw = open_raw(path, data)
+    rows = _generate(raw, shape, nothing)
     with (
         pyarrow.OSFile(str(cache_dir / "rows.arrow"), "wb") as file,
         pyarrow.ipc.new_stream(file, schema) as writer,
     ):
         while batch := list(islice(rows, ROWS_IN_MEMORY)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
-    return Dataset.from_file(str(cache_dir / "rows.arrow"))
+    return shape, Dataset.from_file(str(cache_dir / "rows.arrow"))
 
 
 def map_table(

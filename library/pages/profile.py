@@ -126,7 +126,7 @@ def list_insights(
             plural(profile["nothing"], "row"),
             profile["nothing"] > 0,
             "Their context, question or answer is a word such as N/A (clean.nothing). Trained on, "
-            " it would be learned as an answer.",
+            "it would be learned as an answer.",
             examples["nothing"],
         ),
         Insight(

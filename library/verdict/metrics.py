@@ -20,7 +20,7 @@ from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.chrf import CHRF
 
 from library.corpus.words import tokenize
-from library.records import FormattedRow, Likelihood, Likelihoods, Prediction
+from library.records import FormattedRow, Likelihood, Likelihoods, Prediction, right_answers
 
 _FIGURE = regex.compile(
     r"(?<![\w)\]])(?P<sign>[-\u2212\u2013+])?(?P<number>\d+(?:[.,]\d+)*|[.]\d+)(?P<percent>\s?%)?"
@@ -380,7 +380,7 @@ def score_likelihood(likelihood: Likelihoods, paired: bool) -> dict[str, float]:
 def score_row(row: FormattedRow, prediction: Prediction, context: str) -> dict[str, float]:
     """Every metric of one row under one system that needs no other row."""
     return {
-        **score_answer(prediction["prediction"], [row["positive"], *row["also_right"]], context),
+        **score_answer(prediction["prediction"], right_answers(row), context),
         "truncated": float(prediction["finish_reason"] == "length"),
         **score_likelihood(prediction["likelihood"], row["pair"] is not None),
     }

@@ -28,6 +28,7 @@ from library.records import (
     Prediction,
     ScoredRow,
     hash_answers,
+    right_answers,
 )
 from library.verdict.metrics import (
     HIGHER_IS_BETTER,
@@ -156,9 +157,8 @@ def score_baselines(
         "best_passage": row["best_passage"],
         "gold": row["positive"],
     }
-    references = [row["positive"], *row["also_right"]]
     scores = {
-        name: score_answer(text, references, context)
+        name: score_answer(text, right_answers(row), context)
         for name, text in texts.items()
         if row["best_passage"] or name != "best_passage"
     }
