@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from library.llm.memory.formula import (
@@ -55,7 +56,6 @@ from library.llm.memory.measuring import (
     resident_bytes,
 )
 from library.llm.sharding import held_and_gathered_layers, shard_layers
-from library.params import read_yaml
 from library.units import GIB, gib
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ QWEN = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
 MODELS: dict[str, dict[str, Any]] = {
-    path.parent.name: QWEN | read_yaml(path)["config"]
+    path.parent.name: QWEN | yaml.safe_load(path.read_text())["config"]
     for path in sorted(ROOT.glob("models/qwen2.5-*/model.yaml"))
 }
 TOY = {
