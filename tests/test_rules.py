@@ -152,7 +152,8 @@ TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=12).map("".join))
         ("trademark_signs", "Teflon™ by DuPont®", "Teflon by DuPont"),
         ("odd_spaces", "a\u00a0b   c\td\x0ce", "a b c d e"),
         ("odd_spaces", "a\tb", "a b"),
-        ("space_before_punctuation", "a scale , like it .", "a scale, like it."),
+        ("space_before_punctuation", "A scale , like it .", "A scale, like it."),
+        ("space_before_punctuation", "A scale ; and more", "A scale; and more"),
         (
             "space_before_punctuation",
             "about .5 mm, HCl . H2O, on . . . the",
@@ -293,6 +294,10 @@ LAYOUTS = {
     "makefile": "all: a.o\n\tcc -o all  a.o\n\trm a.o",
     "yaml": "a:\n  - b\n  - c:  d",
     "columns": "Name    Age\nAlice   30\nBob     4",
+    "markdown": "| Name  | Age |\n|-------|-----|\n| Alice |  30 |",
+    "command": "git add .",
+    "commands": "Type this:\n```\ngit add .\n```",
+    "french": "Est-il fait ? Oui ; il dit : « non »",
     "cells": "Name\tAge\nAlice\t30",
 }
 

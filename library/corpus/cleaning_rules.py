@@ -47,16 +47,11 @@ _AMPERSANDS = re.compile(r"&(?:amp;)+")
 
 # Patterns begin with a literal where they can: the search for it is many times as fast as trying
 # every place.
-_SPACE_BEFORE = tuple(
-    map(
-        re.compile,
-        (
-            r" ,(?<=\w ,)(?=\s|\Z)",
-            r" ;(?<=\w ;)(?=\s|\Z)",
-            r" \.(?<=[a-z] \.)(?=\s+[A-Z][a-z]|\s*\Z)",
-        ),
-    )
-)
+_SPACE_BEFORE_COMMA = re.compile(r" ,(?<=\w ,)(?=\s|\Z)")
+_SPACE_BEFORE_SEMICOLON = re.compile(r" ;(?<=\w ;)(?=\s|\Z)")
+_SPACE_BEFORE_STOP = re.compile(r" \.(?<=[a-z] \.)(?=\s+[A-Z][a-z]|\s*\Z)")
+# French sets a space before two-part signs, and within its quotation marks.
+_FRENCH_SPACE = re.compile(r"(?<=\w)[ \u00a0\u202f][:?!»]|«[ \u00a0\u202f]")
 
 # Composition looks no further back than one ASCII character.
 _NOT_ASCII = re.compile(r".?[^\x00-\x7f]+", re.DOTALL)
@@ -77,10 +72,12 @@ _JOINER = re.compile(
 _EXOTIC = r"[\x0b\x0c\x1c-\x1f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]"
 _ODD_SPACE = re.compile(rf"{_EXOTIC}|\t| {{2,}}")
 _EXOTIC_SPACE = re.compile(_EXOTIC)
-# Code and tables: a fence, an indented line, or two short lines with columns, one below the other.
-# Two blanks after a sentence are no column.
+# Code and tables: a fence, an indented line, two lines of Markdown's table, or two short lines with
+# columns, one below the other. Two blanks after a sentence are no column.
 _COLUMNS = r"[^\n]{0,200}[^\s.!?:;,](?: *\t| {2})[ \t]*\S[^\n]{0,200}"
-_LAYOUT = re.compile(rf"```|\n[ \t]+\S|^{_COLUMNS}\n{_COLUMNS}$", re.MULTILINE)
+_LAYOUT = re.compile(
+    rf"```|\n[ \t]+\S|^\|[^\n]*\|[ \t]*\n\||^{_COLUMNS}\n{_COLUMNS}$", re.MULTILINE
+)
 _STRAY_COMMA = re.compile(r"\? ?,(?=\s*$)")
 _OUTER = re.compile(r"\A\s+|(?<!\s)\s+\Z")
 _OUTER_OF_LAYOUT = re.compile(r"\A(?:[^\S\n]*\n)+|(?<!\s)\s+\Z")  # the first indentation stays
@@ -195,6 +192,21 @@ def _is_laid_out(text: str) -> bool:
     return _spaced(text) and _LAYOUT.search(text) is not None
 
 
+def _spaces_before(text: str) -> tuple[re.Pattern[str], ...]:
+    """Which blanks before a sign are defects: in code and tables none, in French not the one before
+    a semicolon, and before a full stop only in a text that begins as a sentence does: `git add .`
+    is a command.
+    """
+    if _is_laid_out(text):
+        return ()
+    patterns = [_SPACE_BEFORE_COMMA]
+    if not _FRENCH_SPACE.search(text):
+        patterns.append(_SPACE_BEFORE_SEMICOLON)
+    if not text.lstrip()[:1].islower():
+        patterns.append(_SPACE_BEFORE_STOP)
+    return tuple(patterns)
+
+
 def _rules_for(text: str) -> dict[str, Rule]:
     """RULES, as far as they depend on the whole of a text."""
     rules = dict(RULES)
@@ -207,6 +219,9 @@ def _rules_for(text: str) -> dict[str, Rule]:
     if _is_laid_out(text):
         rules["odd_spaces"] = replace(RULES["odd_spaces"], patterns=(_EXOTIC_SPACE,))
         rules["outer_whitespace"] = replace(RULES["outer_whitespace"], patterns=(_OUTER_OF_LAYOUT,))
+    rules["space_before_punctuation"] = replace(
+        RULES["space_before_punctuation"], patterns=_spaces_before(text)
+    )
     return rules
 
 
@@ -299,7 +314,9 @@ RULES: dict[str, Rule] = {
         (_ODD_SPACE,), lambda found: " ", lambda text: "  " in text or _unprintable(text)
     ),
     "space_before_punctuation": Rule(
-        _SPACE_BEFORE, lambda found: found[1:], _has(" ,", " ;", " .")
+        (_SPACE_BEFORE_COMMA, _SPACE_BEFORE_SEMICOLON, _SPACE_BEFORE_STOP),
+        lambda found: found[1:],
+        _has(" ,", " ;", " ."),
     ),
     "stray_comma": Rule((_STRAY_COMMA,), lambda found: "?", _has("?,", "? ,")),
     "outer_whitespace": Rule((_OUTER,), lambda found: "", lambda text: text != text.strip()),
