@@ -99,6 +99,66 @@ def test_a_context_of_several_parts_is_their_paragraphs_and_of_wrong_answers_the
     assert fields == [FIELDS | {"anchor": "A.\n\nB.", "negative": "N."}]
 
 
+@pytest.mark.parametrize("prompt", ["within", "beside", "text"])
+def test_preference_rows_have_their_rejected_turn_as_the_wrong_answer(tmp_path, prompt):
+    def said(role, content):
+        return {"role": role, "content": content}
+
+    question, right, wrong = said("user", "Q?"), said("assistant", "R."), said("assistant", "W.")
+    row = {
+        "within": {"chosen": [question, right], "rejected": [question, wrong]},
+        "beside": {"prompt": [question], "chosen": [right], "rejected": [wrong]},
+        "text": {"prompt": "Q?", "chosen": "R.", "rejected": "W."},
+    }[prompt]
+    shape, fields, problems = read(tmp_path / "rows.json", [row | {"score": 1}])
+    assert shape.startswith("preferences")
+    assert "rejected" in shape
+    assert shape.endswith("not read: score")
+    wanted = {"query": "Q?", "positive": ["R."], "negative": "W.", "anchor": ""}
+    assert fields == [wanted if prompt == "text" else wanted | {"turns": []}]
+    assert problems == [None]
+
+
+def test_a_turn_that_calls_a_tool_is_no_answer(tmp_path):
+    call = {"role": "assistant", "content": "I look it up.", "tool_calls": [{"name": "search"}]}
+    row = {"messages": [{"role": "user", "content": "Q?"}, call]}
+    _, _, (problem,) = read(tmp_path / "rows.json", [row])
+    assert problem == '"messages" calls a tool, which is no text to train on'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "answers"),
+    [
+        ("blank_first.csv", "\n\nanchor;query;positive\nA.;Q?;R.\n", ["R."]),
+        ("stray.tsv", 'anchor\tquery\tpositive\nA.\tQ?\t"R" is\nA.\tP?\tS\n', ['"R" is', "S"]),
+        ("open.tsv", 'anchor\tquery\tpositive\n"A.\tQ?\tR\n"A.\tP?\tS\n', ["R", "S"]),
+        ("quoted.tsv", 'anchor\tquery\tpositive\nA.\tQ?\t"R ""is"""\n', ['R "is"']),
+        ("lines.tsv", 'anchor\tquery\tpositive\nA.\tQ?\t"R\n\tis"\n', ["R\n\tis"]),
+    ],
+)
+def test_cells_are_told_apart_whatever_the_quotes_mean(tmp_path, name, content, answers):
+    _, fields, problems = read(tmp_path / name, content.encode())
+    assert [row["positive"] for row in fields] == [[answer] for answer in answers]
+    assert set(problems) == {None}
+
+
+def test_utf_16_without_a_mark_is_named(tmp_path):
+    for name in ("rows.jsonl", "rows.csv", "rows.json"):
+        with pytest.raises(InputError, match="looks like UTF-16: save it as UTF-8"):
+            read(tmp_path / name, json.dumps([FIELDS], indent=0).encode("utf-16-le"))
+
+
+def test_a_column_that_a_command_can_not_name_is_set_in_the_file(tmp_path):
+    row = {"context, if any": "A.", " question": "Q?", "answer #1": "R."}
+    with pytest.raises(InputError) as error:
+        read(tmp_path / "rows.json", [row])
+    assert str(error.value).endswith(
+        ", in params.yaml:\n  data:\n   columns:\n"
+        '    anchor: "context, if any"\n    query: " question"\n    positive: "answer #1"\n'
+        "    negative: null"
+    )
+
+
 def test_alpaca_has_no_context_where_its_input_is_empty(tmp_path):
     rows = [
         {"instruction": "Q?", "input": "A.", "output": "R."},

@@ -9,7 +9,7 @@ import re
 import shlex
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -36,6 +36,8 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _EXCEL_HINT = re.compile(
     r"sep=([,;\t])\s*$"
 )  # a first line that Excel reads, and writes nothing of
+# in a value that Hydra reads for DVC; blanks at its ends are stripped
+_NOT_ON_A_COMMAND_LINE = re.compile(r"""[,=#:{}\[\]()'"\\$]|^\s|\s$""")
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -110,22 +112,29 @@ def _peek(
         for field, column in asked.items()
         if column is not None and look_up(first, column) is MISSING
     ]
-    guessed = " ".join(
-        f"-S data.columns.{field}={_quote(name, field)}"
-        for field, name in guess_columns(first).items()
-    )
     raise InputError(
         f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the "
         f"first row's columns are {', '.join(names)}. Say which is which, in place of each NAME; a "
-        "nested one as answers.text, an anchor of null where there is no context:\n"
-        f"  dvc exp run {guessed}"
+        "nested one as answers.text, an anchor of null where there is no context"
+        + _describe_columns(guess_columns(first))
     )
 
 
-def _quote(name: str | None, field: str) -> str:
-    if name is None:
-        return "null" if field == "negative" else "NAME"
-    return shlex.quote(name)
+def _describe_columns(guessed: Mapping[str, str | None]) -> str:
+    """How to name the columns: by a command, or in params.yaml where DVC would read a name's signs
+    as its own.
+    """
+    known = {field: name for field, name in guessed.items() if name is not None}
+    missing = {
+        field: "null" if field == "negative" else "NAME" for field in guessed.keys() - known.keys()
+    }
+    if any(_NOT_ON_A_COMMAND_LINE.search(name) for name in known.values()):
+        values = {field: json.dumps(name, ensure_ascii=False) for field, name in known.items()}
+        lines = (f"    {field}: {(values | missing)[field]}" for field in guessed)
+        return ", in params.yaml:\n  data:\n   columns:\n" + "\n".join(lines)
+    values = {field: shlex.quote(name) for field, name in known.items()}
+    settings = (f"-S data.columns.{field}={(values | missing)[field]}" for field in guessed)
+    return f":\n  dvc exp run {' '.join(settings)}"
 
 
 def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
@@ -153,6 +162,8 @@ def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
 def _decode(path: Path, line: int, data: bytes, encoding: str) -> str:
     if encoding != "utf-8" and line == 1 and data.startswith(codecs.BOM_UTF8):
         raise InputError(f"{path}: it is UTF-8: -S data.encoding=utf-8")
+    if 4 * data.count(0) > len(data):
+        raise InputError(f"{path}:{line}: it looks like UTF-16: save it as UTF-8")
     try:
         if encoding != "utf-8":
             return data.decode(encoding)
@@ -314,14 +325,28 @@ def _json_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str
 def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
     # contexts run to megabytes; the default stops at 131,072 characters
     csv.field_size_limit(2**31 - 1)
-    lines = (_decode(path, number, data, encoding) for number, data in enumerate(file, 1))
-    first = next(lines, "")
+    lines: Iterator[str] = (
+        _decode(path, number, data, encoding) for number, data in enumerate(file, 1)
+    )
+    blank = 0
+    while (first := next(lines, "")) and not first.strip(" \r\n"):
+        blank += 1
     if "\r" in first.rstrip("\r\n"):
         raise InputError(f"{path}: its lines end in CR alone; save it with LF or CR LF")
     hint = _EXCEL_HINT.match(first)
     delimiter = hint[1] if hint else _find_delimiter(first)
     # the hint is no row, but a line
-    reader = csv.reader(chain(["\n" if hint else first], lines), delimiter=delimiter, strict=True)
+    lines = chain(["\n"] * blank, ["\n" if hint else first], lines)
+    unquoted = False
+    if delimiter == "\t":
+        whole = list(lines)
+        unquoted, lines = _is_unquoted(whole), iter(whole)
+    reader = csv.reader(
+        lines,
+        delimiter=delimiter,
+        strict=True,
+        quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
+    )
     end = 0  # a quoted cell may hold line ends: a row stands where the one before it ended
     names: list[str] = []
     try:
@@ -344,6 +369,21 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
             f"{path}:{end + 1}: not CSV: {error} (cells stand between {_DELIMITERS[delimiter]}, as "
             "in the first line, and in quotes where they hold some)"
         ) from error
+
+
+def _is_unquoted(lines: Sequence[str]) -> bool:
+    """Whether quotes between tabs are signs of the text: every line has as many cells as the first,
+    which they are not by the rules of CSV.
+    """
+    filled = [line for line in lines if line.strip("\r\n")]
+    cells = {line.count("\t") for line in filled}
+    if len(cells) != 1:
+        return False
+    try:
+        quoted = list(csv.reader(filled, delimiter="\t", strict=True))
+    except csv.Error:
+        return True
+    return len(quoted) < len(filled)
 
 
 def _find_delimiter(header: str) -> str:

@@ -2,7 +2,7 @@
 published, each made one of ours.
 
 A file's shape is told by its first record. The user's own columns come first; where none of them is
-there, SQuAD's, Alpaca's and conversations' are known by their names.
+there, SQuAD's, Alpaca's, conversations' and preferences' are known by their names.
 """
 
 import json
@@ -21,6 +21,7 @@ MISSING = object()
 UNANSWERABLE = "unanswerable: its file says that the context holds no answer"
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
+CHOSEN, REJECTED, PROMPT = "chosen", "rejected", "prompt"  # of preference rows, as TRL names them
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
@@ -74,10 +75,11 @@ class Shape:
         """The shape in words: which column is which field, and which are not read."""
         unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         if self.turns is not None:
+            wrong = f", a wrong answer is the last turn of {REJECTED}" * (self.turns == CHOSEN)
             context = f"is {self.anchor} where there is one, else it " if self.anchor else ""
             return (
                 f"{self.name} in {self.turns}: the last turn is the answer, the context {context}"
-                f"sits in the question{unread}"
+                f"sits in the question{wrong}{unread}"
             )
         fields = {"context": self.anchor, "question": self.query, "answer": self.positive}
         if self.negative:
@@ -131,6 +133,7 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
     # a name of the user's own that is not there is misspelt, and no other shape is looked for
     misspelt = any(name not in (field, None) and not has(name) for field, name in own.items())
     anchor, negative = columns.anchor, columns.negative
+    chosen, rejected = look_up(record, CHOSEN), look_up(record, REJECTED)
     conversation = next(
         (
             name
@@ -149,6 +152,10 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
         )
     elif misspelt or any(has(name) for name in own.values()):
         return None
+    elif _is_conversation(chosen) and _is_conversation(rejected):
+        shape = Shape("preferences", None, None, None, REJECTED, turns=CHOSEN, bare=True)
+    elif has(PROMPT) and isinstance(chosen, str) and isinstance(rejected, str):
+        shape = Shape("preferences", None, PROMPT, CHOSEN, REJECTED, bare=True)
     elif has("context") and has("question") and has("answers"):
         context = None if anchor is None else "context"
         shape = Shape("SQuAD", context, "question", "answers.text", negative, bare=context is None)
@@ -158,6 +165,7 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
     if shape is None:
         return None
     paths = {path for path in shape.columns.values() if path}
+    paths |= {PROMPT} if shape.turns == CHOSEN else set()
     read = paths | {path.split(".")[0] for path in paths}
     names = [name for name in record if isinstance(name, str)]
     return replace(shape, unread=tuple(name for name in names if name not in read))
@@ -194,7 +202,11 @@ def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
         if value is not MISSING:
             fields[field] = _read_value(value, field, column)
     if shape.turns is not None:
-        fields |= _read_conversation(look_up(record, shape.turns), shape.turns)
+        turns = look_up(record, shape.turns)
+        prompt = look_up(record, PROMPT) if shape.turns == CHOSEN else None
+        if isinstance(prompt, list) and isinstance(turns, list):
+            turns = [*prompt, *turns]
+        fields |= _read_conversation(turns, shape.turns)
     if record.get("is_impossible") is True or (
         shape.name == "SQuAD" and fields.get("positive") == []
     ):
@@ -208,6 +220,8 @@ def _read_value(value: Any, field: str, column: str) -> Any:
     """A value as text: of the right answers a list without those that come again, of a context's
     parts one text, and of wrong answers the first.
     """
+    if field == "negative" and _is_conversation(value):  # what the assistant says at the end
+        value = value[-1].get("content", value[-1].get("value"))
     if isinstance(value, list):
         parts = [_to_text(part, column) for part in value]
         if field == "positive":
@@ -248,6 +262,8 @@ def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
             if not all(isinstance(text, str) for text in texts):
                 raise UnusableError(f'"{column}" holds something else than text')
             content = "".join(map(str, texts))
+        if turn.get("tool_calls"):
+            raise UnusableError(f'"{column}" calls a tool, which is no text to train on')
         if role not in ROLES:
             raise UnusableError(f'"{column}" has a turn of {role!r}')
         if not is_text(content):
