@@ -19,13 +19,14 @@ class Message(TypedDict):
 class CleanRow(TypedDict):
     """A usable row, cleaned (data/clean/rows.jsonl).
 
-    `place` is where it stands in the user's file; `anchor` is "" where there is no context,
-    `also_right` are right answers beyond `positive`, `turns` what was said before the question,
-    `contradicts` is the id of a row that says the opposite.
+    `place` is where it stands in the user's file; `context_id` is of its raw context; `anchor` is
+    "" where there is none, `also_right` are right answers beyond `positive`, `turns` what was said
+    before the question, `contradicts` is the id of a row that says the opposite.
     """
 
     id: str
     place: str
+    context_id: str
     anchor: str
     query: str
     positive: str

@@ -66,10 +66,10 @@ def main() -> None:
             f"params.yaml: format.max_length: {params.format.max_length} is beyond the model's "
             f"{positions} positions{advise()}"
         )
-    ties, same = find_ties(rows.values(), params.split)
-    split = make_split(ties, same, params.split)
+    ties = find_ties(rows.values(), params.split)
+    split = make_split(ties, params.split)
     log.info("%d groups; %s", len(set(split.groups.values())), split.describe_largest())
-    for fault in check_split(split, ties, same, params.split):
+    for fault in check_split(split, ties, params.split):
         log.warning("%s (split.on_missed_shares: continue)", fault)
     check_overlap(split.splits, ties)
 

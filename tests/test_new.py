@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, edit_yaml
 
 from commands import new
+from library.corpus.groups import context_id
 from library.corpus.reading import find_file_shape, read_raw
 from library.corpus.rows import find_problem, row_id
 from library.corpus.splitting import check_split, find_ties, make_split
@@ -138,9 +139,18 @@ def test_its_rows_are_usable_and_known_to_dvc(made):
     shape = find_file_shape(made / params.data.path, params.data)
     assert all(find_problem(row, shape, params.clean.nothing) is None for row in rows)
     texts = [row.fields | {"positive": row.fields["positive"][0]} for row in rows]
-    clean = [text | {"id": row_id(text), "also_right": [], "turns": []} for text in texts]
-    ties, same = find_ties(clean, params.split)
-    assert check_split(make_split(ties, same, params.split), ties, same, params.split) == []
+    clean = [
+        text
+        | {
+            "id": row_id(text),
+            "context_id": context_id(text["anchor"], text["query"]),
+            "also_right": [],
+            "turns": [],
+        }
+        for text in texts
+    ]
+    ties = find_ties(clean, params.split)
+    assert check_split(make_split(ties, params.split), ties, params.split) == []
     status = subprocess.run(
         [sys.executable, "-m", "dvc", "data", "status"],
         cwd=made,
@@ -226,7 +236,7 @@ def test_the_path_of_the_data_is_replaced_however_it_is_written_and_nothing_else
         (path / "params.yaml").read_text().splitlines() for path in (folder, tmp_path / "mine")
     )
     changed = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
-    assert [pair[1].split(":")[0].strip() for pair in changed] == ['"path"', "seed"]
+    assert [pair[1].split(":")[0].strip() for pair in changed] == ['"path"']
     assert "data/sample/patents.json" in changed[0][0]
     assert "data/raw/mine.json" in changed[0][1]
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml, link_model, make_rows
+from conftest import ROOT, SHARES, edit_yaml, find_split_seed, link_model, make_rows
 
 NOT_RUN = {
     "git clone REPOSITORY && cd REPOSITORY": "the folder that this test makes is the clone",
@@ -89,8 +89,12 @@ def clone(tmp_path, monkeypatch, tiny_dir):
         "params.yaml",
         model="small",
         data__path="data/raw/small.json",
-        split__shares={"train": 0.5, "validation": 0.2, "test": 0.3},
-        split__seed=41,  # leaves no split of either file empty
+        split__shares=SHARES,
+        split__seed=find_split_seed(
+            lambda counts: all(rows > 1 for rows, _ in counts.values()),
+            make_rows(24),
+            make_rows(24, seed=2),
+        ),
         split__on_missed_shares="continue",
         format__train_sample=4,
         sft__num_train_epochs=1.0,

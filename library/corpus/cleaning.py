@@ -9,7 +9,7 @@ from cachetools import LRUCache, cached
 from datasets import Value
 
 from library.corpus.cleaning_rules import Finding, clean_text
-from library.corpus.groups import find_contradictions, hash_text, normalize
+from library.corpus.groups import context_id, find_contradictions, hash_text, normalize
 from library.corpus.rows import FIELDS, LISTS, row_id
 from library.files import to_line
 
@@ -96,6 +96,7 @@ def clean_row(
             {
                 "id": key,
                 "place": row["place"],
+                "context_id": context_id(row["anchor"], row["query"]),
                 **texts,
                 "anchor": texts["anchor"] or "",
                 **lists,

@@ -9,7 +9,8 @@ right answer, and all rows would be one group.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rapidfuzz import fuzz
@@ -21,26 +22,46 @@ from library.records import Message, right_answers
 
 SAME_QUERY = 90.0
 LONG_QUESTION = 40  # words: a context can be in it
+MOST_ROWS_OF_A_DOCUMENT, MOST_SHARE_OF_A_DOCUMENT = 10, 0.1
+_FINAL_MARKS = " .。!！?？"
 
 
 class Tie(NamedTuple):
-    """What ties a row to others that have the same: its kind, the text or its hash, and of an
-    answer how many words it has.
+    """What ties a row to others that have the same: its kind, what `hash_text` makes of the text,
+    and how many words it has where it ties from some length on.
     """
 
     kind: str
-    text: str
+    key: str
     words: int = 0
 
 
+@dataclass(frozen=True)
+class Ties:
+    """What ties rows to each other: of each row, by its id, what it shares with others that have
+    it, and its `context_id`; pairs of keys that count as one; and by key the texts, to be shown.
+    """
+
+    rows: Mapping[str, Sequence[Tie]]
+    contexts: Mapping[str, str]
+    same: Sequence[tuple[str, str]] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
 def normalize(text: str) -> str:
-    """What counts as the same text: case and white space do not matter."""
-    return " ".join(text.casefold().split())
+    """What counts as the same text: case, white space and a mark at the end do not matter."""
+    folded = " ".join(text.casefold().split())
+    return folded.rstrip(_FINAL_MARKS) or folded
 
 
 def hash_text(text: str) -> str:
     """Thirty-two hexadecimal digits: the same for texts that count as the same."""
     return hashlib.sha256(normalize(text).encode()).hexdigest()[:32]
+
+
+def context_id(context: str | None, question: str | None) -> str:
+    """Sixteen hexadecimal digits of a raw context, or where there is none of the question."""
+    return hash_text((context or "").strip() or question or "")[:16]
 
 
 def list_ties(
@@ -54,7 +75,8 @@ def list_ties(
     right answers, and of the `turns` before the question, that have `params.same_answer_words`
     words or more.
 
-    All are texts, or what `hash_text` makes of them; `answers` maps each to its words.
+    Texts are given by their keys, a context that there is not as an empty one; `answers` maps each
+    to its words.
     """
     ties = [Tie("context", context) if context else Tie("question", question)]
     ties += [Tie("answer", answer, words) for answer, words in answers.items()]
@@ -62,15 +84,30 @@ def list_ties(
     return ties[:1] + [tie for tie in ties[1:] if tie.words >= params.same_answer_words]
 
 
-def tie_turns(turns: Iterable[Message], say: Callable[[str], str]) -> list[Tie]:
-    """What was said before a question, as ties; `say` gives a text, or its hash. System messages
-    are none: all rows of a file have the same.
+def tie_turns(turns: Iterable[Message]) -> list[Tie]:
+    """What was said before a question, as ties: as documents what system messages say, if it is
+    long enough to hold one.
     """
-    return [
-        Tie("turn", say(turn["content"]), count_words(turn["content"]))
-        for turn in turns
-        if turn["role"] != "system"
-    ]
+    ties = []
+    for turn in turns:
+        words = count_words(turn["content"])
+        if turn["role"] != "system":
+            ties.append(Tie("turn", hash_text(turn["content"]), words))
+        elif words >= LONG_QUESTION:
+            ties.append(Tie("document", hash_text(turn["content"]), words))
+    return ties
+
+
+def drop_instructions(ties: Mapping[str, Sequence[Tie]]) -> dict[str, list[Tie]]:
+    """The ties without system messages that are instructions: those that stand in more than ten
+    rows and in more than a tenth of them. What fewer rows share is a document they ask about.
+    """
+    counts = Counter(tie.key for row in ties.values() for tie in {*row} if tie.kind == "document")
+    most = max(MOST_ROWS_OF_A_DOCUMENT, MOST_SHARE_OF_A_DOCUMENT * len(ties))
+    return {
+        key: [tie for tie in row if tie.kind != "document" or counts[tie.key] <= most]
+        for key, row in ties.items()
+    }
 
 
 def compared_context(context: str, question: str) -> str:
@@ -85,60 +122,57 @@ def count_words(text: str) -> int:
     return len(tokenize(text))
 
 
-def group_rows(
-    ties: Mapping[str, Iterable[Tie]], same: Iterable[tuple[str, str]] = ()
-) -> dict[str, str]:
+def group_rows(ties: Ties) -> dict[str, str]:
     """Map each row id to its group: the connected components of rows over what ties them.
 
-    `same` are pairs of texts that count as one, such as contexts that are nearly the same. A group
-    is named by its smallest id.
+    A group is named by its contexts, the smallest of their ids: so neither another question on one
+    of them renames it nor another rule of cleaning.
     """
-    parent = {row: row for row in ties}
+    parent: dict[str, str] = {}
 
-    def root(row: str) -> str:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
+    def root(key: str) -> str:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
 
-    def join(row: str, key: str) -> None:
-        one, other = sorted((root(row), root(first.setdefault(key, row))))
-        parent[other] = one
+    def join(one: str, other: str) -> None:
+        parent[root(one)] = root(other)
 
-    first: dict[str, str] = {}
-    for row, row_ties in ties.items():
-        for tie in row_ties:
-            join(row, hash_text(tie.text))
-    for text, other_text in same:
-        join(first[hash_text(text)], hash_text(other_text))
-    return {row: root(row) for row in ties}
+    for row in ties.rows.values():
+        for tie in row:
+            join(tie.key, row[0].key)
+    for one, other in ties.same:
+        join(one, other)
+    names: dict[str, str] = {}
+    for key, row in ties.rows.items():
+        group, context = root(row[0].key), ties.contexts[key]
+        names[group] = min(context, names.get(group, context))
+    return {key: names[root(row[0].key)] for key, row in ties.rows.items()}
 
 
-def count_ties(ties: Iterable[Iterable[Tie]]) -> list[tuple[str, str, int]]:
-    """What ties rows to each other: kind, text and in how many of the rows it stands, the most
-    first. A text of one row alone is left out.
+def count_ties(ties: Iterable[Iterable[Tie]]) -> list[tuple[Tie, int]]:
+    """What ties rows to each other, and in how many of them it stands, the most first. What one row
+    alone has is left out.
     """
-    counts: Counter[tuple[str, str]] = Counter()
-    shown: dict[tuple[str, str], str] = {}
-    for row_ties in ties:
-        named = {(tie.kind, normalize(tie.text)): tie.text for tie in row_ties}
-        counts.update(named.keys())
-        shown = named | shown
+    counts = Counter(tie for row in ties for tie in {*row})
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
-    return [(key[0], shown[key], count) for key, count in ordered if count > 1]
+    return [(tie, count) for tie, count in ordered if count > 1]
 
 
-def check_overlap(splits: Mapping[str, str], ties: Mapping[str, Iterable[Tie]]) -> None:
-    """Raise InputError where what ties rows stands in two splits; both are by row id.
+def check_overlap(splits: Mapping[str, str], ties: Ties) -> None:
+    """Raise InputError where what ties rows stands in two splits, which are by row id.
 
     The last line of defence: whole groups are split.
     """
     seen: dict[str, str] = {}
     for row, split in splits.items():
-        for tie in ties[row]:
-            other = seen.setdefault(normalize(tie.text), split)
+        for tie in ties.rows[row]:
+            other = seen.setdefault(tie.key, split)
             if other != split:
-                raise InputError(f"the same text is in {other} and {split}: {tie.text[:80]!r}")
+                text = ties.texts.get(tie.key, tie.key)
+                raise InputError(f"the same text is in {other} and {split}: {text[:80]!r}")
 
 
 def find_given_away(

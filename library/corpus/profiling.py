@@ -10,6 +10,8 @@ import pandas as pd
 from library.corpus.cleaning_rules import RULES
 from library.corpus.groups import (
     Tie,
+    Ties,
+    drop_instructions,
     find_contradictions,
     find_given_away,
     hash_text,
@@ -104,8 +106,7 @@ def describe_rows(
     near = find_near_duplicates(
         {row["compared"]: row["sketch"] for row in rows.values() if row["sketch"]}
     )
-    same = near if params.near_duplicate_contexts else []
-    ties = {
+    tied = {
         key: list_ties(
             row["anchor"],
             hash_text(row["query"]),
@@ -115,8 +116,11 @@ def describe_rows(
         )
         for key, row in rows.items()
     }
-    split = make_split(ties, same, params)
     shown = {key: text for row in rows.values() for key, text in json.loads(row["shown"]).items()}
+    contexts = {key: row["context_id"] for key, row in rows.items()}
+    same = near if params.near_duplicate_contexts else []
+    ties = Ties(drop_instructions(tied), contexts, same, shown)
+    split = make_split(ties, params)
     sizes = Counter(split.groups.values())
     by_anchor: dict[str, list[str]] = {}
     positives: dict[str, str] = {}
@@ -138,7 +142,7 @@ def describe_rows(
     trained = [row for row in rows.values() if split.splits[row["id"]] == "train"]
     given_away = find_given_away(trained, rows.values(), pairs)
     try:
-        faults = check_split(split, ties, same, params)
+        faults = check_split(split, ties, params)
     except InputError as error:
         faults = str(error).splitlines()
     counts = split.count()
@@ -158,7 +162,7 @@ def describe_rows(
         "positive_here_negative_there": both,
         "swapped_pairs": places(pairs),
         "contradictory": places(contradictions),
-        "largest_group": [split.describe_largest(shown)],
+        "largest_group": [split.describe_largest()],
         "shares": faults,
         "near_duplicate_contexts": [
             f"{first_places[one]} and {first_places[other]}" for one, other in near

@@ -5,15 +5,18 @@ the shares that were asked for, or a stop.
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from library.corpus.groups import (
     Tie,
+    Ties,
     compared_context,
     count_ties,
     count_words,
+    drop_instructions,
     group_rows,
+    hash_text,
     list_ties,
     tie_turns,
 )
@@ -34,13 +37,14 @@ SHOWN_TIES, SHOWN_CHARACTERS = 3, 60
 class Split:
     """Rows by group and by split, both by row id, and what ties the largest group together.
 
-    `common` are its texts that stand in most rows: kind, text and rows.
+    `common` is what stands in most of its rows, and in how many; `texts` are these by their keys.
     """
 
     groups: Mapping[str, str]
     splits: Mapping[str, str]
     largest: int
-    common: Sequence[tuple[str, str, int]]
+    common: Sequence[tuple[Tie, int]]
+    texts: Mapping[str, str]
 
     def count(self) -> dict[str, tuple[int, int]]:
         """The rows and groups of each split."""
@@ -50,11 +54,11 @@ class Split:
             members[split].add(self.groups[row])
         return {split: (rows[split], len(members[split])) for split in SPLITS}
 
-    def describe_largest(self, texts: Mapping[str, str] | None = None) -> str:
-        """The largest group in words; `texts` by hash, where the rows' ties are hashes."""
+    def describe_largest(self) -> str:
+        """The largest group in words."""
         shared = "; ".join(
-            f"the {kind} {_shorten((texts or {}).get(text, text))} ties {rows}"
-            for kind, text, rows in self.common
+            f"the {tie.kind} {_shorten(self.texts.get(tie.key, tie.key))} ties {rows}"
+            for tie, rows in self.common
         )
         tied = shared or "contexts that are nearly the same tie them" * (self.largest > 1)
         return f"the largest group has {self.largest} of {len(self.groups)} rows" + (
@@ -62,39 +66,46 @@ class Split:
         )
 
 
-def find_ties(
-    rows: Iterable[CleanRow], params: SplitParams
-) -> tuple[dict[str, list[Tie]], list[tuple[str, str]]]:
-    """What ties each row, by its id, to others; and the pairs of contexts that are nearly the same,
-    where these count.
-    """
+def find_ties(rows: Iterable[CleanRow], params: SplitParams) -> Ties:
+    """What ties rows to each other, near duplicates of contexts where these count."""
     ties = {}
-    contexts: dict[str, None] = {}
+    contexts = {}
+    texts: dict[str, str] = {}
+    compared: dict[str, str] = {}
+
+    def key(text: str) -> str:
+        made = hash_text(text)
+        texts.setdefault(made, text)
+        return made
+
     for row in rows:
-        answers = {text: count_words(text) for text in right_answers(row)}
-        turns = tie_turns(row["turns"], str)
-        ties[row["id"]] = list_ties(row["anchor"], row["query"], answers, params, turns)
-        if context := compared_context(row["anchor"], row["query"]):
-            contexts[context] = None
+        answers = {key(text): count_words(text) for text in right_answers(row)}
+        for turn in row["turns"]:
+            key(turn["content"])
+        context = key(row["anchor"]) if row["anchor"] else ""
+        contexts[row["id"]] = row["context_id"]
+        turns = tie_turns(row["turns"])
+        ties[row["id"]] = list_ties(context, key(row["query"]), answers, params, turns)
+        if text := compared_context(row["anchor"], row["query"]):
+            compared.setdefault(hash_text(text), text)
     near = params.near_duplicate_contexts
-    sketches = {context: sketch(context) for context in contexts} if near else {}
-    return ties, find_near_duplicates(sketches)
+    sketches = {made: sketch(text) for made, text in compared.items()} if near else {}
+    return Ties(drop_instructions(ties), contexts, find_near_duplicates(sketches), texts)
 
 
-def make_split(
-    ties: Mapping[str, Sequence[Tie]], same: Sequence[tuple[str, str]], params: SplitParams
-) -> Split:
-    """Group and split rows, by id, over what ties them; `same` as `group_rows` takes it."""
-    groups = group_rows(ties, same)
+def make_split(ties: Ties, params: SplitParams) -> Split:
+    """Group and split rows, by id, over what ties them."""
+    groups = group_rows(ties)
     members: dict[str, list[str]] = defaultdict(list)
     for row, group in groups.items():
         members[group].append(row)
-    largest = max(members.values(), key=lambda rows: (len(rows), rows[0]), default=[])
+    largest = max(members.values(), key=lambda rows: (len(rows), min(rows)), default=[])
     return Split(
         groups,
         split_groups(groups, params.shares, params.seed),
         len(largest),
-        count_ties([ties[row] for row in largest])[:SHOWN_TIES],
+        count_ties([ties.rows[row] for row in largest])[:SHOWN_TIES],
+        ties.texts,
     )
 
 
@@ -155,12 +166,7 @@ def find_seed(groups: Mapping[str, str], shares: Shares) -> int | None:
     return None
 
 
-def check_split(
-    split: Split,
-    ties: Mapping[str, Sequence[Tie]],
-    same: Sequence[tuple[str, str]],
-    params: SplitParams,
-) -> list[str]:
+def check_split(split: Split, ties: Ties, params: SplitParams) -> list[str]:
     """How the split misses what was asked; empty where it does not.
 
     Raises InputError, with what ties most and the commands that mend it, unless `on_missed_shares`
@@ -171,7 +177,7 @@ def check_split(
     empty = any(rows == 0 for rows, _ in counts.values())
     if not faults or (params.on_missed_shares == "continue" and not empty):
         return faults
-    remedies = list(_find_remedies(ties, same, params))
+    remedies = list(_find_remedies(ties, params))
     if not empty:
         remedies.append(
             ("go on all the same, and the report says so", {"on_missed_shares": "continue"})
@@ -187,24 +193,22 @@ def check_split(
     )
 
 
-def _find_remedies(
-    ties: Mapping[str, Sequence[Tie]], same: Sequence[tuple[str, str]], params: SplitParams
-) -> list[tuple[str, dict[str, Any]]]:
+def _find_remedies(ties: Ties, params: SplitParams) -> list[tuple[str, dict[str, Any]]]:
     """Changes of `split`, each with what it does, by which no split misses what was asked."""
-    tried: list[tuple[str, dict[str, Any], Mapping[str, Sequence[Tie]], Sequence[Any]]] = [
-        ("draw groups by another seed", {}, ties, same)
-    ]
-    apart = {row: [tie for tie in tied if not tie.words] for row, tied in ties.items()}
-    longest = max((tie.words for tied in ties.values() for tie in tied), default=0)
+    tried: list[tuple[str, dict[str, Any], Ties]] = [("draw groups by another seed", {}, ties)]
+    longest = max((tie.words for tied in ties.rows.values() for tie in tied), default=0)
     if longest >= params.same_answer_words:
         words = {"same_answer_words": longest + 1}
-        tried.append(("let the same answer stand in several splits", words, apart, same))
-    if same:
+        apart = {row: [tie for tie in tied if not tie.words] for row, tied in ties.rows.items()}
+        shared = replace(ties, rows=apart)
+        tried.append(("let the same answer stand in several splits", words, shared))
+    if ties.same:
         near = {"near_duplicate_contexts": "false"}
-        tried.append(("let contexts that are nearly the same stand in several", near, ties, []))
+        what = "let contexts that are nearly the same stand in several"
+        tried.append((what, near, replace(ties, same=())))
     found = []
-    for what, values, tied, near_contexts in tried:
-        seed = find_seed(group_rows(tied, near_contexts), params.shares)
+    for what, values, tied in tried:
+        seed = find_seed(group_rows(tied), params.shares)
         if seed is not None:
             found.append((what, values | {"seed": seed}))
             if not values:

@@ -12,7 +12,7 @@ from cachetools import LRUCache, cached
 from datasets import List, Value
 
 from library.corpus.cleaning_rules import find_defects
-from library.corpus.groups import compared_context, count_words, hash_text, tie_turns
+from library.corpus.groups import compared_context, context_id, count_words, hash_text, tie_turns
 from library.corpus.near_duplicates import sketch
 from library.corpus.rows import FIELDS, row_id
 from library.llm.chat_template import load_tokenizer
@@ -24,9 +24,10 @@ FEATURES = {
     "place": Value("string"),
     "problem": Value("string"),
     "id": Value("string"),
+    "context_id": Value("string"),
     "query": Value("large_string"),
     "answers": Value("string"),  # a JSON object: words by the hash of each right answer
-    "shown": Value("string"),  # a JSON object: the beginning of context and answers by their hash
+    "shown": Value("string"),  # a JSON object: the beginning of each text by its hash
     "turns": Value("string"),  # a JSON array: what was said before the question, as ties
     "compared": Value("string"),  # the hash of what the sketch is of
     "turns_tokens": Value("int64"),
@@ -64,6 +65,7 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
     present = {field: numbers for field, numbers in measured.items() if not row[field].isspace()}
     right = [row["positive"], *json.loads(row["also_right"] or "[]")] if row["positive"] else []
     said = json.loads(row["turns"] or "[]")
+    texts = (row["anchor"], *right, *(turn["content"] for turn in said))
     turns = "\n".join(turn["content"] for turn in said)
     anchor = row["anchor"] if "anchor" in present else ""
     compared = compared_context(anchor, row["query"] or "")
@@ -71,12 +73,11 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
         "place": row["place"],
         "problem": row["problem"],
         "id": row_id(row),
+        "context_id": context_id(row["anchor"], row["query"]),
         "query": row["query"],
         "answers": json.dumps({hash_text(text): count_words(text) for text in right}),
-        "shown": json.dumps(
-            {hash_text(text): text[:SHOWN_CHARACTERS] for text in (row["anchor"], *right) if text}
-        ),
-        "turns": json.dumps(tie_turns(said, hash_text)),
+        "shown": json.dumps({hash_text(text): text[:SHOWN_CHARACTERS] for text in texts if text}),
+        "turns": json.dumps(tie_turns(said)),
         "compared": hash_text(compared),
         "turns_tokens": _measure(turns, base_dir, False)["tokens"] if turns else 0,
         "sketch": _measure(compared, base_dir, True)["sketch"] if compared else [],
