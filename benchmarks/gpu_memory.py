@@ -93,7 +93,12 @@ QWEN = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
 MODELS: dict[str, dict[str, Any]] = {
-    path.parent.name: QWEN | yaml.safe_load(path.read_text())["config"]
+    path.parent.name: QWEN
+    | {
+        name: value
+        for name, value in yaml.safe_load(path.read_text())["config"].items()
+        if value is not None
+    }
     for path in sorted(ROOT.glob("models/qwen2.5-*/model.yaml"))
 }
 TOY = {

@@ -111,7 +111,7 @@ def train_trl(rows: Sequence[Row]) -> float:
         trainer = SFTTrainer(
             model=load(),
             args=args,
-            train_dataset=to_dataset(rows),
+            train_dataset=to_dataset(rows, TOKENIZER),
             processing_class=TOKENIZER,
             peft_config=lora,
         )

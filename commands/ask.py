@@ -19,7 +19,7 @@ from library.corpus.cleaning_rules import clean_text
 from library.corpus.shapes import is_text
 from library.entry import run_main
 from library.errors import InputError
-from library.llm.base_checks import count_positions
+from library.llm.architectures import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
 from library.llm.generation import generate_answers
 from library.llm.loading import check_artifacts, load_merged, load_model

@@ -21,6 +21,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
+# what params.yaml leaves to the model's file where it says null
+MODEL_DEFAULTS = (("sft", "learning_rate"), ("format", "max_length"), ("format", "max_new_tokens"))
+
+
 class Section(BaseModel):
     """A part of a file in which every name is known, and every value of its type."""
 
@@ -297,6 +301,14 @@ class ModelFile(Section):
     """4 bits (NF4), or as published."""
     gradient_checkpointing: bool
     """Whether training computes activations again to save memory."""
+    chat_template_kwargs: Mapping[str, str | bool | int | float]
+    """Values of the chat template's variables; thinking is off without being named."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """`sft.learning_rate`, where that is null."""
+    max_length: Annotated[int, Field(ge=16)]
+    """`format.max_length`, where that is null."""
+    max_new_tokens: Count
+    """`format.max_new_tokens`, where that is null."""
 
 
 class ModelConfig(Section):
@@ -314,6 +326,8 @@ class ModelConfig(Section):
     """Heads of queries in a layer."""
     num_key_value_heads: Count
     """Heads of keys and values in a layer."""
+    head_dim: Count | None
+    """The width of a head, or null where it is the model's width by its heads."""
     vocab_size: Count
     """Rows of the embedding."""
     tie_word_embeddings: bool
@@ -390,7 +404,19 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
 
     Raises InputError naming each one that is unknown, missing or out of range.
     """
-    return validate(Params, path)
+    return _validate_values(Params, read_values(path), path)
+
+
+def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
+    """params.yaml as it stands, but for MODEL_DEFAULTS that are null: these are as the model's file
+    says. Raises InputError where that has to be read and can't be.
+    """
+    values = read_yaml(path)
+    for section, name in MODEL_DEFAULTS:
+        group, model = values.get(section), values.get("model")
+        if isinstance(group, dict) and group.get(name, ...) is None and isinstance(model, str):
+            group[name] = getattr(load_model_file(model, path.parent / MODELS_DIR), name)
+    return values
 
 
 def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | LocalModel:

@@ -1,14 +1,17 @@
 """Make the base model ready: every file checked and on record, and the model tried on one row.
 
 Reads models/NAME/, where `model` in params.yaml is NAME. Writes artifacts/base/: manifest.json,
-config.json and the tokenizer. This is the only stage that may use the network.
+config.json, and the tokenizer with its chat template adapted. This is the only stage that may use
+the network.
 """
 
 import logging
 import shutil
 
 from library.entry import run_main
+from library.errors import InputError
 from library.files import write_json
+from library.llm.adapted_template import adapt_template
 from library.llm.base_checks import (
     check_config,
     check_files,
@@ -35,11 +38,16 @@ def main() -> None:
     source = source_name(manifest["source"])
     config = load_config(folder, source)
     if isinstance(model_file, HubModel) and model_file.config is not None:
-        check_config(model_file.config, folder / "config.json", str(model_path(name)))
+        check_config(model_file.config, config, str(model_path(name)))
     check_quantization(config, model_file.quantization, source)
     check_files(folder, config)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, tokenizer, source)
+    try:
+        for change in adapt_template(tokenizer, model_file.chat_template_kwargs):
+            log.info("%s: in its chat template %s", source, change)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     shutil.rmtree(BASE_DIR, ignore_errors=True)
     tokenizer.save_pretrained(BASE_DIR)
     shutil.copyfile(folder / "config.json", BASE_DIR / "config.json")

@@ -15,7 +15,7 @@ from library.corpus.splitting import check_split, find_ties, make_split
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_jsonl, write_json, write_jsonl
-from library.llm.base_checks import count_positions
+from library.llm.architectures import count_positions
 from library.llm.chat_template import load_tokenizer
 from library.llm.formatting import (
     complete_row,

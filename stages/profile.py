@@ -16,7 +16,7 @@ from library.corpus.rows import FIELDS
 from library.corpus.table import map_table, read_table
 from library.entry import run_main
 from library.files import write_json, write_text
-from library.llm.base_checks import count_positions
+from library.llm.architectures import count_positions
 from library.llm.chat_template import load_tokenizer, prompt_ids
 from library.llm.lengths import RowLengths, advise_lengths
 from library.llm.prompts import build_messages, load_prompt

@@ -12,9 +12,10 @@ from dataclasses import replace
 from library.entry import run_main
 from library.files import write_json, write_text
 from library.formatted import read_formatted
+from library.llm.architectures import needs_no_padding, read_config
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
-from library.llm.devices import describe_device, pick_attention, pick_device
+from library.llm.devices import describe_device, pick_device
 from library.llm.loading import load_model
 from library.llm.memory.planning import (
     LongestLengths,
@@ -70,7 +71,7 @@ def main() -> None:
         max_length=params.format.max_length,
         gradient_checkpointing=model_file.gradient_checkpointing,
         output_dir=checkpoints,
-        padding_free=pick_attention(device) == "flash_attention_2",
+        padding_free=needs_no_padding(device, read_config(BASE_DIR)),
     )
 
     def build(per_device: int) -> CheckedTrainer:

@@ -80,8 +80,9 @@ def copy_code(folder):
         )
 
 
-def copy_models(folder):
-    """Copy every model's model.yaml into a project folder, without any weights."""
+def copy_params(folder="."):
+    """Copy params.yaml and every model's model.yaml into a project folder, without any weights."""
+    shutil.copy(ROOT / "params.yaml", folder)
     for path in (ROOT / "models").glob("*/model.yaml"):
         target = Path(folder) / "models" / path.parent.name
         target.mkdir(parents=True)
@@ -123,8 +124,7 @@ def project(tmp_path, monkeypatch, tiny_dir):
     the working directory.
     """
     shutil.copytree(ROOT / "prompts", tmp_path / "prompts")
-    copy_models(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("rows.json").write_text(json.dumps(make_rows(24)))
     edit_yaml(
@@ -185,8 +185,7 @@ def judged(tmp_path, monkeypatch):
     Fine-tuning copies the reference, zero-shot says something else. `hostile` are texts by index
     that stand in every field.
     """
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    copy_models(tmp_path)
+    copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     edit_yaml("params.yaml", evaluate__draws=1000, format__passage_characters=50)
 

@@ -18,7 +18,7 @@ from commands.doctor import machine
 from library import files
 from library.errors import InputError
 from library.files import hash_once, read_json
-from library.llm.base_checks import count_positions
+from library.llm.architectures import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer, read_answer
 from library.llm.formatting import format_row
 from library.llm.loading import load_model
@@ -273,7 +273,8 @@ def test_a_template_that_changes_the_answer_is_refused(model):
     answer = "{{ message.content }}<|im_end|>{% endgeneration %}"
     changed = answer.replace("content", "content | lower")
     path.write_text(path.read_text().replace(answer, changed))
-    assert "it is 4.5 mm (about" in refusal()
+    assert "changes what an answer says: 'It is 4.5 mm" in (said := refusal())
+    assert "it is 4.5 mm (about" in said
 
 
 def test_blanks_before_punctuation_are_read_as_they_were_written(model):
@@ -303,14 +304,11 @@ def test_a_template_that_refuses_the_messages_is_refused_in_words(model):
     )
 
 
-def test_a_template_that_leaves_out_the_system_message_is_refused(model):
+def test_a_template_that_leaves_out_the_question_is_refused(model):
     path = model / "chat_template.jinja"
     text = path.read_text()
-    path.write_text(text.replace("in messages %", "in messages if message.role != 'system' %"))
-    assert refusal() == (
-        "models/local: its chat template leaves out or changes "
-        "'Answer the question from the passages.'"
-    )
+    path.write_text(text.replace("in messages %", "in messages if message.role != 'user' %"))
+    assert refusal().startswith("models/local: its chat template leaves out or changes 'The lid")
 
 
 @pytest.mark.parametrize(
@@ -466,18 +464,22 @@ SMALL = {
     [
         ("granite", {"logits_scaling": 8.0, "attention_multiplier": 0.1}, None),
         ("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 16}, None),
-        ("gemma2", {"query_pre_attn_scalar": 16}, "does not support an attention implementation"),
         (
-            "lfm2",
-            {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16},
-            "Lfm2ForCausalLM can't be asked or scored",
+            "llama4_text",
+            {
+                "intermediate_size_mlp": 64,
+                "num_local_experts": 4,
+                "pad_token_id": 0,
+                "layer_types": ["full_attention", "full_attention"],
+            },
+            "Llama4ForCausalLM has no decoder apart from its head",
         ),
     ],
 )
 def test_an_architecture_passes_or_is_refused_in_words(model, kind, values, said):
     tokenizer = load_tokenizer(model)
     (model / "model.safetensors").unlink()
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **SMALL, **values)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **SMALL | values)
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
     edit_yaml(Path("models/local/model.yaml"), quantization="none")
     if said is None:

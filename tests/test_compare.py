@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, edit_yaml
+from conftest import copy_params, edit_yaml
 from ruamel.yaml import YAML
 from test_pages import HOSTILE, context, needs_browser, open_page  # noqa: F401  # context is a fixture
 
@@ -233,7 +233,7 @@ def lines(records):
 @pytest.fixture
 def experiments(tmp_path, monkeypatch):
     """A Git and DVC repository in which experiments are saved by their files, without a run."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for name in (

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, copy_models, edit_yaml, make_rows
+from conftest import ROOT, copy_params, edit_yaml, make_rows
 
 from commands.doctor import environment, machine, repository
 from commands.doctor.__main__ import examine
@@ -303,7 +303,7 @@ def test_what_is_set_in_the_environment_is_said(monkeypatch, name, value, level)
 def test_the_data_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_params(tmp_path)
     edit_yaml("params.yaml", data__path="rows.json")
     assert "rows.json is not here" in texts(repository.check_data)[0]
     Path("rows.json").write_text(json.dumps(make_rows(4)))
@@ -325,8 +325,7 @@ def test_the_data_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
 
 def test_a_parameter_out_of_range_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    copy_models(tmp_path)
+    copy_params(tmp_path)
     assert levels(repository.check_params) == ["ok"]
     edit_yaml("params.yaml", sft__learning_rate=-1)
     (finding,) = repository.check_params()
@@ -420,7 +419,7 @@ def test_the_doctor_itself_imports_nothing_that_could_be_broken():
 
 
 def test_rows_that_are_not_there_come_back_the_way_that_there_is(repo):
-    shutil.copy(ROOT / "params.yaml", ".")
+    copy_params(".")
     edit_yaml("params.yaml", data__path="data/raw/mine.json")
     Path("data/raw").mkdir(parents=True)
     Path("data/raw/mine.jsonl").write_text("{}\n")
@@ -445,8 +444,7 @@ def test_rows_that_are_not_there_come_back_the_way_that_there_is(repo):
 
 def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    copy_models(tmp_path)
+    copy_params(tmp_path)
     edit_yaml("params.yaml", model="qwen2.5-0.5b-instruct")
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.5")
     (finding,) = machine.check_memory()
@@ -457,8 +455,7 @@ def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):
 
 def test_a_hub_model_that_is_nowhere_is_a_problem_only_where_the_hub_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    copy_models(tmp_path)
+    copy_params(tmp_path)
     shutil.copytree(ROOT / "models/tiny", tmp_path / "models/tiny", dirs_exist_ok=True)
     # the embedded model; conftest has the hub switched off
     assert levels(machine.check_hub) == ["ok"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, edit_yaml, link_model
+from conftest import ROOT, copy_params, edit_yaml, link_model
 from markdown_it import MarkdownIt
 from peft import PeftModel
 from ruamel.yaml import YAML
@@ -145,7 +145,7 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
 @pytest.fixture
 def stubs(tmp_path, monkeypatch):
     """A project folder in which every file that the export needs is there, and empty."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
     adapter = Path("artifacts/adapter")
     names = ("base.json", "adapter_config.json", "adapter_model.safetensors")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, copy_code, copy_models
+from conftest import ROOT, copy_code, copy_params
 from ruamel.yaml import YAML
 
 from library import imports
@@ -96,7 +96,7 @@ def recorded(tmp_path, monkeypatch):
     copy_code(".")
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(ROOT / name, name)
-    copy_models(".")
+    copy_params(".")
     for name in ("prompts", "data/votes"):
         shutil.copytree(ROOT / name, name)
     data = load_params().data.path

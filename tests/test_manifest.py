@@ -1,4 +1,6 @@
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from huggingface_hub import constants
@@ -8,7 +10,14 @@ from library.llm.manifest import check_manifest, find_model_folder, make_manifes
 from library.params import HubModel, LocalModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SETTINGS = {"quantization": "nf4", "gradient_checkpointing": False}
+SETTINGS = {
+    "quantization": "nf4",
+    "gradient_checkpointing": False,
+    "chat_template_kwargs": {},
+    "learning_rate": 1e-3,
+    "max_length": 384,
+    "max_new_tokens": 96,
+}
 HUB = HubModel(id="someone/tiny", revision=COMMIT, config=None, **SETTINGS)
 
 
@@ -40,6 +49,34 @@ def test_a_hub_model_that_is_nowhere_is_an_error(hub_cache):
         match=r"someone/tiny at 1{40} is neither in the hub cache nor can it be downloaded",
     ):
         make_manifest(HUB.model_copy(update={"revision": "1" * 40}))
+
+
+class GatedHub(BaseHTTPRequestHandler):
+    """What the hub says of a model whose licence was not accepted."""
+
+    def do_GET(self):
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_gated_model_says_how_to_get_it(hub_cache, monkeypatch):
+    with HTTPServer(("127.0.0.1", 0), GatedHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(
+            InputError,
+            match=r"someone/tiny at 1{40} is gated: accept its licence at https://huggingface\.co/"
+            r"someone/tiny, then `hf auth login`",
+        ):
+            make_manifest(HUB.model_copy(update={"revision": "1" * 40}))
+        server.shutdown()
 
 
 def test_a_half_downloaded_hub_model_is_an_error_after_base_too(hub_cache):

@@ -4,11 +4,12 @@ that it is avoided.
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, Qwen2Config
 from transformers.integrations import sdpa_attention
 
-from library.llm import devices, loading
-from library.llm.devices import lacks_bfloat16, pick_attention, pick_dtype
+from library.llm import architectures, loading
+from library.llm.architectures import pick_attention
+from library.llm.devices import lacks_bfloat16, pick_dtype
 from library.llm.loading import load_model
 from library.llm.patches import repeat_key_value_heads
 from library.paths import BASE_DIR
@@ -49,9 +50,10 @@ def test_flash_attention_is_for_cards_that_have_what_it_takes(
     monkeypatch, capability, installed, expected
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    monkeypatch.setattr(devices, "is_flash_attn_2_available", lambda: installed)
-    assert pick_attention(CARD) == expected
-    assert pick_attention(torch.device("cpu")) == "sdpa"
+    monkeypatch.setattr(architectures, "is_flash_attn_2_available", lambda: installed)
+    assert pick_attention(CARD, Qwen2Config()) == expected
+    assert pick_attention(torch.device("cpu"), Qwen2Config()) == "sdpa"
+    assert pick_attention(torch.device("cpu"), Gemma2Config()) == "eager"
 
 
 def called_with(monkeypatch, rows):

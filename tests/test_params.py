@@ -5,6 +5,8 @@ import pytest
 from conftest import ROOT, edit_yaml
 
 from library.errors import InputError
+from library.llm.memory.formula import Adapter
+from library.llm.memory.planning import load_sizes
 from library.llm.prompts import load_prompt
 from library.params import HubModel, list_models, load_model_file, load_params
 from standin.recipe import load_recipe
@@ -12,6 +14,7 @@ from standin.recipe import load_recipe
 
 @pytest.fixture
 def params_path(tmp_path):
+    shutil.copytree(ROOT / "models/tiny", tmp_path / "models/tiny")
     return Path(shutil.copy(ROOT / "params.yaml", tmp_path))
 
 
@@ -22,13 +25,59 @@ def test_every_shipped_file_is_valid():
         "tiny",
         "local",
         *(f"qwen2.5-{size}-instruct" for size in ("0.5b", "1.5b", "3b", "7b")),
+        *(f"smollm2-{size}-instruct" for size in ("135m", "360m", "1.7b")),
+        *("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b-instruct-2507"),
+        *(f"llama-3.2-{size}-instruct" for size in ("1b", "3b")),
+        *(f"gemma-3-{size}-it" for size in ("270m", "1b")),
     }
     models = [load_model_file(name, ROOT / "models") for name in sorted(names)]
-    assert sum(isinstance(model, HubModel) for model in models) == 4
+    assert sum(isinstance(model, HubModel) for model in models) == 14
     for path in (ROOT / "prompts").glob("*.jinja"):
         load_prompt(path)
     load_recipe(ROOT / "models/tiny/recipe.yaml")
     assert load_prompt(ROOT / f"prompts/{params.format.prompt}.jinja")
+
+
+def test_what_is_null_is_the_models_own_unless_it_is_set(params_path):
+    params = load_params(params_path)
+    own = load_model_file("tiny", params_path.parent / "models")
+    assert (params.sft.learning_rate, params.format.max_length, params.format.max_new_tokens) == (
+        own.learning_rate,
+        own.max_length,
+        own.max_new_tokens,
+    )
+    edit_yaml(params_path, sft__learning_rate=1e-5, format__max_length=500)
+    changed = load_params(params_path)
+    assert (changed.sft.learning_rate, changed.format.max_length) == (1e-5, 500)
+    assert changed.format.max_new_tokens == own.max_new_tokens
+    edit_yaml(params_path, format__train_sample=None)
+    with pytest.raises(InputError, match=r"format\.train_sample: .*integer, got None"):
+        load_params(params_path)
+
+
+# parameters of each model whose config is known beforehand, as its makers count them
+PARAMETERS = {
+    "smollm2-135m-instruct": 134_515_008,
+    "smollm2-360m-instruct": 361_821_120,
+    "smollm2-1.7b-instruct": 1_711_376_384,
+    "qwen2.5-0.5b-instruct": 494_032_768,
+    "qwen2.5-1.5b-instruct": 1_543_714_304,
+    "qwen2.5-3b-instruct": 3_085_938_688,
+    "qwen2.5-7b-instruct": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b-instruct-2507": 4_022_468_096,
+    "llama-3.2-1b-instruct": 1_235_814_400,
+    "llama-3.2-3b-instruct": 3_212_749_824,
+    "gemma-3-270m-it": 268_098_176,
+    "gemma-3-1b-it": 999_885_952,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
+def test_a_models_config_makes_as_many_parameters_as_it_has(name, parameters):
+    sizes = load_sizes(load_model_file(name, ROOT / "models"), Adapter(16, "all-linear"))
+    assert sizes.linear + sizes.other == parameters
 
 
 @pytest.mark.parametrize(
@@ -68,7 +117,7 @@ def test_every_problem_is_named_at_once(params_path):
 
 def test_scientific_notation_is_a_number_as_dvc_writes_it(params_path):
     params_path.write_text(
-        params_path.read_text().replace("learning_rate: 2.0e-3", "learning_rate: 5e-05")
+        params_path.read_text().replace("learning_rate: null", "learning_rate: 5e-05")
     )
     assert load_params(params_path).sft.learning_rate == 0.00005
 

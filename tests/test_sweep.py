@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, copy_models, edit_yaml
+from conftest import ROOT, copy_params, edit_yaml
 from ruamel.yaml import YAML
 
 from commands.sweep import study as study_module
@@ -96,8 +96,10 @@ def template(tmp_path_factory):
     """A Git and DVC repository whose pipeline has run once."""
     folder = tmp_path_factory.mktemp("repository")
     shutil.copytree(ROOT / "prompts", folder / "prompts")
-    copy_models(folder)
-    shutil.copy(ROOT / "params.yaml", folder)
+    copy_params(folder)
+    # which the stand-ins for stages read as they are
+    numbers = {"format__max_length": 384, "format__max_new_tokens": 96, "sft__learning_rate": 2e-3}
+    edit_yaml(folder / "params.yaml", **numbers)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         set_environment(patch)
@@ -221,9 +223,8 @@ def test_a_sweep_that_was_killed_goes_on_and_asks_no_test_question(repository):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with what a space is checked against; the working directory."""
-    for name in ("prompts", "models"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "prompts").symlink_to(ROOT / "prompts")
+    copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 

@@ -18,8 +18,8 @@ from optuna.distributions import (
 from pydantic import Field, ValidationError, model_validator
 
 from library.errors import InputError
-from library.params import Count, Params, Section, Seed, load_model_file, read_yaml, validate
-from library.paths import PARAMS_PATH, prompt_path
+from library.params import Count, Params, Section, Seed, load_model_file, read_values, validate
+from library.paths import prompt_path
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def load_space(path: Path) -> Space:
     Raises InputError naming file and key of all that is unknown, missing or out of range.
     """
     space = validate(Space, path)
-    params = read_yaml(PARAMS_PATH)
+    params = read_values()
     problems = []
     for name, searched in space.parameters.items():
         tried = searched.values if isinstance(searched, Choice) else [searched.low, searched.high]

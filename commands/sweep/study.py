@@ -15,12 +15,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from commands.sweep.space import Choice, Space, distributions, list_grid, round_values
 from commands.sweep.trial import TrialFailedError, TrialStoppedError, run_trial
 from library.files import read_jsonl, write_json
-from library.params import flatten, load_params, read_yaml
+from library.params import flatten, load_params, read_values, read_yaml
 from library.paths import (
     BASE_DIR,
     CHECKPOINTS_DIR,
     LOCK_PATH,
-    PARAMS_PATH,
     PIPELINE_PATH,
     formatted_path,
     model_path,
@@ -63,9 +62,7 @@ def identify(space: Space) -> dict[str, Any]:
         if stage in lock
         for out in lock[stage]["outs"]
     }
-    params = flatten(
-        {name: value for name, value in read_yaml(PARAMS_PATH).items() if name in SECTIONS}
-    )
+    params = flatten({name: value for name, value in read_values().items() if name in SECTIONS})
     code = sorted(
         {dep for stage in ("format", "sft") for dep in stages[stage]["deps"] if dep.endswith(".py")}
     )

@@ -124,13 +124,15 @@ def _check_weight(path: Path, key: str, weights: Any) -> None:
             raise InputError(f"{path}: {key} is zero throughout; copy or download the file again")
 
 
-def check_config(expected: ModelConfig, config_path: Path, name: str) -> None:
-    """Raise InputError where the model file `name` says another `config` than config.json."""
-    actual = read_json(config_path)
-    for key, value in expected.model_dump().items():
-        if actual.get(key) != value:
+def check_config(expected: ModelConfig, config: PreTrainedConfig, name: str) -> None:
+    """Raise InputError where the model file `name` says another `config` than config.json, or than
+    transformers where that says nothing.
+    """
+    for key, value in expected.model_dump(exclude_none=True).items():
+        actual = getattr(config, key, None)
+        if actual != value:
             raise InputError(
-                f"{name}: config.{key}: {value}, but the model's config.json has {actual.get(key)}"
+                f"{name}: config.{key}: {value}, but the model's config.json has {actual}"
             )
 
 
@@ -172,9 +174,3 @@ def check_vocabulary(
             f"{name}: the tokenizer's token {token!r} has the id {last}, the model's embedding "
             f"{rows} rows: the tokenizer is that of another model"
         )
-
-
-def count_positions(folder: Path) -> int | None:
-    """How many tokens a model was made for; None where its configuration does not say."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)

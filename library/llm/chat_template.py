@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -68,27 +68,39 @@ def find_markup(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str
     return None
 
 
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = False,
+) -> str:
+    """The messages as the chat template writes them. Raises InputError where it does not."""
+    return str(_apply(tokenizer, messages, add_generation_prompt, tokenize=False))
+
+
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
-) -> list[int]:
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tokenize: bool = True,
+) -> Any:
     try:
-        ids = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             list(messages),
             add_generation_prompt=add_generation_prompt,
-            tokenize=True,
+            tokenize=tokenize,
             return_dict=False,
         )
-    except TemplateError as error:
+    except Exception as error:  # of whatever kind: the template is a program of others
         roles = ", ".join(message["role"] for message in messages)
+        reason = error if isinstance(error, TemplateError) else describe_error(error)
         raise InputError(
-            f"the tokenizer's chat template does not take messages of {roles}: {error}"
+            f"the tokenizer's chat template does not take messages of {roles}: {reason}"
         ) from error
-    return [int(token) for token in ids]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of the messages up to where the model's answer begins."""
-    return _apply(tokenizer, messages, add_generation_prompt=True)
+    return list(map(int, _apply(tokenizer, messages, add_generation_prompt=True)))
 
 
 def read_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -107,25 +119,23 @@ def hash_ids(ids: Sequence[int]) -> str:
 def prompt_completion_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the messages up to where the answer begins, and of the answer.
+    """Token ids of the messages up to where the answer begins, and of the answer up to the
+    end-of-turn token, which is among them.
 
-    The answer's go up to the end-of-turn token, which is among them.
-    Raises InputError where the chat template does not continue the prompt's tokens, or ends no
-    answer with that token.
+    Where the chat template writes other white space before an answer than it asks with, or ends it
+    with no token, the answer's are its own, and that token. Raises InputError where the template
+    changes the prompt otherwise.
     """
     prompt = prompt_ids(tokenizer, messages)
     turns: list[Message] = [*messages, {"role": "assistant", "content": answer}]
-    ids = _apply(tokenizer, turns, add_generation_prompt=False)
-    if ids[: len(prompt)] != prompt:
+    ids = list(map(int, _apply(tokenizer, turns, add_generation_prompt=False)))
+    end = tokenizer.eos_token_id
+    if ids[: len(prompt)] == prompt and end in ids[len(prompt) :]:
+        return prompt, ids[len(prompt) : ids.index(end, len(prompt)) + 1]
+    asked = render(tokenizer, messages, add_generation_prompt=True)
+    if not render(tokenizer, turns).startswith(asked.rstrip()):
         raise InputError(
             "the tokenizer's chat template changes the prompt once an answer follows it"
         )
-    completion = ids[len(prompt) :]
-    while completion and completion[-1] != tokenizer.eos_token_id:
-        completion.pop()
-    if not completion:
-        raise InputError(
-            "the tokenizer's chat template ends no answer with its eos_token "
-            f"{tokenizer.eos_token!r}"
-        )
-    return prompt, completion
+    own = tokenizer(answer.strip(), add_special_tokens=False)["input_ids"]
+    return prompt, [*map(int, own), int(end)]

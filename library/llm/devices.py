@@ -1,15 +1,13 @@
-"""What is computed on, in which type, and with which attention."""
+"""What is computed on, and in which type."""
 
 import platform
 import re
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
 
 from library.llm.processes import processes
 from library.records import Computation
@@ -29,15 +27,6 @@ def lacks_bfloat16(device: torch.device) -> bool:
     1650's 7.5.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-
-
-def pick_attention(device: torch.device) -> Literal["flash_attention_2", "sdpa"]:
-    """FlashAttention where it is installed and the card has what it takes, else PyTorch's own."""
-    return (
-        "flash_attention_2"
-        if device.type == "cuda" and not lacks_bfloat16(device) and is_flash_attn_2_available()
-        else "sdpa"
-    )
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:

@@ -10,12 +10,12 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import (
     DynamicCache,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from library.errors import InputError
+from library.llm.architectures import find_decoder, keeps_states, logit_changes
 from library.llm.batching import Batching, pad, run_batches
 from library.llm.memory.formula import SCORING_HEAD_BYTES
 
@@ -35,16 +35,22 @@ def score_completions(
     """Log-likelihoods in nats of completions after their prompts, all as token ids.
 
     They are summed over a completion's tokens. A request is a list of (prompt, completion); what
-    its prompts have in common at their beginning is read once. Raises InputError where they would
-    not be the model's own, since its architecture changes its logits in a way not known here.
+    its prompts have in common at their beginning is read once, unless layers keep states, which
+    can't be shared out among rows. Raises InputError where they would not be the model's own, since
+    its architecture changes its logits in a way not known here.
     """
     scorer = _Scorer(model, tokenizer.pad_token_id)
     if requests:
         scorer.check_logits(requests[0][0][0])
-    shared = [common_prefix_length([prompt for prompt, _ in request]) for request in requests]
+    again = keeps_states(scorer.base.config)
+    shared = [
+        0 if again else common_prefix_length([prompt for prompt, _ in request])
+        for request in requests
+    ]
 
     def work(batch: list[int]) -> list[list[float]]:
-        cache, mask = scorer.read([requests[i][0][0][: shared[i]] for i in batch])
+        beginnings = [requests[i][0][0][: shared[i]] for i in batch]
+        cache, mask = (None, None) if again else scorer.read(beginnings)
         rests = [
             _Rest(owner, list(prompt[shared[i] :]), list(completion))
             for owner, i in enumerate(batch)
@@ -97,7 +103,7 @@ class _Scorer:
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
         self.base = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.decoder, self.head = self.base.get_decoder(), self.base.get_output_embeddings()
+        self.decoder, self.head = find_decoder(self.base), self.base.get_output_embeddings()
         self.scale, self.cap = logit_changes(self.base.config)
         self.device, self.pad_token_id = model.device, pad_token_id
         self.at_once = max(1, SCORING_HEAD_BYTES // (4 * self.head.weight.shape[0]))
@@ -145,20 +151,27 @@ class _Scorer:
         )
         return cache, mask
 
-    def score(self, rests: Sequence[_Rest], cache: DynamicCache, mask: torch.Tensor) -> list[float]:
-        """The log-likelihood of each completion after its beginning and the rest of its prompt."""
-        owners = torch.tensor([rest.owner for rest in rests], device=mask.device)
-        cache = copy.deepcopy(cache)
-        cache.batch_select_indices(owners)
-        ids, inner = pad([rest.ids for rest in rests], self.pad_token_id, "right", mask.device)
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        hidden = self.decoder(
-            input_ids=ids,
-            attention_mask=torch.cat([mask[owners], inner], dim=1),
-            position_ids=mask.sum(1)[owners][:, None] + positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+    def score(
+        self, rests: Sequence[_Rest], cache: DynamicCache | None, mask: torch.Tensor | None
+    ) -> list[float]:
+        """The log-likelihood of each completion after its beginning and the rest of its prompt.
+
+        Without a cache the rest is all of the prompt.
+        """
+        ids, inner = pad([rest.ids for rest in rests], self.pad_token_id, "right", self.device)
+        given = {"input_ids": ids, "attention_mask": inner, "use_cache": False}
+        if cache is not None and mask is not None:
+            owners = torch.tensor([rest.owner for rest in rests], device=mask.device)
+            cache = copy.deepcopy(cache)
+            cache.batch_select_indices(owners)
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            given |= {
+                "attention_mask": torch.cat([mask[owners], inner], dim=1),
+                "position_ids": mask.sum(1)[owners][:, None] + positions,
+                "past_key_values": cache,
+                "use_cache": True,
+            }
+        hidden = self.decoder(**given).last_hidden_state
         before = torch.cat(
             [
                 hidden[at, len(rest.prompt) - 1 :][: len(rest.completion)]
@@ -175,19 +188,6 @@ class _Scorer:
         ]
         counts = [len(rest.completion) for rest in rests]
         return [-float(part.sum()) for part in torch.split(torch.cat(losses).double(), counts)]
-
-
-def logit_changes(config: PreTrainedConfig) -> tuple[float, float | None]:
-    """What a model multiplies its logits by, and what it then caps them at, by its configuration.
-
-    Cohere scales them, Granite divides, Gemma caps. Others than these fail the scorer's check.
-    """
-    values = config.get_text_config()
-    scale = getattr(values, "logit_scale", None)
-    divisor = getattr(values, "logits_scaling", None)
-    if scale is None:
-        scale = 1.0 if divisor is None else 1 / divisor
-    return scale, getattr(values, "final_logit_softcapping", None)
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:

@@ -22,8 +22,9 @@ from transformers import (
 
 from library.errors import InputError, describe_error
 from library.files import hash_adapter, read_json
+from library.llm.architectures import pick_attention, read_config
 from library.llm.chat_template import load_tokenizer
-from library.llm.devices import lacks_bfloat16, pick_attention, pick_device, pick_dtype
+from library.llm.devices import lacks_bfloat16, pick_device, pick_dtype
 from library.llm.manifest import check_manifest, find_model_folder, source_name
 from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
 from library.llm.patches import keep_weights_unpacked, repeat_key_value_heads
@@ -90,6 +91,7 @@ def _read_weights(
     quantizes, weights of another shape too.
     """
     own = pick_device()
+    config = read_config(folder)
     try:
         with explain_out_of_memory(own, advice):
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -99,7 +101,7 @@ def _read_weights(
                 dtype=pick_dtype(own),
                 quantization_config=quantization,
                 device_map={"": device},
-                attn_implementation=pick_attention(own),
+                attn_implementation=pick_attention(own, config),
                 output_loading_info=True,
             )
     except InputError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 from library.errors import InputError
 from library.files import hash_once, read_json
@@ -63,6 +63,11 @@ def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path
         folder = Path(
             snapshot_download(source["id"], revision=source["revision"], allow_patterns=PATTERNS)
         )
+    except GatedRepoError as error:
+        raise InputError(
+            f"{name} is gated: accept its licence at https://huggingface.co/{source['id']}, then "
+            "`hf auth login` with a token of that account"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{name} is neither in the hub cache nor can it be downloaded: {error}"

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
 from library.files import hash_adapter, hash_file, read_json, write_json
+from library.llm.architectures import find_unadaptable
 from library.llm.devices import pick_device, pick_dtype
 from library.llm.patches import (
     keep_adapter_in_float32,
@@ -28,7 +29,7 @@ from library.llm.sharding import shard_layers
 from library.llm.trainer import CheckedTrainer
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.llm.training_rows import check_dataset, count_steps, to_dataset
-from library.params import SftParams
+from library.params import LoraParams, SftParams
 from library.paths import ADAPTER_RECORD, MANIFEST_PATH, formatted_path
 from library.records import FormattedRow
 
@@ -84,9 +85,7 @@ def training_arguments(task: TrainingTask, per_device: int, device: torch.device
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
-        # Two tokens to spare: after the end of turn, a chat template may close with a line end.
-        # Without padding TRL cuts nothing, and wants no number; check_dataset holds the rows to it.
-        max_length=None if task.padding_free else task.max_length + 2,
+        max_length=None,  # TRL would cut; check_dataset holds the rows to format.max_length
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=device.type == "cpu",
@@ -111,6 +110,15 @@ def training_arguments(task: TrainingTask, per_device: int, device: torch.device
     return args
 
 
+def lora_config(model: PreTrainedModel, params: LoraParams) -> LoraConfig:
+    """The adapter that params.yaml describes, on those of a model's layers that can have one."""
+    everywhere = params.target_modules == "all-linear"
+    excluded = find_unadaptable(model) if everywhere else []
+    return LoraConfig(
+        task_type="CAUSAL_LM", exclude_modules=excluded or None, **params.model_dump()
+    )
+
+
 def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -> CheckedTrainer:
     """A trainer on a loaded base model, with a new LoRA adapter in float32 and every row checked.
 
@@ -123,11 +131,11 @@ def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -
     trainer = CheckedTrainer(
         model=model,
         args=training_arguments(task, per_device, device),
-        train_dataset=to_dataset(task.train),
-        eval_dataset=to_dataset(task.validation),
+        train_dataset=to_dataset(task.train, task.tokenizer),
+        eval_dataset=to_dataset(task.validation, task.tokenizer),
         processing_class=task.tokenizer,
         # given here, not applied before: only then TRL seeds before the adapter is initialized
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **task.params.lora.model_dump()),
+        peft_config=lora_config(model, task.params.lora),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=patience), MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -157,7 +165,7 @@ def save_adapter(model: Any, adapter_dir: Path) -> None:
     """Save the adapter, the manifest of its base and what it was trained on; the same adapter gives
     the same bytes.
 
-    PEFT holds `target_modules` as a set, whose order changes from process to process, and notes the
+    PEFT holds names of modules as sets, whose order changes from process to process, and notes the
     base's folder on this disk.
     """
     shutil.rmtree(adapter_dir, ignore_errors=True)
@@ -169,7 +177,8 @@ def save_adapter(model: Any, adapter_dir: Path) -> None:
         manifest = read_json(MANIFEST_PATH)
         source = manifest["source"]
         config = read_json(complete / "adapter_config.json")
-        config["target_modules"] = sorted(config["target_modules"])
+        for name in ("target_modules", "exclude_modules"):
+            config[name] = sorted(config[name]) if config[name] else config[name]
         config["base_model_name_or_path"] = source.get("id", source.get("path"))
         write_json(complete / "adapter_config.json", config)
         write_json(complete / "base.json", manifest)

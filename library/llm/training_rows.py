@@ -17,18 +17,19 @@ IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 BLANK = "blank"  # the id of the row without a label
 
 
-def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Formatted rows as TRL's conversational prompt-completion rows."""
-    return Dataset.from_list(
-        [
-            {
-                "id": row["id"],
-                "prompt": row["messages"],
-                "completion": [{"role": "assistant", "content": row["positive"]}],
-            }
-            for row in rows
-        ]
-    )
+def to_dataset(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Formatted rows as TRL takes them that are tokenized already: the prompt that is asked, and
+    labels on the answer and its end-of-turn token alone.
+
+    TRL's own tokenization would train on whatever the chat template puts between the two.
+    """
+
+    def encode(row: Mapping[str, Any]) -> dict[str, Any]:
+        prompt, completion = prompt_completion_ids(tokenizer, row["messages"], row["positive"])
+        labels = [IGNORED] * len(prompt) + completion
+        return {"id": row["id"], "input_ids": prompt + completion, "labels": labels}
+
+    return Dataset.from_list(list(map(encode, rows)))
 
 
 def check_dataset(
@@ -46,20 +47,16 @@ def check_dataset(
         raise InputError(f"sft: {len(rows)} rows went in, {len(dataset)} came out of tokenization")
     for made, row in zip(dataset, rows, strict=True):
         prompt, completion = prompt_completion_ids(tokenizer, row["messages"], row["positive"])
-        ids, labels = made["input_ids"], made["labels"]
-        end = len(prompt) + len(completion)
+        ids, end = made["input_ids"], len(prompt) + len(completion)
         if ids[: len(prompt)] != prompt:
             raise InputError(
                 f"sft: row {row['id']}: the trained prompt is not the prompt that is asked"
             )
-        if ids[len(prompt) : end] != completion:
+        if ids[len(prompt) :] != completion:
             raise InputError(
                 f"sft: row {row['id']}: the answer is cut off or changed before training"
             )
-        if (
-            any(label != IGNORED for label in labels[: len(prompt)])
-            or labels[len(prompt) : end] != completion
-        ):
+        if made["labels"] != [IGNORED] * len(prompt) + completion:
             raise InputError(
                 f"sft: row {row['id']}: the loss is not on the answer and its end-of-turn token "
                 "alone"

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from library.errors import InputError, describe_error
+from library.llm.adapted_template import ANSWER, CONTEXT, example_messages
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids, read_answer
 from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
@@ -14,17 +15,9 @@ from library.llm.loading import load_model
 from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
 from library.params import HubModel, LocalModel, SftParams
 from library.paths import BASE_DIR
-from library.records import Message
 
 log = logging.getLogger(__name__)
 
-SYSTEM = "Answer the question from the passages."
-CONTEXT = (
-    "The lid (12) turns on two hinges (14, 16) of brass or nylon.\n\nEach is 4.5 mm thick; a pin "
-    "of 1.25 mm holds it. At more than 90 degrees, the lid locks."
-)
-QUESTION = "How thick is each hinge, and what holds it?"
-ANSWER = 'It is 4.5 mm (about 3/16 in.); a pin of 1.25 mm holds it: "No screws", at 0-90%.'
 NEW_TOKENS = 8
 # What a model gives a sentence more than its tokens in reverse, a token. Measured: the embedded
 # model 2.3, the same with its vocabulary shuffled six times 0.1 at most, four untrained ones 0.04.
@@ -41,15 +34,11 @@ def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> N
     tokenizer = load_tokenizer(BASE_DIR)
     try:
         pairs = [
-            prompt_completion_ids(tokenizer, _messages(context), ANSWER)
+            prompt_completion_ids(tokenizer, example_messages(context), ANSWER)
             for context in (CONTEXT, "")
         ]
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    asked = tokenizer.decode(pairs[0][0])
-    for text in (SYSTEM, QUESTION):
-        if text not in asked:
-            raise InputError(f"{name}: its chat template leaves out or changes {text!r}")
     read = read_answer(tokenizer, pairs[0][1])
     if read != ANSWER:
         raise InputError(
@@ -95,13 +84,6 @@ def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> N
             name,
             better,
         )
-
-
-def _messages(context: str) -> list[Message]:
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{context}\n\nQuestion: {QUESTION}".strip()},
-    ]
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from library.errors import InputError
+from library.llm.architectures import find_unadaptable
 from library.units import gib
 
 NF4_STORED_BYTES = 0.5  # per weight
@@ -128,6 +129,10 @@ class Sizes:
         return sum(factor * int(getattr(self, width)) for width, factor in coefficients.items())
 
 
+def _is_named(name: str, targets: Sequence[str]) -> bool:
+    return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
 def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
     """Count a model's parameters without its weights: it is built where tensors have shapes only.
 
@@ -143,8 +148,9 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
         if isinstance(module, torch.nn.Linear) and module is not head
     }
     targets = adapter.target_modules
+    excluded = find_unadaptable(model)
     for target in [] if targets == "all-linear" else targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
+        if not any(_is_named(name, [target]) for name in linear):
             there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
             raise InputError(
                 f"sft.lora.target_modules: the model has no linear layer {target!r}, but {there}"
@@ -152,7 +158,7 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
     adapted = [
         module
         for name, module in linear.items()
-        if targets == "all-linear" or any(f".{name}".endswith(f".{target}") for target in targets)
+        if (name not in excluded if targets == "all-linear" else _is_named(name, targets))
     ]
     quantized = sum(module.weight.numel() for module in linear.values())
     text = config.get_text_config()

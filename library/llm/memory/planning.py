@@ -44,6 +44,7 @@ from library.units import gib
 
 log = logging.getLogger(__name__)
 
+MODELS_OFFERED = 3  # where a model does not fit
 MOST_TOKENS = 65536  # in a batch that is answered: beyond, a card gets no faster
 MOST_TOKENS_ON_CPU = 8192  # the same on a CPU
 
@@ -150,7 +151,9 @@ def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | N
     if isinstance(model_file, HubModel):
         if model_file.config is None:
             return None
-        return measure_sizes(AutoConfig.for_model(**model_file.config.model_dump()), adapter)
+        return measure_sizes(
+            AutoConfig.for_model(**model_file.config.model_dump(exclude_none=True)), adapter
+        )
     folder = Path(model_file.folder)
     return read_sizes(folder, adapter) if (folder / "config.json").is_file() else None
 
@@ -287,22 +290,28 @@ def _training_alternatives(
             yield Alternative(f"sft.lora.r={rank}", predicted)
             break
         rank //= 2
+    offered = 0
     for name, model_file, other in _smaller_models(sizes, settings.adapter):
         changed = replace(
             settings,
             quantization=model_file.quantization,
             gradient_checkpointing=model_file.gradient_checkpointing,
         )
-        yield Alternative(f"model={name}", need(other, changed))
+        if fits(predicted := need(other, changed), free) and offered < MODELS_OFFERED:
+            offered += 1
+            yield Alternative(f"model={name}", predicted)
 
 
-def _smaller_models(sizes: Sizes, adapter: Adapter) -> Iterator[tuple[str, HubModel, Sizes]]:
+def _smaller_models(sizes: Sizes, adapter: Adapter) -> list[tuple[str, HubModel, Sizes]]:
+    """Models of a hub with fewer parameters, the largest first."""
+    smaller = []
     for name in list_models():
         model_file = load_model_file(name)
         if isinstance(model_file, HubModel):
             other = load_sizes(model_file, adapter)
             if other is not None and other.linear + other.other < sizes.linear + sizes.other:
-                yield name, model_file, other
+                smaller.append((name, model_file, other))
+    return sorted(smaller, key=lambda entry: -(entry[2].linear + entry[2].other))
 
 
 def plan_answering(config_dir: Path, settings: ComputeSettings, longest: LongestLengths) -> int:

@@ -1,0 +1,106 @@
+"""What differs from one architecture to another, told by a model's configuration."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.utils import is_flash_attn_2_available
+
+from library.errors import InputError
+from library.llm.devices import lacks_bfloat16
+
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration in a folder that `base` has checked."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    return config
+
+
+def count_positions(folder: Path) -> int | None:
+    """How many tokens a model was made for; None where its configuration does not say."""
+    return getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
+
+
+def pick_attention(
+    device: torch.device, config: PreTrainedConfig
+) -> Literal["flash_attention_2", "sdpa", "eager"]:
+    """FlashAttention where it is installed and the card has what it takes, else PyTorch's own, or
+    where the architecture has neither, as Gemma 2 with its capped scores, plain arithmetic.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    flash = device.type == "cuda" and not lacks_bfloat16(device) and is_flash_attn_2_available()
+    if flash and kind._supports_flash_attn:
+        return "flash_attention_2"
+    return "sdpa" if kind._supports_sdpa else "eager"
+
+
+def keeps_states(config: PreTrainedConfig) -> bool:
+    """Whether a layer keeps a state, as convolutions, linear attention and state spaces do, in
+    place of keys and values: padding before a text changes it, and rows can't be chosen from it.
+    """
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in DynamicCache(config=config).layers
+    )
+
+
+def needs_no_padding(device: torch.device, config: PreTrainedConfig) -> bool:
+    """Whether rows of a batch can stand one after the other and be kept apart all the same."""
+    return pick_attention(device, config) == "flash_attention_2" and not keeps_states(config)
+
+
+def find_unadaptable(model: PreTrainedModel) -> list[str]:
+    """Linear layers that `all-linear` leaves out: routers that give more than a product, and in
+    Mamba's kin the output projection, whose weight is read past the adapter (PEFT refuses it).
+    """
+    mamba = model.config.model_type in MAMBA
+    return sorted(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (
+            type(module).forward not in (torch.nn.Linear.forward, Linear4bit.forward)
+            or (mamba and name.endswith(".out_proj"))
+        )
+    )
+
+
+def logit_changes(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """What a model multiplies its logits by, and what it then caps them at.
+
+    Cohere scales them, Granite divides, Gemma caps. Others than these fail the scorer's check.
+    """
+    values = config.get_text_config()
+    scale = getattr(values, "logit_scale", None)
+    divisor = getattr(values, "logits_scaling", None)
+    if scale is None:
+        scale = 1.0 if divisor is None else 1 / divisor
+    return scale, getattr(values, "final_logit_softcapping", None)
+
+
+def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """A causal model without its head.
+
+    Raises InputError where transformers gives the whole of it, as of Llama 4: TRL's loss would fail
+    on that, too.
+    """
+    decoder: torch.nn.Module = model.get_decoder()
+    if decoder is model:
+        raise InputError(
+            f"{type(model).__name__} has no decoder apart from its head, which the loss of TRL and "
+            "the scoring of answers need"
+        )
+    return decoder
