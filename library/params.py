@@ -354,6 +354,16 @@ class LocalModel(ModelFile):
     """That of its model.safetensors, or null where it need not be checked."""
 
 
+class GgufModel(ModelFile):
+    """A GGUF file, as Ollama and LM Studio keep models."""
+
+    path: Annotated[str, Field(pattern=r"\.gguf$")]
+    """The file; in model.yaml from the folder that it lies in, or absolute."""
+
+
+AnyModel = HubModel | LocalModel | GgufModel
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping.
 
@@ -419,8 +429,9 @@ def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
     return values
 
 
-def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | LocalModel:
-    """Read models/NAME/model.yaml: a hub model where it has an `id`, else the folder it lies in.
+def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> AnyModel:
+    """Read models/NAME/model.yaml: a hub model where it has an `id`, a GGUF file where it has the
+    `path` of one, else the folder it lies in.
 
     Raises InputError where there is none, or a hub model has weights beside it.
     """
@@ -435,6 +446,10 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> HubModel | Loca
         if weights is not None:
             raise InputError(f"{path}: names a hub model, but {weights} lies beside it; remove one")
         return _validate_values(HubModel, values, path)
+    if str(values.get("path")).endswith(".gguf"):
+        return _validate_values(
+            GgufModel, values | {"path": (folder / values["path"]).as_posix()}, path
+        )
     if "path" in values:
         raise InputError(
             f"{path}: path: unknown parameter; link the files instead, so that DVC watches them: "

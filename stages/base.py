@@ -36,6 +36,8 @@ def main() -> None:
     manifest = make_manifest(model_file)
     folder = find_model_folder(manifest["source"])
     source = source_name(manifest["source"])
+    if quantized := manifest["source"].get("quantized"):
+        log.warning("%s was quantized to %s before: what that lost stays lost", source, quantized)
     config = load_config(folder, source)
     if isinstance(model_file, HubModel) and model_file.config is not None:
         check_config(model_file.config, config, str(model_path(name)))

@@ -15,7 +15,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from library.errors import InputError
 from library.files import hash_once, read_json
-from library.params import HubModel, LocalModel
+from library.llm.unpacking import read_quantization, unpack, unpacked_folder
+from library.params import AnyModel, HubModel, LocalModel
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,19 @@ def source_name(source: Mapping[str, str]) -> str:
 
 
 def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path:
-    """The folder with a model's files: its own path, or the hub cache's folder of that commit.
+    """The folder with a model's files: its own path, the one that its GGUF file was unpacked to, or
+    the hub cache's folder of that commit.
 
     Raises IncompleteModelError where it, or a file of it, is not there, and InputError where it
     can't be a base; with `download`, the hub is asked for what the cache lacks.
     """
+    if "sha256" in source:
+        folder = unpacked_folder(source["sha256"])
+        if not folder.is_dir():
+            raise IncompleteModelError(
+                f"{source['path']} is not unpacked on this machine: run `dvc repro base --force`"
+            )
+        return folder
     if "path" in source:
         folder = Path(source["path"])
         if not folder.is_dir():
@@ -142,16 +151,26 @@ def _indexed(index: Path) -> list[str]:
     return sorted(named)
 
 
-def model_source(model: HubModel | LocalModel) -> dict[str, str]:
+def model_source(model: AnyModel) -> dict[str, str]:
     """Where a base model comes from, as its manifest says it."""
     if isinstance(model, HubModel):
         return {"id": model.id, "revision": model.revision}
-    return {"path": model.folder}
+    if isinstance(model, LocalModel):
+        return {"path": model.folder}
+    path = Path(model.path)
+    if not path.is_file():
+        raise IncompleteModelError(f"{path}: no such file")
+    quantized = read_quantization(path)
+    return {"path": model.path, "sha256": hash_once(path), "quantized": quantized}
 
 
-def make_manifest(model: HubModel | LocalModel) -> dict[str, Any]:
-    """What the base model is made of; one of a hub that is not here yet is downloaded."""
+def make_manifest(model: AnyModel) -> dict[str, Any]:
+    """What the base model is made of; one of a hub that is not here yet is downloaded, a GGUF file
+    unpacked.
+    """
     source = model_source(model)
+    if "sha256" in source and not unpacked_folder(source["sha256"]).is_dir():
+        unpack(Path(source["path"]), unpacked_folder(source["sha256"]))
     folder = find_model_folder(source, download=True)
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": hash_once(folder / name)}

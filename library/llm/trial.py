@@ -13,7 +13,7 @@ from library.llm.generation import generate_answers
 from library.llm.likelihoods import MOST_DIFFERENCE, score_completions
 from library.llm.loading import load_model
 from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
-from library.params import HubModel, LocalModel, SftParams
+from library.params import AnyModel, SftParams
 from library.paths import BASE_DIR
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ ORDER_NATS = 0.5
 ROUNDINGS = 16  # of the computing type, by which the cache may change a log-likelihood
 
 
-def try_model(model_file: HubModel | LocalModel, sft: SftParams, name: str) -> None:
+def try_model(model_file: AnyModel, sft: SftParams, name: str) -> None:
     """Ask the model of BASE_DIR, score an answer with and without the cache, and read it back.
 
     Raises InputError, in the name of the model, for whatever of it fails. Where the model does not

@@ -86,10 +86,11 @@ def describe_base(manifest: Mapping[str, Any]) -> str:
         for name, file in manifest["files"].items()
         if name.endswith(".safetensors")
     ]
-    return (
-        f"a model folder named {escape(PurePath(source['path']).name)}, with the SHA-256 of "
-        f"{', '.join(weights)}"
-    )
+    name = escape(PurePath(source["path"]).name)
+    kind = f"a model folder named {name}"
+    if "quantized" in source:
+        kind = f"a GGUF file named {name}, unpacked, which was quantized to {source['quantized']}"
+    return f"{kind}, with the SHA-256 of {', '.join(weights)}"
 
 
 def shipped_statement(shipped: Mapping[str, Any]) -> Statement:

@@ -136,6 +136,8 @@ def give_verdict(
 
 def describe_model(source: Mapping[str, str]) -> str:
     """The base model by what its manifest says of its source."""
+    if "quantized" in source:
+        return f"{source['path']}, which was quantized to {source['quantized']} before"
     return f"{source['id']} at {source['revision']}" if "id" in source else source["path"]
 
 

@@ -31,6 +31,7 @@ from library.llm.memory.misfit import (
 from library.llm.processes import processes
 from library.llm.sharding import find_sharding, held_and_gathered_layers
 from library.params import (
+    AnyModel,
     FormatParams,
     HubModel,
     LocalModel,
@@ -143,7 +144,7 @@ def offload(settings: ComputeSettings) -> ComputeSettings:
     return replace(settings, held_share=held, gathered_layers=gathered, ddp=False)
 
 
-def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | None:
+def load_sizes(model_file: AnyModel, adapter: Adapter) -> Sizes | None:
     """A model's sizes without its weights: from what its file says, or from config.json.
 
     None where neither is there.
@@ -154,6 +155,8 @@ def load_sizes(model_file: HubModel | LocalModel, adapter: Adapter) -> Sizes | N
         return measure_sizes(
             AutoConfig.for_model(**model_file.config.model_dump(exclude_none=True)), adapter
         )
+    if not isinstance(model_file, LocalModel):
+        return None
     folder = Path(model_file.folder)
     return read_sizes(folder, adapter) if (folder / "config.json").is_file() else None
 
