@@ -125,7 +125,9 @@ def main() -> None:
     params = load_params()
     find_sharding()  # before the merge, which takes minutes
     check_needed()
-    template = load_prompt(prompt_path(params.format.prompt))
+    template = load_prompt(
+        prompt_path(params.format.prompt), read_json(SPLITS_PATH)["answer_sentences"]
+    )
     rows = read_formatted("test")
     wanted = {row["id"] for row in rows}
     contexts = {

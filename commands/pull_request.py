@@ -31,7 +31,12 @@ from library.pages.comment import (
     tuned_statement,
 )
 from library.pages.report import SYSTEM_NAMES
-from library.pages.statements import knowledge_statement, split_statement, style_statement
+from library.pages.statements import (
+    ending_statement,
+    knowledge_statement,
+    split_statement,
+    style_statement,
+)
 from library.params import Params, load_params
 from library.paths import (
     BASE_DIR,
@@ -346,6 +351,8 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     if splits and (said := split_statement({name: splits[name] for name in SPLITS})) is not None:
         top.append(alert("WARNING", str(said)))
     top.append(str(style_statement(after, primary)))
+    if (ending := ending_statement(after, primary)) is not None:
+        top.append(str(ending))
     top.append(str(knowledge_statement(after, params.evaluate.confidence)))
 
     wins, loss = show_wins(head, primary), show_loss(head, base)

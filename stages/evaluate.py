@@ -23,7 +23,12 @@ from library.paths import (
     predictions_path,
 )
 from library.records import SYSTEMS, right_answers
-from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from library.verdict.metrics import (
+    HIGHER_IS_BETTER,
+    LOWER_IS_BETTER,
+    TEXT_METRICS,
+    score_cut,
+)
 from library.verdict.scoring import (
     BASELINES,
     average,
@@ -62,6 +67,10 @@ def main() -> None:
         system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS
     }
     references = [right_answers(row) for row in test]
+    if params.primary in TEXT_METRICS:
+        for system in SYSTEMS:
+            for scores, answer, right in zip(scored, answers[system], references, strict=True):
+                scores.systems[system] |= score_cut(params.primary, answer, right)
     if params.embedding_model is not None:
         for system in SYSTEMS:
             cosines = embedding_cosine(params.embedding_model, answers[system], references)

@@ -22,8 +22,9 @@ from library.llm.formatting import (
     describe_shares,
     describe_split,
     format_rows,
+    usual_sentences,
 )
-from library.llm.lengths import MEASURED_ROWS, advise_lengths, describe_advice, measure_lengths
+from library.llm.lengths import advise_on_rows
 from library.llm.prompts import load_prompt, reads_passages
 from library.params import load_params
 from library.paths import (
@@ -54,12 +55,8 @@ def main() -> None:
     rows = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
 
     def advise() -> str:
-        # rows are in the order of their ids, which are drawn from their text
-        measured = [
-            measure_lengths(rows[key], tokenizer, template, params.format.passage_characters)
-            for key in sorted(rows)[:MEASURED_ROWS]
-        ]
-        return describe_advice(advise_lengths(measured, positions), positions)
+        characters = params.format.passage_characters
+        return advise_on_rows(rows, tokenizer, template, characters, positions)
 
     if positions is not None and params.format.max_length > positions:
         raise InputError(
@@ -72,6 +69,8 @@ def main() -> None:
     for fault in check_split(split, ties, params.split):
         log.warning("%s (split.on_missed_shares: continue)", fault)
     check_overlap(split.splits, ties)
+    answer_sentences = usual_sentences(rows, split)
+    template = load_prompt(prompt_path(params.format.prompt), answer_sentences)
 
     formatted, rejected = format_rows(
         rows.values(), split, tokenizer, template, params.format, positions
@@ -97,6 +96,7 @@ def main() -> None:
         "rejected": len(rejected),
         "groups": len(set(split.groups.values())),
         "largest_group": split.largest,
+        "answer_sentences": answer_sentences,
     }
     for name, records in formatted.items():
         records = [complete_row(made, partners, given_away) for made in records]

@@ -17,6 +17,8 @@ from library.verdict.metrics import (
     chrf_signature,
     contrastive,
     copied_span,
+    cut_at_length,
+    cut_at_repetition,
     find_figures,
     length_ratio,
     longest_shared_runs,
@@ -27,6 +29,7 @@ from library.verdict.metrics import (
     pair_matching,
     repetition,
     rouge_l,
+    score_cut,
     score_row,
     token_f1,
 )
@@ -140,6 +143,48 @@ def test_token_f1_by_hand():
 def test_bits_per_byte_and_length_by_hand():
     assert bits_per_byte({"sum": -8 * math.log(2), "bytes": 4}) == pytest.approx(2)
     assert length_ratio("ab", "abcd") == 0.5
+
+
+TWELVE = "one two three four five six seven eight nine ten eleven twelve"
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        (f"Well. {TWELVE}. {TWELVE}. {TWELVE}, and", f"Well. {TWELVE}."),
+        # seventeen times three words: from the fourth on, twelve words stood before
+        ("of the pump " * 17, "of the pump"),
+        (f"{TWELVE[4:]} no {TWELVE[4:]}", f"{TWELVE[4:]} no {TWELVE[4:]}"),  # eleven words
+        ("水泵由钢制成。它重十二公斤，" * 3, "水泵由钢制成。它重十二公斤，"),
+        ("short", "short"),
+        ("", ""),
+    ],
+)
+def test_an_answer_is_cut_where_it_begins_to_repeat_itself(text, cut):
+    assert cut_at_repetition(text) == cut
+
+
+@given(st.text())
+def test_what_is_cut_is_a_beginning_that_repeats_nothing(text):
+    cut = cut_at_repetition(text)
+    assert text.startswith(cut)
+    assert cut_at_repetition(cut) == cut
+
+
+def test_cut_answers_are_held_against_the_references_by_hand():
+    assert cut_at_length("one, two three.", 2) == "one, two"
+    assert cut_at_length("one, two three.", 3) == "one, two three."
+    looped = f"{TWELVE}. " * 4
+    scores = score_cut("rouge_l", looped, [TWELVE, "one"])
+    # whole, twelve of 48 words are right: 2 · 12 / (48 + 12)
+    assert rouge_l(looped, TWELVE) == pytest.approx(0.4)
+    assert scores == {"loops": 1, "cut_at_repetition": 1, "cut_at_length": 1}
+    ended = score_cut("token_f1", f"{TWELVE} and so on", [TWELVE])
+    assert ended == {
+        "loops": 0,
+        "cut_at_repetition": pytest.approx(2 * 12 / (15 + 12)),
+        "cut_at_length": 1,
+    }
 
 
 def test_repetition_by_hand():

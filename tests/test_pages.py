@@ -9,7 +9,7 @@ from conftest import write_answers
 from playwright.sync_api import expect, sync_playwright
 
 from library.files import read_jsonl
-from library.pages.statements import style_statement
+from library.pages.statements import ending_statement, style_statement
 from stages import evaluate, report, review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -299,6 +299,45 @@ def a_verdict(groups=60, detectable=0.03, **metrics):
     primary = {"zeroshot": 0.073, "sft": 0.919, "delta": 0.846, "low": 0.8, "high": 0.9, "p": 0.001}
     primary |= {"n": 98, "groups": groups, "detectable": detectable}
     return str(style_statement({"primary": primary, "verdict": 1, "n": 98, **metrics}, "rouge_l"))
+
+
+def ending(verdict=1, loops=0.8, **deltas):
+    """What is said of a gain of 0.846 of which so much is left on cut answers."""
+    metrics = {"verdict": verdict, "primary": {"delta": 0.846}, "loops": {"zeroshot": loops}}
+    metrics["loops"]["sft"] = 0.1
+    for name, delta in deltas.items():
+        metrics[name] = {"zeroshot": 0.7, "sft": 0.7 + delta, "delta": delta, "low": 0, "high": 1}
+    return ending_statement(metrics, "rouge_l")
+
+
+def test_that_most_of_a_gain_is_that_answers_end_is_said_where_half_is_gone_without_loops():
+    assert ending(cut_at_repetition=0.43, cut_at_length=0.43) is None
+    assert ending(verdict=0, cut_at_repetition=0.1) is None
+    assert ending() is None  # a primary metric that is of no text
+    said = ending(cut_at_repetition=0.1, cut_at_length=0.1)
+    assert said.claim == "Most of the gain is that answers end"
+    assert "goes from 0.700 to 0.800 (+0.100" in said.detail
+    assert "where it is +0.846 on whole answers. 80% of the zero-shot answers" in said.detail
+    said = ending(cut_at_repetition=0.8, cut_at_length=0.1)
+    assert said.claim == "Most of the gain is that answers are no longer than the references"
+
+
+def test_answers_that_go_round_in_circles_make_the_verdict_say_so(judged):
+    judged(rows=20)
+    path = Path("data/predictions/zeroshot.jsonl")
+    rows = {row["id"]: row["positive"] for row in read_jsonl(Path("data/formatted/test.jsonl"))}
+    # right, but said nine times
+    records = [
+        record | {"prediction": f"{rows[record['id']]} indeed. " * 9} for record in read_jsonl(path)
+    ]
+    write_answers("zeroshot", records)
+    review.main()
+    evaluate.main()
+    report.main()
+    text = Path("reports/report.md").read_text()
+    assert "**Fine-tuned answers are more like the references**" in text
+    assert "**Most of the gain is that answers end**" in text
+    assert "100% of the zero-shot answers repeat themselves, 0% of the fine-tuned ones" in text
 
 
 def test_a_verdict_on_sound_answers_says_no_more():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.corpus.passages import rank_passages, split_passages
+from library.corpus.passages import count_sentences, rank_passages, split_passages
 
 
 @given(st.text(alphabet="ab. A\n", max_size=300), st.integers(1, 40))
@@ -43,6 +43,20 @@ def test_passages_are_whole_sentences_and_stay_in_their_paragraph():
 )
 def test_sentences_end_as_each_script_ends_them(text, characters, passages):
     assert split_passages(text, characters) == passages
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("It is.", 1),
+        ("", 1),
+        ("It is. It was! Was it?\n\nIt will be", 4),
+        ("水泵由钢制成。它重十二公斤。", 2),
+        ("It weighs 4.5 kg, i.e. little. No more.", 2),
+    ],
+)
+def test_sentences_are_counted(text, sentences):
+    assert count_sentences(text) == sentences
 
 
 @given(st.text(alphabet="水。！？”a. A\n।", max_size=300), st.integers(1, 40))

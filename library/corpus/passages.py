@@ -35,6 +35,18 @@ def _sentences(paragraph: str) -> Iterator[tuple[str, str]]:
     yield gap, paragraph[start:]
 
 
+def count_sentences(text: str) -> int:
+    """The sentences of a text, one at least."""
+    return max(
+        1,
+        sum(
+            bool(sentence.strip())
+            for paragraph in _PARAGRAPH.split(text)
+            for _, sentence in _sentences(paragraph)
+        ),
+    )
+
+
 def _pieces(paragraph: str, characters: int) -> Iterator[tuple[str, str]]:
     for gap, sentence in _sentences(paragraph):
         start = 0

@@ -3,13 +3,14 @@
 import logging
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from jinja2 import Template
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from library.corpus.passages import count_sentences
 from library.corpus.splitting import Split
 from library.errors import InputError
 from library.llm.chat_template import (
@@ -136,6 +137,12 @@ def format_rows(
     if len(rejected) > SHOWN_REJECTED:
         log.info("%d rejected rows in all: see data/formatted/rejected.jsonl", len(rejected))
     return formatted, rejected
+
+
+def usual_sentences(rows: Mapping[str, CleanRow], split: Split) -> int:
+    """How many sentences the train rows' answers have, the median of them; rows are by id."""
+    trained = (rows[key]["positive"] for key, name in split.splits.items() if name == "train")
+    return round(median(map(count_sentences, trained)))
 
 
 def complete_row(

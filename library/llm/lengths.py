@@ -1,7 +1,7 @@
 """Which `format.max_length` and `format.max_new_tokens` take how many of the rows."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,6 +104,23 @@ def advise_lengths(rows: Iterable[RowLengths], positions: int | None) -> list[Ad
             else Advice(share, reserve, 0, 0)
         )
     return advice
+
+
+def advise_on_rows(
+    rows: Mapping[str, CleanRow],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    passage_characters: int,
+    positions: int | None,
+) -> str:
+    """Which lengths would take clean rows, by id, as `describe_advice` has it; of many rows told by
+    the first ones, which are a sample: ids are hashes.
+    """
+    measured = [
+        measure_lengths(rows[key], tokenizer, template, passage_characters)
+        for key in sorted(rows)[:MEASURED_ROWS]
+    ]
+    return describe_advice(advise_lengths(measured, positions), positions)
 
 
 def _quantile(values: NDArray[np.int64], share: float) -> int:

@@ -35,13 +35,15 @@ class Prompt:
     question_ids: list[int]
 
 
-def load_prompt(path: Path) -> Template:
-    """Read a template with the blocks `system` and `user`.
+def load_prompt(path: Path, answer_sentences: int = 1) -> Template:
+    """Read a template with the blocks `system` and `user`, which can say how many sentences an
+    answer is to have.
 
     Raises InputError naming the file where it has not both.
     """
     # Nothing is escaped: the text goes to a tokenizer, never to a page.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    environment.globals["answer_sentences"] = answer_sentences
     try:
         template = environment.from_string(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

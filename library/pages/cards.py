@@ -18,6 +18,7 @@ from library.pages.rendering import TEMPLATES_DIR
 from library.pages.statements import (
     Statement,
     contradiction_sentence,
+    ending_statement,
     escape,
     format_interval,
     knowledge_statement,
@@ -196,6 +197,7 @@ def render_card(
         split=split_statement({name: facts.splits[name] for name in SPLITS}) or "",
         statements=[
             style_statement(metrics, params.evaluate.primary),
+            ending_statement(metrics, params.evaluate.primary) or "",
             knowledge_statement(metrics, params.evaluate.confidence),
         ],
         contradictions=contradiction_sentence(metrics, params.evaluate.primary),

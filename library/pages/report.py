@@ -15,6 +15,7 @@ from library.pages.statements import (
     TITLES,
     Statement,
     contradiction_sentence,
+    ending_statement,
     escape,
     format_holm,
     format_interval,
@@ -124,6 +125,7 @@ def give_verdict(
     statements = (
         split_statement(splits),
         style_statement(metrics, primary),
+        ending_statement(metrics, primary),
         knowledge_statement(metrics, confidence),
         votes_statement(metrics),
     )

@@ -33,6 +33,9 @@ TITLES = {
     "number_support": "numbers found in the context",
     "copied_span": "longest run copied from the context, in words",
     "length_ratio": "length, for each character of the reference",
+    "loops": "answers that repeat themselves",
+    "cut_at_repetition": "the primary metric on answers cut where they begin to repeat themselves",
+    "cut_at_length": "the primary metric on answers cut at the reference's length",
     "repetition": "four-word sequences that repeat (lower is better)",
     "truncated": "answers cut off at max_new_tokens (lower is better)",
     "empty": "empty answers (lower is better)",
@@ -199,6 +202,40 @@ def wordless_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         f" Of {metrics['n']} references {count} {verb} signs alone and no word: {title(primary)} "
         "is 0 there, whatever is answered."
     )
+
+
+def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
+    """Is the gain no more than that answers end? Where at most half of it is left once the answers
+    of both systems are cut where they begin to repeat themselves, or at the reference's length.
+    """
+    gain = metrics["primary"]["delta"]
+    if metrics["verdict"] != 1:
+        return None
+    for name, claim, where in (
+        (
+            "cut_at_repetition",
+            "Most of the gain is that answers end",
+            "where they begin to repeat themselves",
+        ),
+        (
+            "cut_at_length",
+            "Most of the gain is that answers are no longer than the references",
+            "at the reference's length",
+        ),
+    ):
+        if name not in metrics or metrics[name]["delta"] > gain / 2:
+            continue
+        result, loops = metrics[name], metrics["loops"]
+        return Statement(
+            claim,
+            f": with all answers cut {where}, {title(primary)} goes from {result['zeroshot']:.3f} "
+            f"to {result['sft']:.3f} ({result['delta']:+.3f}, interval {format_interval(result)}), "
+            f"where it is {gain:+.3f} on whole answers. {loops['zeroshot']:.0%} of the zero-shot "
+            f"answers repeat themselves, {loops['sft']:.0%} of the fine-tuned ones. Another prompt "
+            "may do as much: format.prompt=brief asks for as many sentences as the references "
+            "have.",
+        )
+    return None
 
 
 def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statement:

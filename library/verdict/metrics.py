@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.chrf import CHRF
 
-from library.corpus.words import tokenize
+from library.corpus.words import locate_tokens, tokenize
 from library.records import FormattedRow, Likelihood, Likelihoods, Prediction, right_answers
 
 _FIGURE = regex.compile(
@@ -40,6 +40,7 @@ _STUTTER = re.compile(r"([^\W\d_]{2,}?)\1{3,}")  # TheTheTheThe
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CHRF = CHRF(word_order=2)
 SUPPORT_WORDS, REPETITION_WORDS = 3, 4
+LOOP_WORDS = 12  # so many words in a row, again: the answer goes round in circles
 OPTIONAL = frozenset({"embedding_cosine"})  # computed where evaluate.embedding_model is set
 # all others lie between 0 and 1
 UNBOUNDED = {"embedding_cosine", "bits_per_byte", "copied_span", "length_ratio"}
@@ -60,6 +61,9 @@ METRICS = (
     "number_support",
     "copied_span",
     "length_ratio",
+    "loops",
+    "cut_at_repetition",
+    "cut_at_length",
     "repetition",
     "truncated",
     "empty",
@@ -185,6 +189,41 @@ def repetition(prediction: str) -> float:
     )
     ngrams = _ngrams(tokenize(spaced), REPETITION_WORDS)
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def cut_at_repetition(text: str) -> str:
+    """The text up to where LOOP_WORDS words begin that stood in it before; all of it, where none
+    do.
+    """
+    places = locate_tokens(text)
+    seen: set[tuple[str, ...]] = set()
+    for at, words in enumerate(_ngrams([word for _, _, word in places], LOOP_WORDS)):
+        if words in seen:
+            return text[: places[at][0]].rstrip()
+        seen.add(words)
+    return text
+
+
+def cut_at_length(text: str, words: int) -> str:
+    """The text up to so many words."""
+    places = locate_tokens(text)
+    return text[: places[words - 1][1]] if 0 < words < len(places) else text
+
+
+def score_cut(metric: str, answer: str, references: Sequence[str]) -> dict[str, float]:
+    """A metric of TEXT_METRICS on an answer that is cut where it begins to repeat itself, and on
+    one that is no longer than the longest reference; and whether the first is shorter.
+
+    What is gained on whole answers, and not on these, is gained by ending.
+    """
+    ended = cut_at_repetition(answer)
+    longest = max(len(tokenize(reference)) for reference in references)
+    cut = {"cut_at_repetition": ended, "cut_at_length": cut_at_length(answer, longest)}
+    scores: dict[str, float] = {"loops": float(ended != answer)}
+    for name, text in cut.items():
+        if (score := best_score(TEXT_METRICS[metric], text, references)) is not None:
+            scores[name] = score
+    return scores
 
 
 class _Context(NamedTuple):
@@ -341,6 +380,9 @@ def best_score(
     return max((score for score in scores if score is not None), default=None)
 
 
+TEXT_METRICS = {metric.__name__: metric for metric in (rouge_l, chrf, token_f1, number_f1)}
+
+
 def score_answer(answer: str, references: Sequence[str], context: str) -> dict[str, float]:
     """Every metric of an answer's text, whoever wrote it, against the right answers, the first of
     which the model was trained on.
@@ -348,8 +390,7 @@ def score_answer(answer: str, references: Sequence[str], context: str) -> dict[s
     Those that say nothing of it are left out: the support of no number, or by no context.
     """
     scores: dict[str, float | None] = {
-        metric.__name__: best_score(metric, answer, references)
-        for metric in (rouge_l, chrf, token_f1, number_f1)
+        name: best_score(metric, answer, references) for name, metric in TEXT_METRICS.items()
     }
     scores["length_ratio"] = length_ratio(answer, references[0])
     scores["repetition"] = repetition(answer)
