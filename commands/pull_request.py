@@ -33,6 +33,7 @@ from library.pages.comment import (
 from library.pages.report import SYSTEM_NAMES
 from library.pages.statements import (
     ending_statement,
+    forgetting_statement,
     knowledge_statement,
     split_statement,
     style_statement,
@@ -354,6 +355,8 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     if (ending := ending_statement(after, primary)) is not None:
         top.append(str(ending))
     top.append(str(knowledge_statement(after, params.evaluate.confidence)))
+    if (forgotten := forgetting_statement(after)) is not None:
+        top.append(str(forgotten))
 
     wins, loss = show_wins(head, primary), show_loss(head, base)
     tuned: tuple[str, str] | None = ("", "")

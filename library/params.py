@@ -246,6 +246,8 @@ class EvaluateParams(Section):
     """Which groups the bootstrap draws, and which systems the test swaps."""
     draws: Annotated[int, Field(ge=1000)]
     """How many draws and swaps; with fewer, the corrected p-values can't be small."""
+    general_text: str
+    """A text of paragraphs that has nothing to do with the rows, on which forgetting shows."""
     embedding_model: str | None
     """A folder with a sentence-transformers model for one more metric, or null."""
     confidence: Annotated[float, Field(gt=0, lt=1)]

@@ -34,6 +34,7 @@ from library.verdict.scoring import (
     average,
     check_answerers,
     judge,
+    judge_general_text,
     measure_overfitting,
     read_predictions,
     round_numbers,
@@ -81,6 +82,7 @@ def main() -> None:
     metrics["several_right"] = sum(len(right) > 1 for right in references)
     metrics["wordless_references"] = sum(not any(map(tokenize, right)) for right in references)
     metrics["with_passages"] = sum(bool(row["passages"]) for row in test)
+    metrics["general_text"] = judge_general_text(params)
     metrics["baselines"] = {name: average(scored, name) for name in BASELINES}
     asked = {
         system: read_predictions(predictions_path(f"{system}_train"), trained) for system in SYSTEMS

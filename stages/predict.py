@@ -1,8 +1,12 @@
 """Ask the base model with the trained adapter the same questions, by the same code as zeroshot.
 
-Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/ and artifacts/adapter/. Writes
-data/predictions/: sft.jsonl, sft_train.jsonl, sft_model.json (what gave them).
+Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/, artifacts/adapter/ and the text
+that `evaluate.general_text` names. Writes data/predictions/: sft.jsonl, sft_train.jsonl,
+sft_general.jsonl, sft_model.json (what gave them).
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from library.entry import run_main
 from library.llm.session import open_session
@@ -12,9 +16,10 @@ from library.paths import ADAPTER_DIR
 def main() -> None:
     """Ask the fine-tuned model."""
     session = open_session("predict", ADAPTER_DIR)
-    predictions = {
+    predictions: dict[str, Sequence[Mapping[str, Any]]] = {
         "sft": session.answer("test", "sft"),
         "sft_train": session.answer("train_sample", "sft_train"),
+        "sft_general": session.score_general_text("sft_general"),
     }
     session.close("sft", predictions)
 

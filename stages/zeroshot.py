@@ -1,8 +1,10 @@
 """Ask the base model the test questions as it is, and without the passages.
 
-The latter shows what it answers without reading. Reads data/formatted/{test,train_sample}.jsonl and
-artifacts/base/. Writes data/predictions/: zeroshot.jsonl, zeroshot_train.jsonl (the same of some
-train rows), no_context.jsonl (answers to the question alone), zeroshot_model.json (what gave them).
+The latter shows what it answers without reading. Reads data/formatted/{test,train_sample}.jsonl,
+artifacts/base/ and the text that `evaluate.general_text` names. Writes data/predictions/:
+zeroshot.jsonl, zeroshot_train.jsonl (the same of some train rows), zeroshot_general.jsonl (how
+likely that text is), no_context.jsonl (answers to the question alone), zeroshot_model.json (what
+gave them).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ def main() -> None:
     predictions: dict[str, Sequence[Mapping[str, Any]]] = {
         "zeroshot": session.answer("test", "zeroshot"),
         "zeroshot_train": session.answer("train_sample", "zeroshot_train"),
+        "zeroshot_general": session.score_general_text("zeroshot_general"),
         "no_context": session.answer_without_context("test", "no_context"),
     }
     session.close("zeroshot", predictions)

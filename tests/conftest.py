@@ -81,8 +81,11 @@ def copy_code(folder):
 
 
 def copy_params(folder="."):
-    """Copy params.yaml and every model's model.yaml into a project folder, without any weights."""
+    """Copy params.yaml and what it names into a project folder: every model's model.yaml, without
+    any weights, and the general text.
+    """
     shutil.copy(ROOT / "params.yaml", folder)
+    shutil.copytree(ROOT / "data/general", Path(folder) / "data/general")
     for path in (ROOT / "models").glob("*/model.yaml"):
         target = Path(folder) / "models" / path.parent.name
         target.mkdir(parents=True)
@@ -262,20 +265,28 @@ def judged(tmp_path, monkeypatch):
             },
         }.items():
             write_jsonl(Path(f"{path}.jsonl"), records)
+        for system, nats in (("zeroshot", -50.0), ("sft", -60.0)):
+            paragraphs = [{"sum": nats - at, "tokens": 20, "bytes": 100} for at in range(8)]
+            write_jsonl(Path(f"data/predictions/{system}_general.jsonl"), paragraphs)
         for path, value in {
             "artifacts/base/manifest.json": BASE,
             "artifacts/adapter/base.json": BASE,
             "data/predictions/zeroshot_model.json": answerer
             | {
                 "adapter": None,
-                "answers": hash_files("zeroshot", "zeroshot_train", "no_context"),
+                "answers": hash_files(
+                    "zeroshot", "zeroshot_train", "zeroshot_general", "no_context"
+                ),
             },
             "artifacts/adapter/made.json": {
                 "adapter": hash_adapter(adapter.parent),
                 "rows": {"train": hash_file(Path("data/formatted/train.jsonl"))},
             },
             "data/predictions/sft_model.json": answerer
-            | {"adapter": hash_adapter(adapter.parent), "answers": hash_files("sft", "sft_train")},
+            | {
+                "adapter": hash_adapter(adapter.parent),
+                "answers": hash_files("sft", "sft_train", "sft_general"),
+            },
             "reports/sft_memory.json": {
                 "device": "CPU",
                 "incidents": [],

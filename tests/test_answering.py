@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from library.errors import InputError
 from library.files import read_jsonl
 from library.llm import likelihoods
-from library.llm.answering import answer_rows
+from library.llm.answering import answer_rows, score_text
 from library.llm.batching import Batching, make_batches, run_batches
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids
 from library.llm.generation import generate_answers
@@ -162,6 +162,20 @@ def test_an_answer_that_ends_is_told_from_one_that_is_cut_off(model, asked):
         "stop",
         ids.index(ids[2]) + 1,
     )
+
+
+def test_a_text_is_scored_paragraph_by_paragraph_as_the_model_itself_does(model, asked):
+    tokenizer = asked[0]
+    text = "The pump is\nmade of steel.\n\n" + "A long paragraph. " * 30 + "\n\n\n"
+    first, second = score_text(model, tokenizer, text, 50)
+    ids = tokenizer("The pump is made of steel.")["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, 1:-1].log_softmax(-1)
+    alone = logits.gather(1, torch.tensor(ids[2:])[:, None]).sum().item()
+    size = len(tokenizer.decode(ids[2:]))
+    assert first == {"sum": pytest.approx(alone, rel=1e-4), "tokens": len(ids) - 2, "bytes": size}
+    assert second["tokens"] == 48
+    assert second["bytes"] < len("A long paragraph. " * 30)
 
 
 def test_completions_end_with_the_end_of_turn_and_follow_the_prompt(asked):

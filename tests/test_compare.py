@@ -33,7 +33,12 @@ from library.repository.experiments import Run, list_runs
 from library.repository.lock import is_consistent
 
 EVALUATE = EvaluateParams(
-    primary="rouge_l", seed=7, draws=1000, embedding_model=None, confidence=0.95
+    primary="rouge_l",
+    seed=7,
+    draws=1000,
+    general_text="data/general/plain.txt",
+    embedding_model=None,
+    confidence=0.95,
 )
 PARAMS = {"model": "tiny", "sft.seed": 7, "sft.learning_rate": 0.002, "evaluate.primary": "rouge_l"}
 

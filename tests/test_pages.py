@@ -1,6 +1,7 @@
 """The report and the review page in a real browser, as people use them."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from conftest import write_answers
 from playwright.sync_api import expect, sync_playwright
 
+from library.errors import InputError
 from library.files import read_jsonl
-from library.pages.statements import ending_statement, style_statement
+from library.pages.statements import ending_statement, forgetting_statement, style_statement
 from stages import evaluate, report, review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -320,6 +322,38 @@ def test_that_most_of_a_gain_is_that_answers_end_is_said_where_half_is_gone_with
     assert "where it is +0.846 on whole answers. 80% of the zero-shot answers" in said.detail
     said = ending(cut_at_repetition=0.8, cut_at_length=0.1)
     assert said.claim == "Most of the gain is that answers are no longer than the references"
+
+
+@pytest.mark.parametrize(
+    ("change", "claim"),
+    [
+        (0.1, "Tuning made it forget some of what it knew"),
+        (-0.1, "Tuning did not make it forget: it finds other text likelier than before"),
+        (0.0, "There is no evidence that tuning made it forget"),
+    ],
+)
+def test_what_was_forgotten_is_said_by_the_interval(change, claim):
+    result = {"zeroshot": 1.2, "sft": 1.2 + change, "delta": change, "n": 24}
+    said = forgetting_statement(
+        {"general_text": result | {"low": change - 0.05, "high": change + 0.05}}
+    )
+    assert said.claim == claim
+    assert f"takes {1.2 + change:.3f} bits per byte, 1.200 before" in said.detail
+    assert forgetting_statement({}) is None  # of a commit before it was measured
+
+
+def test_a_general_text_is_compared_paragraph_by_paragraph(judged):
+    judged()
+    review.main()
+    evaluate.main()
+    result = json.loads(Path("metrics/evaluation.json").read_text())["general_text"]
+    # ten nats more for each hundred bytes
+    assert result["delta"] == pytest.approx(0.1 / math.log(2), abs=1e-6)
+    assert (result["n"], result["low"] > 0) == (8, True)
+    path = Path("data/predictions/sft_general.jsonl")
+    write_answers("sft_general", list(read_jsonl(path))[:-1])
+    with pytest.raises(InputError, match="read other general texts"):
+        evaluate.main()
 
 
 def test_answers_that_go_round_in_circles_make_the_verdict_say_so(judged):

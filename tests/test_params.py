@@ -149,7 +149,7 @@ def test_a_branch_tag_or_short_commit_is_refused(tmp_path, revision):
 
 def test_a_prompt_that_does_not_exist_or_lacks_a_block_is_an_error(tmp_path):
     with pytest.raises(
-        InputError, match=r"no such prompt template; there are: answer, original, question"
+        InputError, match=r"no such prompt template; there are: answer, brief, original, question"
     ):
         load_prompt(ROOT / "prompts/poem.jinja")
     (tmp_path / "half.jinja").write_text("{% block user %}{% endblock %}")

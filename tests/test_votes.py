@@ -16,7 +16,12 @@ ITEMS = {
     "5": {"row": "r1", "kind": "repeat", "of": "1", "x": "sft", "y": "zeroshot"},
 }
 PARAMS = EvaluateParams(
-    primary="rouge_l", seed=7, draws=1000, embedding_model=None, confidence=0.95
+    primary="rouge_l",
+    seed=7,
+    draws=1000,
+    general_text="data/general/plain.txt",
+    embedding_model=None,
+    confidence=0.95,
 )
 KEY = {"review": "abc", "items": ITEMS}
 SCORED = {

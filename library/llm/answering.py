@@ -12,6 +12,7 @@ from library.llm.generation import generate_answers
 from library.llm.likelihoods import score_completions
 from library.records import (
     FormattedRow,
+    Likelihood,
     Likelihoods,
     Message,
     Prediction,
@@ -34,6 +35,7 @@ def prompt_variants(row: FormattedRow) -> dict[str, list[Message]]:
 
 # with and without the question a prompt begins with the same passages, which are read once; bare,
 # it shares next to nothing with them
+GIVEN_TOKENS = 2  # of a paragraph: one can be a mark of the beginning
 READ_TOGETHER = (("question", "no_question"), ("bare",))
 
 
@@ -100,6 +102,33 @@ def answer_rows(
         }
         for row, answer, likelihood in zip(rows, answers, likelihoods, strict=True)
     ]
+
+
+def score_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    most_tokens: int,
+    batching: Batching = Batching(),
+    name: str = "text",
+) -> list[Likelihood]:
+    """How likely a model finds each paragraph of a text after its first two tokens, asked nothing;
+    of a long one so many tokens as are `most_tokens` in all.
+
+    Raises InputError where a likelihood is not finite.
+    """
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    encoded = [tokenizer(part)["input_ids"][:most_tokens] for part in paragraphs]
+    requests = [[(ids[:GIVEN_TOKENS], ids[GIVEN_TOKENS:])] for ids in encoded]
+    requests = [[(given, rest)] for [(given, rest)] in requests if rest]
+    found: list[Likelihood] = []
+    sums = score_completions(model, tokenizer, requests, batching, name)
+    for number, ([(_, ids)], (score,)) in enumerate(zip(requests, sums, strict=True), 1):
+        if not math.isfinite(score):
+            raise InputError(f"paragraph {number} of the general text: its likelihood is {score}")
+        size = len(tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode())
+        found.append({"sum": score, "tokens": len(ids), "bytes": size})
+    return found
 
 
 def likelihood_requests(

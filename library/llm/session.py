@@ -9,9 +9,10 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from library.errors import InputError
 from library.files import hash_adapter, hash_base, hash_file, read_json, write_json, write_jsonl
 from library.formatted import read_formatted
-from library.llm.answering import answer_questions, answer_rows
+from library.llm.answering import answer_questions, answer_rows, score_text
 from library.llm.batching import Batching
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
@@ -27,7 +28,7 @@ from library.paths import (
     formatted_path,
     predictions_path,
 )
-from library.records import Answerer, FormattedRow, Prediction, QuestionAnswer
+from library.records import Answerer, FormattedRow, Likelihood, Prediction, QuestionAnswer
 
 ASKED = ("test", "train_sample")  # every test row and, so that over-fitting shows, some train rows
 
@@ -40,6 +41,8 @@ class AnsweringSession:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rows: Mapping[str, Sequence[FormattedRow]]
+    general_text: str
+    longest: int  # tokens that memory was planned for
     max_new_tokens: int
     batching: Batching
     kept_dir: Path
@@ -55,6 +58,12 @@ class AnsweringSession:
         """Answers to a split's questions alone."""
         return answer_questions(
             self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
+        )
+
+    def score_general_text(self, name: str) -> list[Likelihood]:
+        """How likely the paragraphs of `evaluate.general_text` are, in their order."""
+        return score_text(
+            *(self.model, self.tokenizer, self.general_text, self.longest, self.batching, name)
         )
 
     def close(self, system: str, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -88,9 +97,16 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
     paths = {split: formatted_path(split) for split in ASKED}
     rows = {split: read_formatted(split) for split in ASKED}
     limit = params.format.max_new_tokens
+    general_path = Path(params.evaluate.general_text)
+    if not general_path.is_file():
+        raise InputError(
+            f"{general_path}: no such file (evaluate.general_text in params.yaml; the one that "
+            "comes with the pipeline is data/general/plain.txt)"
+        )
+    general_text = general_path.read_text(encoding="utf-8")
     kept_dir = checkpoint_dir(
         stage,
-        [*paths.values(), BASE_DIR, *([] if adapter_dir is None else [adapter_dir])],
+        [*paths.values(), general_path, BASE_DIR, *([] if adapter_dir is None else [adapter_dir])],
         [limit, model_file.model_dump(), describe_device()],
     )
     every = [row for split in ASKED for row in rows[split]]
@@ -103,6 +119,8 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
         model=model,
         tokenizer=load_tokenizer(BASE_DIR),
         rows=rows,
+        general_text=general_text,
+        longest=longest,
         max_new_tokens=limit,
         batching=Batching(tokens, kept_dir),
         kept_dir=kept_dir,

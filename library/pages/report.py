@@ -17,6 +17,7 @@ from library.pages.statements import (
     contradiction_sentence,
     ending_statement,
     escape,
+    forgetting_statement,
     format_holm,
     format_interval,
     knowledge_statement,
@@ -127,6 +128,7 @@ def give_verdict(
         style_statement(metrics, primary),
         ending_statement(metrics, primary),
         knowledge_statement(metrics, confidence),
+        forgetting_statement(metrics),
         votes_statement(metrics),
     )
     return Verdict(

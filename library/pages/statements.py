@@ -281,6 +281,24 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
     return Statement(claim, f": {'; '.join(parts)}.{without}{caveat}")
 
 
+def forgetting_statement(metrics: Mapping[str, Any]) -> Statement | None:
+    """What did tuning break? By a text that has nothing to do with the rows."""
+    result = metrics.get("general_text")
+    if result is None:
+        return None
+    claim = "There is no evidence that tuning made it forget"
+    if result.get("low", 0) > 0:
+        claim = "Tuning made it forget some of what it knew"
+    elif result.get("high", 0) < 0:
+        claim = "Tuning did not make it forget: it finds other text likelier than before"
+    return Statement(
+        claim,
+        f": a text that has nothing to do with the rows takes {result['sft']:.3f} bits per byte, "
+        f"{result['zeroshot']:.3f} before ({result['delta']:+.3f}, interval "
+        f"{format_interval(result)}, {plural(result['n'], 'paragraph')}).",
+    )
+
+
 def _knowledge_claim(judged: Mapping[str, Mapping[str, Any]], confidence: float) -> str:
     sure = [
         result

@@ -18,6 +18,7 @@ from library.paths import (
     MANIFEST_PATH,
     answerer_path,
     formatted_path,
+    predictions_path,
 )
 from library.records import (
     SFT,
@@ -25,6 +26,7 @@ from library.records import (
     ZEROSHOT,
     Answerer,
     FormattedRow,
+    Likelihood,
     Prediction,
     ScoredRow,
     hash_answers,
@@ -35,6 +37,7 @@ from library.verdict.metrics import (
     LOWER_IS_BETTER,
     METRICS,
     UNBOUNDED,
+    bits_per_byte,
     longest_shared_runs,
     pair_matching,
     prefer,
@@ -251,6 +254,22 @@ def judge(scored: Sequence[ScoredRow], params: EvaluateParams) -> dict[str, Any]
         "primary": comparison_record(primary),
         **records,
     }
+
+
+def judge_general_text(params: EvaluateParams) -> dict[str, float]:
+    """What tuning did to how likely a text is that has nothing to do with the rows, paragraph by
+    paragraph, in bits per byte.
+    """
+    read = {system: list(read_jsonl(predictions_path(f"{system}_general"))) for system in SYSTEMS}
+    if [part["bytes"] for part in read[ZEROSHOT]] != [part["bytes"] for part in read[SFT]]:
+        raise InputError("the two systems read other general texts; run `dvc repro`")
+    before, after = (
+        [bits_per_byte(cast(Likelihood, part)) for part in read[system]] for system in SYSTEMS
+    )
+    paragraphs = [str(number) for number in range(len(before))]
+    return comparison_record(
+        compare(before, after, paragraphs, params.draws, params.confidence, params.seed)
+    )
 
 
 def average(scored: Sequence[ScoredRow], system: str) -> dict[str, float]:

@@ -8,8 +8,8 @@ from library.paths import answerer_path, predictions_path
 from library.records import SFT, SYSTEMS, ZEROSHOT
 
 ANSWERS = {
-    ZEROSHOT: (ZEROSHOT, f"{ZEROSHOT}_train", "no_context"),
-    SFT: (SFT, f"{SFT}_train"),
+    ZEROSHOT: (ZEROSHOT, f"{ZEROSHOT}_train", f"{ZEROSHOT}_general", "no_context"),
+    SFT: (SFT, f"{SFT}_train", f"{SFT}_general"),
 }
 
 
