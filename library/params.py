@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from library.errors import InputError
 from library.paths import MODELS_DIR, PARAMS_PATH, model_path
+from library.records import FEW_SHOT
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -246,12 +247,21 @@ class EvaluateParams(Section):
     """Which groups the bootstrap draws, and which systems the test swaps."""
     draws: Annotated[int, Field(ge=1000)]
     """How many draws and swaps; with fewer, the corrected p-values can't be small."""
+    few_shot: Annotated[int, Field(ge=0)]
+    """How many train rows stand in the prompt of one more system, the base; 0: none is asked."""
+    rivals: list[Name]
+    """Other models, by their folders in models/, that are asked zero-shot."""
     general_text: str
     """A text of paragraphs that has nothing to do with the rows, on which forgetting shows."""
     embedding_model: str | None
     """A folder with a sentence-transformers model for one more metric, or null."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
     """The confidence of intervals and verdict."""
+
+
+def list_others(params: EvaluateParams) -> list[str]:
+    """The systems that fine-tuning is compared with beside zero-shot, by name."""
+    return [FEW_SHOT] * (params.few_shot > 0) + params.rivals
 
 
 class ReviewParams(Section):

@@ -34,8 +34,18 @@ HISTORY_PATH = Path("reports/sft_history.csv")
 MEMORY_PATH = Path("reports/sft_memory.json")
 REVIEW_KEY_PATH = Path("reports/review_key.json")
 
+OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are
+
 CHECKPOINTS_DIR = Path("checkpoints")  # outside all outputs: what a killed stage has done so far
+RIVALS_DIR = CHECKPOINTS_DIR / "rivals"  # other base models, made ready
 HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"  # of large files, so that none is read twice
+
+
+def other_name(system: str) -> str:
+    """What `predictions_path` and `answerer_path` know a system of `evaluate` by, a rival or
+    few-shot.
+    """
+    return f"others/{system}"
 
 
 def model_path(name: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 SPLITS = ("train", "validation", "test")
 SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it is, and tuned
+FEW_SHOT = "few_shot"  # the base with train rows in its prompt: one of the other systems
 
 
 class Message(TypedDict):

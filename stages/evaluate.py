@@ -36,13 +36,14 @@ from library.verdict.scoring import (
     judge,
     judge_general_text,
     measure_overfitting,
+    read_others,
     read_predictions,
     round_numbers,
     rows_with_metric,
     score_baselines,
     score_rows,
 )
-from library.verdict.votes import count_votes, read_votes
+from library.verdict.votes import count_files
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,10 @@ def main() -> None:
     contexts = {
         row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
     }
-    predictions = {system: read_predictions(predictions_path(system), test) for system in SYSTEMS}
+    others = read_others(test)
+    predictions = {
+        system: read_predictions(predictions_path(system), test) for system in SYSTEMS
+    } | others
     without_context = read_predictions(
         predictions_path("no_context"), test, "prompt_hash_no_context"
     )
@@ -65,20 +69,21 @@ def main() -> None:
         answer = without_context[row["id"]]["prediction"]
         scores.systems.update(score_baselines(row, contexts[row["id"]], answer))
     answers = {
-        system: [predictions[system][row["id"]]["prediction"] for row in test] for system in SYSTEMS
+        system: [given[row["id"]]["prediction"] for row in test]
+        for system, given in predictions.items()
     }
     references = [right_answers(row) for row in test]
     if params.primary in TEXT_METRICS:
-        for system in SYSTEMS:
-            for scores, answer, right in zip(scored, answers[system], references, strict=True):
+        for system, given in answers.items():
+            for scores, answer, right in zip(scored, given, references, strict=True):
                 scores.systems[system] |= score_cut(params.primary, answer, right)
     if params.embedding_model is not None:
-        for system in SYSTEMS:
-            cosines = embedding_cosine(params.embedding_model, answers[system], references)
+        for system, given in answers.items():
+            cosines = embedding_cosine(params.embedding_model, given, references)
             for scores, cosine in zip(scored, cosines, strict=True):
                 scores.systems[system]["embedding_cosine"] = cosine
 
-    metrics = judge(scored, params)
+    metrics = judge(scored, params, list(others))
     metrics["several_right"] = sum(len(right) > 1 for right in references)
     metrics["wordless_references"] = sum(not any(map(tokenize, right)) for right in references)
     metrics["with_passages"] = sum(bool(row["passages"]) for row in test)
@@ -90,7 +95,10 @@ def main() -> None:
     metrics["overfitting"] = measure_overfitting(
         metrics,
         score_rows(trained, contexts, asked),
-        {**answers, "references": [right[0] for right in references]},
+        {
+            **{system: answers[system] for system in SYSTEMS},
+            "references": [right[0] for right in references],
+        },
         (row["positive"] for row in read_jsonl(formatted_path("train"))),
     )
 
@@ -100,13 +108,9 @@ def main() -> None:
     if flagged and rows_with_metric(unflagged, params.primary):
         metrics["unflagged"] = judge(unflagged, params)
 
-    key = read_json(REVIEW_KEY_PATH)
-    files, refused = read_votes(VOTES_DIR, key)
-    for line in refused:
-        log.warning("%s", line)
     better = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
-    votes = count_votes(files, key, {scores.id: scores for scores in scored}, better, params)
-    metrics["votes"] = {**votes, "files_of_other_reviews": len(refused)}
+    by_id = {scores.id: scores for scores in scored}
+    metrics["votes"] = count_files(VOTES_DIR, read_json(REVIEW_KEY_PATH), by_id, better, params)
     write_jsonl(SCORES_PATH, (scores.to_record() for scores in scored))
     write_json(EVALUATION_PATH, round_numbers(metrics))
     log.info("%s: %d test rows in %d groups", EVALUATION_PATH, metrics["n"], metrics["groups"])

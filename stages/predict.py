@@ -22,6 +22,7 @@ def main() -> None:
         "sft_general": session.score_general_text("sft_general"),
     }
     session.close("sft", predictions)
+    session.forget()
 
 
 if __name__ == "__main__":

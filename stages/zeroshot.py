@@ -16,7 +16,7 @@ from library.llm.session import open_session
 
 def main() -> None:
     """Ask the base model."""
-    session = open_session("zeroshot", adapter_dir=None)
+    session = open_session("zeroshot")
     predictions: dict[str, Sequence[Mapping[str, Any]]] = {
         "zeroshot": session.answer("test", "zeroshot"),
         "zeroshot_train": session.answer("train_sample", "zeroshot_train"),
@@ -24,6 +24,7 @@ def main() -> None:
         "no_context": session.answer_without_context("test", "no_context"),
     }
     session.close("zeroshot", predictions)
+    session.forget()
 
 
 if __name__ == "__main__":

@@ -271,6 +271,7 @@ def judged(tmp_path, monkeypatch):
         for path, value in {
             "artifacts/base/manifest.json": BASE,
             "artifacts/adapter/base.json": BASE,
+            "data/predictions/others/systems.json": {"systems": []},
             "data/predictions/zeroshot_model.json": answerer
             | {
                 "adapter": None,

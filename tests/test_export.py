@@ -23,7 +23,7 @@ from library.pages.cards import ModelFacts, render_card, shipped_statement
 from library.params import load_params
 from library.paths import ADAPTER_DIR, MERGED_DIR
 from library.verdict.metrics import score_row
-from stages import base, clean, evaluate, format, predict, review, sft, zeroshot
+from stages import base, clean, evaluate, format, others, predict, review, sft, zeroshot
 
 MERGED = {
     "README.md",
@@ -58,7 +58,7 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         format__max_new_tokens=16,
         data__path=str(project / "rows.json"),
     )
-    for stage in (base, clean, format, zeroshot, sft, predict, review, evaluate):
+    for stage in (base, clean, format, zeroshot, sft, predict, others, review, evaluate):
         stage.main()
     write_json(MERGED_DIR / "stale.json", {})
     capsys.readouterr()

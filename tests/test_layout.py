@@ -137,6 +137,7 @@ def test_an_edit_runs_again_only_the_stages_whose_output_could_change(recorded):
         "sft",
         "zeroshot",
         "predict",
+        "others",
         "base",
     }
 

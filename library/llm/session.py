@@ -1,5 +1,7 @@
 """A model with the rows it is asked, set up to answer within memory and to go on after a kill."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +25,7 @@ from library.llm.processes import start_processes
 from library.params import load_model_file, load_params
 from library.paths import (
     BASE_DIR,
-    MANIFEST_PATH,
     answerer_path,
-    formatted_path,
     predictions_path,
 )
 from library.records import Answerer, FormattedRow, Likelihood, Prediction, QuestionAnswer
@@ -46,6 +46,7 @@ class AnsweringSession:
     max_new_tokens: int
     batching: Batching
     kept_dir: Path
+    base_dir: Path
     adapter_dir: Path | None
 
     def answer(self, split: str, name: str) -> list[Prediction]:
@@ -67,7 +68,7 @@ class AnsweringSession:
         )
 
     def close(self, system: str, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Write predictions by name, and what gave them; forget the progress.
+        """Write predictions by name, and what gave them.
 
         The main process does; the others wait for it.
         """
@@ -76,26 +77,37 @@ class AnsweringSession:
                 write_jsonl(predictions_path(name), records)
             adapter_dir = self.adapter_dir
             answerer: Answerer = {
-                "base": hash_base(read_json(MANIFEST_PATH)),
+                "base": hash_base(read_json(self.base_dir / "manifest.json")),
                 "adapter": None if adapter_dir is None else hash_adapter(adapter_dir),
                 "answers": {name: hash_file(predictions_path(name)) for name in predictions},
                 **describe_computation(self.model),
             }
             write_json(answerer_path(system), answerer)
+        self.state.wait_for_everyone()
+
+    def forget(self) -> None:
+        """Remove what was kept in case of a kill."""
+        if self.state.is_main_process:
             shutil.rmtree(self.kept_dir)
         self.state.wait_for_everyone()
 
 
-def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
-    """Load the base model of params.yaml, with an adapter if one is given, to ask it for a stage.
+def open_session(
+    stage: str,
+    adapter_dir: Path | None = None,
+    base_dir: Path = BASE_DIR,
+    model: str | None = None,
+    rows: Mapping[str, Sequence[FormattedRow]] | None = None,
+) -> AnsweringSession:
+    """Load a base model, that of params.yaml unless another is named, with an adapter if one is
+    given, to ask it rows for a stage: those of ASKED unless others are given.
 
     Raises InputError where one row does not fit into memory, before anything is loaded.
     """
     state = start_processes()
     params = load_params()
-    model_file = load_model_file(params.model)
-    paths = {split: formatted_path(split) for split in ASKED}
-    rows = {split: read_formatted(split) for split in ASKED}
+    model_file = load_model_file(model or params.model)
+    rows = rows or {split: read_formatted(split) for split in ASKED}
     limit = params.format.max_new_tokens
     general_path = Path(params.evaluate.general_text)
     if not general_path.is_file():
@@ -103,26 +115,26 @@ def open_session(stage: str, adapter_dir: Path | None) -> AnsweringSession:
             f"{general_path}: no such file (evaluate.general_text in params.yaml; the one that "
             "comes with the pipeline is data/general/plain.txt)"
         )
-    general_text = general_path.read_text(encoding="utf-8")
+    asked = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     kept_dir = checkpoint_dir(
         stage,
-        [*paths.values(), general_path, BASE_DIR, *([] if adapter_dir is None else [adapter_dir])],
-        [limit, model_file.model_dump(), describe_device()],
+        [general_path, base_dir, *([] if adapter_dir is None else [adapter_dir])],
+        [limit, model_file.model_dump(), describe_device(), asked],
     )
-    every = [row for split in ASKED for row in rows[split]]
+    every = [row for asked_rows in rows.values() for row in asked_rows]
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in every)
     settings = make_settings(model_file, params.sft, pick_device().type)
-    tokens = plan_answering(BASE_DIR, settings, LongestLengths(longest, limit))
-    model = load_model(BASE_DIR, model_file.quantization, adapter_dir)
+    tokens = plan_answering(base_dir, settings, LongestLengths(longest, limit))
     return AnsweringSession(
         state=state,
-        model=model,
-        tokenizer=load_tokenizer(BASE_DIR),
+        model=load_model(base_dir, model_file.quantization, adapter_dir),
+        tokenizer=load_tokenizer(base_dir),
         rows=rows,
-        general_text=general_text,
+        general_text=general_path.read_text(encoding="utf-8"),
         longest=longest,
         max_new_tokens=limit,
         batching=Batching(tokens, kept_dir),
         kept_dir=kept_dir,
+        base_dir=base_dir,
         adapter_dir=adapter_dir,
     )

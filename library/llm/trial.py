@@ -1,6 +1,7 @@
 """Try a base model on one row, as the stages will use it, before anything takes hours."""
 
 import logging
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -14,7 +15,6 @@ from library.llm.likelihoods import MOST_DIFFERENCE, score_completions
 from library.llm.loading import load_model
 from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
 from library.params import AnyModel, SftParams
-from library.paths import BASE_DIR
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +25,14 @@ ORDER_NATS = 0.5
 ROUNDINGS = 16  # of the computing type, by which the cache may change a log-likelihood
 
 
-def try_model(model_file: AnyModel, sft: SftParams, name: str) -> None:
-    """Ask the model of BASE_DIR, score an answer with and without the cache, and read it back.
+def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -> None:
+    """Ask the model of a prepared folder, score an answer with and without the cache, and read it
+    back.
 
     Raises InputError, in the name of the model, for whatever of it fails. Where the model does not
     fit on this machine, that is logged, and nothing is tried: base may run where nothing else does.
     """
-    tokenizer = load_tokenizer(BASE_DIR)
+    tokenizer = load_tokenizer(base_dir)
     try:
         pairs = [
             prompt_completion_ids(tokenizer, example_messages(context), ANSWER)
@@ -48,13 +49,13 @@ def try_model(model_file: AnyModel, sft: SftParams, name: str) -> None:
     longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
     try:
         settings = make_settings(model_file, sft, pick_device().type)
-        plan_answering(BASE_DIR, settings, LongestLengths(longest, NEW_TOKENS))
+        plan_answering(base_dir, settings, LongestLengths(longest, NEW_TOKENS))
     except InputError as error:
         log.warning("%s was not tried, since it can't answer here: %s", name, error)
         return
     except Exception as error:  # of whatever kind: there is no model of these values
         raise InputError(f"{name}: config.json makes no model: {describe_error(error)}") from error
-    model = load_model(BASE_DIR, model_file.quantization)
+    model = load_model(base_dir, model_file.quantization)
     try:
         generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS)
         (cached,) = score_completions(model, tokenizer, [pairs])

@@ -21,11 +21,13 @@ from library.pages.statements import (
     format_holm,
     format_interval,
     knowledge_statement,
+    others_statements,
     overfitting_sentence,
     render_table,
     several_sentence,
     split_statement,
     style_statement,
+    system_name,
     title,
     votes_statement,
 )
@@ -128,6 +130,7 @@ def give_verdict(
         style_statement(metrics, primary),
         ending_statement(metrics, primary),
         knowledge_statement(metrics, confidence),
+        *others_statements(metrics, primary),
         forgetting_statement(metrics),
         votes_statement(metrics),
     )
@@ -219,13 +222,21 @@ def mark_common(text: str, other: str) -> Markup:
     return Markup().join([*made, markupsafe.escape(text[end:])])
 
 
+def baseline_heads(metrics: Mapping[str, Any]) -> list[str]:
+    """The names of what stands in the columns of `baselines_table`."""
+    others = [system_name(system) for system in metrics.get("others", {})]
+    return [*SYSTEM_NAMES.values(), *others, *BASELINE_NAMES.values()]
+
+
 def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """By metric what both systems and the baselines score, None where that can't be said."""
+    """By metric what all systems and the baselines score, None where that can't be said."""
     baselines = metrics["baselines"]
+    others = metrics.get("others", {})
     names = [name for name in METRICS if any(name in scores for scores in baselines.values())]
     return {
         name: [
             *(metrics.get(name, {}).get(system) for system in SYSTEM_NAMES),
+            *(judged.get(name, {}).get(system) for system, judged in others.items()),
             *(baselines[key].get(name) for key in BASELINE_NAMES),
         ]
         for name in names
@@ -234,7 +245,7 @@ def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]
 
 def render_baselines(metrics: Mapping[str, Any]) -> str:
     """The same as a Markdown table."""
-    heads = ["metric", *SYSTEM_NAMES.values(), *BASELINE_NAMES.values()]
+    heads = ["metric", *baseline_heads(metrics)]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
     for name, values in baselines_table(metrics).items():
         cells = ["" if value is None else f"{value:.3f}" for value in values]
@@ -283,7 +294,7 @@ def render_markdown(report: Report) -> str:
         *report.verdict.notes,
         HOW_TO_READ,
         "\n".join(f"- {name}: {escape(value)}" for name, value in report.facts.items()),
-        "## Beside simple baselines",
+        "## Beside other systems and simple baselines",
         render_baselines(report.metrics),
         "## Learned by heart?",
         overfitting_sentence(report.metrics, report.primary),
@@ -334,7 +345,7 @@ def render_html(report: Report) -> str:
         format_holm=format_holm,
         overfitting=overfitting_sentence(metrics, primary),
         style_tells=style_tells(metrics),
-        baseline_heads=[*SYSTEM_NAMES.values(), *BASELINE_NAMES.values()],
+        baseline_heads=baseline_heads(metrics),
         baselines=baselines_table(metrics),
         losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in losses},
         gained=shown(report.gained),

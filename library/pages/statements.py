@@ -8,7 +8,7 @@ from typing import Any
 
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
-from library.records import SFT, ZEROSHOT
+from library.records import FEW_SHOT, SFT, ZEROSHOT
 from library.verdict.metrics import UNBOUNDED
 from library.verdict.scoring import style_tells
 
@@ -279,6 +279,51 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
         caveat = " Bare answers already differ in style (see the control): some of it may be style."
     claim = _knowledge_claim(judged, confidence)
     return Statement(claim, f": {'; '.join(parts)}.{without}{caveat}")
+
+
+def system_name(system: str) -> str:
+    """One of the other systems as a reader knows it."""
+    return (
+        "the base with examples in its prompt"
+        if system == FEW_SHOT
+        else f"{escape(system)}, asked zero-shot"
+    )
+
+
+def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statement]:
+    """Did fine-tuning do more than examples in the prompt, or another model? One for each."""
+    said = []
+    for system, judged in metrics.get("others", {}).items():
+        name = system_name(system)
+        tuned, against = judged["tuned"][primary], judged[primary]
+        claims = {
+            1: f"Fine-tuning beats {name}",
+            -1: f"Fine-tuning is beaten by {name}",
+            0: f"Fine-tuning and {name} can't be told apart",
+        }
+        said.append(
+            Statement(
+                claims[judged["tuned"]["verdict"]],
+                f": {title(primary)} is {tuned['sft']:.3f} against {tuned[system]:.3f} "
+                f"({tuned['delta']:+.3f}, interval {format_interval(tuned)}, Holm "
+                f"{format_p(tuned['p_holm'])}), which is {against['delta']:+.3f} against zero-shot "
+                f"(interval {format_interval(against)}).{_told_sentence(judged, system)}",
+            )
+        )
+    return said
+
+
+def _told_sentence(judged: Mapping[str, Any], system: str) -> str:
+    """How well it tells right from wrong, beside the fine-tuned model."""
+    parts = [
+        f"{result[system]:.0%} {of}, {result['sft']:.0%} of the fine-tuned"
+        for metric, of in (
+            ("pair_matching", "of its pairs are matched right"),
+            ("contrastive", "of its rows speak for the right answer"),
+        )
+        if (result := judged["tuned"].get(metric)) is not None
+    ]
+    return f" {'; '.join(parts)}." if parts else ""
 
 
 def forgetting_statement(metrics: Mapping[str, Any]) -> Statement | None:

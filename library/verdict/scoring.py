@@ -16,11 +16,14 @@ from library.paths import (
     ADAPTER_DIR,
     ADAPTER_RECORD,
     MANIFEST_PATH,
+    OTHERS_PATH,
     answerer_path,
     formatted_path,
+    other_name,
     predictions_path,
 )
 from library.records import (
+    FEW_SHOT,
     SFT,
     SYSTEMS,
     ZEROSHOT,
@@ -56,11 +59,12 @@ Predictions = Mapping[str, Prediction]  # by row id
 
 
 def read_predictions(
-    path: Path, rows: Sequence[FormattedRow], hash_name: str = "prompt_hash"
+    path: Path, rows: Sequence[FormattedRow], hash_name: str | None = "prompt_hash"
 ) -> dict[str, Any]:
     """A system's records by row id.
 
-    Raises InputError where they are of other rows, or were asked with other prompts.
+    Raises InputError where they are of other rows, or were asked with other prompts than the rows
+    have under `hash_name`.
     """
     records = {record["id"]: record for record in read_jsonl(path)}
     if records.keys() != {row["id"] for row in rows}:
@@ -69,7 +73,10 @@ def read_predictions(
         record = records[row["id"]]
         answers = hash_answers(row["positive"], row["negative"])
         for asked, fault in (
-            (record["prompt_hash"] == dict(row)[hash_name], "was asked with another prompt"),
+            (
+                hash_name is None or record["prompt_hash"] == dict(row)[hash_name],
+                "was asked with another prompt",
+            ),
             (record.get("answers_hash", answers) == answers, "had other answers to score"),
             (record.get("group", row["group"]) == row["group"], "was in another group"),
             (record.get("pair", row["pair"]) == row["pair"], "was in another pair"),
@@ -115,6 +122,23 @@ def check_answerers() -> None:
             of = "with an adapter" if expected is None else f"not with that of {ADAPTER_DIR}"
             raise InputError(f"{path}: its answers were given {of}; run `dvc repro`")
     check_written()
+
+
+def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]]:
+    """The answers of the other systems that were asked, by name.
+
+    Raises InputError where they are of other rows, of another base, or not as they were written.
+    """
+    found = {}
+    for system in read_json(OTHERS_PATH)["systems"]:
+        name = other_name(system)
+        path, record = predictions_path(name), read_json(answerer_path(name))
+        if record["answers"].get(name) != hash_file(path):
+            raise InputError(f"{path}: not as {system} wrote it; run `dvc repro`")
+        if system == FEW_SHOT and record["base"] != hash_base(read_json(MANIFEST_PATH)):
+            raise InputError(f"{path}: its answers are of another base; run `dvc repro`")
+        found[system] = read_predictions(path, rows, None)
+    return found
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:
@@ -228,10 +252,14 @@ def comparison_record(
     return {names.get(name, name): value for name, value in values if math.isfinite(value)}
 
 
-def judge(scored: Sequence[ScoredRow], params: EvaluateParams) -> dict[str, Any]:
-    """Fine-tuned against zero-shot by every metric that some row has under both, and the verdict.
+def judge(
+    scored: Sequence[ScoredRow], params: EvaluateParams, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Fine-tuned and each of the others against zero-shot by every metric that some row has under
+    both, and fine-tuned against each of the others; and the verdicts.
 
-    Raises InputError where no row has the primary metric.
+    All that is claimed but the verdict on the fine-tuned is corrected together. Raises InputError
+    where no row has the primary metric.
     """
     comparisons = compare_systems(scored, METRICS, params)
     if params.primary not in comparisons:
@@ -240,19 +268,51 @@ def judge(scored: Sequence[ScoredRow], params: EvaluateParams) -> dict[str, Any]
             "negative, a swapped pair, an embedding model)"
         )
     primary = comparisons[params.primary]
-    claims = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {params.primary}
+    told = (params.primary, "pair_matching", "contrastive")
+    compared = {(ZEROSHOT, SFT): comparisons}
+    for other in others:
+        compared[ZEROSHOT, other] = compare_systems(scored, METRICS, params, ZEROSHOT, other)
+        compared[other, SFT] = compare_systems(scored, told, params, other, SFT)
+    claims = HIGHER_IS_BETTER | LOWER_IS_BETTER
     adjusted = adjust_holm(
-        {name: comparison.p for name, comparison in comparisons.items() if name in claims}
+        {
+            (*pair, name): comparison.p
+            for pair, made in compared.items()
+            for name, comparison in made.items()
+            if name in claims and (*pair, name) != (ZEROSHOT, SFT, params.primary)
+        }
     )
-    records = {name: comparison_record(comparison) for name, comparison in comparisons.items()}
-    for name, p in adjusted.items():
-        records[name]["p_holm"] = p
+    records = {
+        pair: {
+            name: comparison_record(comparison, *pair)
+            | ({"p_holm": adjusted[*pair, name]} if (*pair, name) in adjusted else {})
+            for name, comparison in made.items()
+        }
+        for pair, made in compared.items()
+    }
+
+    def verdict(baseline: str, candidate: str) -> int:
+        comparison = compared[baseline, candidate][params.primary]
+        corrected = adjusted.get((baseline, candidate, params.primary), comparison.p)
+        return decide(
+            replace(comparison, p=corrected), params.primary in LOWER_IS_BETTER, params.confidence
+        )
+
+    beside = {
+        other: {
+            "verdict": verdict(ZEROSHOT, other),
+            **records[ZEROSHOT, other],
+            "tuned": {"verdict": verdict(other, SFT), **records[other, SFT]},
+        }
+        for other in others
+    }
     return {
         "n": len(scored),
         "groups": len({scores.group for scores in scored}),
-        "verdict": decide(primary, params.primary in LOWER_IS_BETTER, params.confidence),
+        "verdict": verdict(ZEROSHOT, SFT),
         "primary": comparison_record(primary),
-        **records,
+        **records[ZEROSHOT, SFT],
+        **({"others": beside} if beside else {}),
     }
 
 

@@ -1,8 +1,9 @@
 """How sure a difference is: intervals and tests that treat a group of rows as one draw."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 Values = NDArray[np.float64]
+K = TypeVar("K", bound=Hashable)
 DRAWN_AT_ONCE = 2_000_000  # groups: memory stays the same however many there are
 # groups off the commonest difference; with fewer, draws without any spread are not rare
 LEAST_VARIED = 20
@@ -138,13 +140,14 @@ def compare(
     )
 
 
-def adjust_holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def adjust_holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """Holm's step-down adjustment of several p-values: each is to be read as if it were the only
     one. Holm, 1979.
     """
-    adjusted: dict[str, float] = {}
+    adjusted: dict[K, float] = {}
     largest = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda name: (p_values[name], name))):
+    ordered = sorted(p_values, key=lambda name: (p_values[name], str(name)))
+    for rank, name in enumerate(ordered):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
         adjusted[name] = largest
     return adjusted

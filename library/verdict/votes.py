@@ -4,6 +4,7 @@ Knows the key that says whose answer was which.
 """
 
 import json
+import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -21,6 +22,8 @@ from library.errors import InputError
 from library.params import EvaluateParams
 from library.records import SFT, SYSTEMS, ScoredRow
 from library.verdict.statistics import compare
+
+log = logging.getLogger(__name__)
 
 Answer = Literal["x", "y"]
 GRADES = ("yes", "partly", "no")
@@ -164,6 +167,23 @@ def tally_votes(files: Sequence[VoteFile], key: Mapping[str, Any]) -> Tally:
                 tally.correct[item[answer]][vote.correct[answer]] += 1
                 tally.unsupported[item[answer]].append(vote.unsupported[answer])
     return tally
+
+
+def count_files(
+    folder: Path,
+    key: Mapping[str, Any],
+    scored: Mapping[str, ScoredRow],
+    better: Mapping[str, int],
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """What the votes in a folder's files say, as `count_votes` has it, and how many files are of
+    another review; those are named in the log.
+    """
+    files, refused = read_votes(folder, key)
+    for line in refused:
+        log.warning("%s", line)
+    votes = count_votes(files, key, scored, better, params)
+    return {**votes, "files_of_other_reviews": len(refused)}
 
 
 def count_votes(

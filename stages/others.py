@@ -1,0 +1,32 @@
+"""Ask other systems the test questions: the base with examples, and other models as they are.
+
+`evaluate.few_shot` and `evaluate.rivals` name them; there are none by default. Reads data/clean/
+rows.jsonl, data/formatted/{test,train}.jsonl, metrics/format.json and artifacts/base/. Writes
+data/predictions/others/: systems.json (which there are), and of each its answers and what gave
+them. A rival that is not in the hub's cache is downloaded.
+"""
+
+import shutil
+
+from library.entry import run_main
+from library.files import write_json
+from library.params import list_others, load_params
+from library.paths import OTHERS_PATH
+
+
+def main() -> None:
+    """Ask them, if there are any."""
+    params = load_params()
+    systems = list_others(params.evaluate)
+    if systems:
+        # here, since loading PyTorch takes longer than all else where there is nothing to ask
+        from library.llm.others import ask_others
+
+        ask_others(params)
+    else:
+        shutil.rmtree(OTHERS_PATH.parent, ignore_errors=True)
+        write_json(OTHERS_PATH, {"systems": systems})
+
+
+if __name__ == "__main__":
+    run_main(main)

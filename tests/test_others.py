@@ -1,0 +1,132 @@
+"""Systems beside zero-shot and fine-tuned: the base with examples, and other models."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import edit_yaml, link_model
+
+from library.errors import InputError
+from library.files import read_json, read_jsonl
+from library.llm.chat_template import load_tokenizer, prompt_ids
+from library.llm.examples import choose_examples, few_shot_rows
+from library.llm.prompts import load_prompt
+from library.pages.statements import others_statements
+from library.params import load_params
+from library.paths import BASE_DIR, prompt_path
+from stages import base, clean, evaluate, format, others, predict, report, review, sft, zeroshot
+
+
+@pytest.fixture
+def formatted(project):
+    for stage in (base, clean, format):
+        stage.main()
+    test, train = (
+        list(read_jsonl(Path(f"data/formatted/{split}.jsonl"))) for split in ("test", "train")
+    )
+    return test, train, {row["id"]: row for row in read_jsonl(Path("data/clean/rows.jsonl"))}
+
+
+def few_shot(formatted, count, **changes):
+    test, train, clean_rows = formatted
+    params = load_params().format.model_copy(update=changes)
+    template, tokenizer = load_prompt(prompt_path("answer")), load_tokenizer(BASE_DIR)
+    return few_shot_rows(test, clean_rows, train, count, tokenizer, template, params)
+
+
+def test_examples_are_train_rows_the_most_like_the_question_last(formatted):
+    test, train, _ = formatted
+    rows, fewer = few_shot(formatted, 2, max_length=2048)
+    assert fewer == 0
+    known = {row["question"]: row["positive"] for row in train}
+    for row, plain in zip(rows, test, strict=True):
+        system, *turns, asked = row["messages"]
+        assert system == plain["messages"][0]
+        assert asked["content"].endswith(row["question"])
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+        like = [example["question"] for example in choose_examples(row["question"], train, 2)]
+        for question, user, answer in zip(like[::-1], turns[::2], turns[1::2], strict=True):
+            assert user["content"].endswith(question)
+            assert answer["content"] == known[question] != row["positive"]
+        assert row["messages_bare"] == plain["messages_bare"]
+        assert row["prompt_tokens"] > plain["prompt_tokens"]
+
+
+def test_a_prompt_with_examples_is_no_longer_than_its_budget(formatted):
+    params, tokenizer = load_params().format, load_tokenizer(BASE_DIR)
+    rows, fewer = few_shot(formatted, 5)
+    assert 0 < fewer <= len(rows)
+    for row in rows:
+        assert row["prompt_tokens"] == len(prompt_ids(tokenizer, row["messages"]))
+        assert row["prompt_tokens"] <= params.max_length - params.max_new_tokens
+
+
+def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
+    rival = Path("models/rival")
+    rival.mkdir()
+    rival_file = Path("models/local/model.yaml").read_text()
+    (rival / "model.yaml").write_text(rival_file)
+    link_model(tiny_dir, rival)
+    edit_yaml("params.yaml", evaluate__few_shot=1, evaluate__rivals=["rival"])
+    for stage in (base, clean, format, zeroshot, sft, predict, others, review, evaluate, report):
+        stage.main()
+    assert read_json(Path("data/predictions/others/systems.json")) == {
+        "systems": ["few_shot", "rival"]
+    }
+    zero, rivals = (
+        list(read_jsonl(Path(f"data/predictions/{name}.jsonl")))
+        for name in ("zeroshot", "others/rival")
+    )
+    # the same model under another name
+    assert [row["prediction"] for row in zero] == [row["prediction"] for row in rivals]
+    metrics = read_json(Path("metrics/evaluation.json"))
+    judged = metrics["others"]
+    assert judged["rival"]["rouge_l"]["delta"] == 0
+    assert judged["rival"]["tuned"]["rouge_l"]["delta"] == metrics["rouge_l"]["delta"]
+    # corrected together: as many claims more as there are comparisons
+    assert judged["few_shot"]["rouge_l"]["p_holm"] >= judged["few_shot"]["rouge_l"]["p"]
+    assert judged["few_shot"]["rouge_l"].keys() >= {"zeroshot", "few_shot", "low", "high"}
+    text = Path("reports/report.md").read_text()
+    assert "the base with examples in its prompt" in text
+    assert "rival, asked zero-shot" in text
+    page = Path("reports/report.html").read_text()
+    assert "rival, asked zero-shot" in page
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        others.main()
+    assert caplog.text.count("rows were done before") == 4  # answers and likelihoods of both
+    rows = [row | {"prediction": "edited"} for row in rivals]
+    Path("data/predictions/others/rival.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    with pytest.raises(InputError, match=r"rival\.jsonl: not as rival wrote it; run `dvc repro`"):
+        evaluate.main()
+
+
+def test_by_default_there_are_none(project):
+    others.main()
+    assert read_json(Path("data/predictions/others/systems.json")) == {"systems": []}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "claim"),
+    [
+        (1, "Fine-tuning beats qwen2.5-3b, asked zero-shot"),
+        (0, "Fine-tuning and qwen2.5-3b, asked zero-shot can't be told apart"),
+        (-1, "Fine-tuning is beaten by qwen2.5-3b, asked zero-shot"),
+    ],
+)
+def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_it(verdict, claim):
+    numbers = {"delta": 0.1, "low": 0.05, "high": 0.15, "p_holm": 0.01}
+    judged = {
+        "rouge_l": {"zeroshot": 0.2, "qwen2.5-3b": 0.3, **numbers},
+        "tuned": {
+            "verdict": verdict,
+            "rouge_l": {"qwen2.5-3b": 0.3, "sft": 0.4, **numbers},
+            "contrastive": {"qwen2.5-3b": 0.7, "sft": 0.9, **numbers},
+        },
+    }
+    (said,) = others_statements({"others": {"qwen2.5-3b": judged}}, "rouge_l")
+    assert said.claim == claim.replace("qwen2.5-3b", r"qwen2.5\-3b")
+    assert "ROUGE-L is 0.400 against 0.300 (+0.100, interval +0.050 to +0.150" in said.detail
+    assert "70% of its rows speak for the right answer, 90% of the fine-tuned." in said.detail
