@@ -28,6 +28,7 @@ NOT_RUN = {
 }
 NOT_RUN_PARTS = {
     "model=qwen2.5": "downloads a model",
+    "rivals=[qwen2.5": "so does this",
     "git clone URL": "tests/test_remote.py restores everything in a second clone",
     "git clone . ../gpu1": "a worker for another GPU, in the background",
 }
@@ -96,6 +97,9 @@ def clone(tmp_path, monkeypatch, tiny_dir):
             make_rows(24, seed=2),
         ),
         split__on_missed_shares="continue",
+        format__max_length=384,
+        format__max_new_tokens=96,
+        sft__learning_rate=2e-3,
         format__train_sample=4,
         sft__num_train_epochs=1.0,
         sft__eval_steps=2,
@@ -181,6 +185,7 @@ def test_an_experiment_runs_what_it_touches_and_going_back_runs_nothing(clone):
         "sft",
         "predict",
         "review",
+        "others",
         "evaluate",
         "report",
         "cards",
