@@ -35,6 +35,7 @@ from library.pages.statements import (
     ending_statement,
     forgetting_statement,
     knowledge_statement,
+    others_statements,
     split_statement,
     style_statement,
 )
@@ -355,6 +356,7 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     if (ending := ending_statement(after, primary)) is not None:
         top.append(str(ending))
     top.append(str(knowledge_statement(after, params.evaluate.confidence)))
+    top += map(str, others_statements(after, primary))
     if (forgotten := forgetting_statement(after)) is not None:
         top.append(str(forgotten))
 

@@ -5,7 +5,7 @@ from library.errors import InputError
 from library.files import read_json
 from library.pages.report import describe_data, describe_model, give_verdict, render_summary
 from library.params import load_params
-from library.paths import EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH
+from library.paths import COSTS_PATH, EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH
 from library.records import SPLITS
 
 
@@ -24,6 +24,12 @@ def main() -> None:
         "data": describe_data(params.data.path, splits),
     }
     print(f"\n{render_summary(verdict, facts)}\n")
+    for system, cost in (read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}).items():
+        print(
+            f"An answer of {system} took {cost['seconds_per_row']:.2f} s and "
+            f"{cost['tokens_per_answer']:.0f} tokens, and {cost['peak_mb']:,} MB at most, on "
+            f"{cost['device']}."
+        )
     print("The report with plots and answers side by side: reports/report.html")
 
 

@@ -32,6 +32,7 @@ EVALUATION_PATH = Path("metrics/evaluation.json")
 
 HISTORY_PATH = Path("reports/sft_history.csv")
 MEMORY_PATH = Path("reports/sft_memory.json")
+COSTS_PATH = Path("reports/costs.json")  # no stage's output: it is another each time
 REVIEW_KEY_PATH = Path("reports/review_key.json")
 
 OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are

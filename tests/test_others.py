@@ -91,6 +91,12 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     assert "rival, asked zero-shot" in text
     page = Path("reports/report.html").read_text()
     assert "rival, asked zero-shot" in page
+    costs = read_json(Path("reports/costs.json"))
+    assert costs.keys() == {"zeroshot", "no_context", "sft", "few_shot", "rival"}
+    for system, cost in costs.items():
+        assert cost["seconds_per_row"] > 0, system
+        assert 0 < cost["tokens_per_answer"] <= load_params().format.max_new_tokens
+        assert cost["peak_mb"] > 100
     caplog.clear()
     with caplog.at_level("INFO"):
         others.main()

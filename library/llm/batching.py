@@ -6,6 +6,7 @@ kept once it is done, so that a killed stage goes on where it was.
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from library.errors import InputError
+from library.files import write_json
 from library.llm.checkpoints import append_line, read_lines
 from library.llm.devices import pick_device
 from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
@@ -22,6 +24,8 @@ from library.llm.processes import broadcast_from_main, gather_from_all, processe
 from library.llm.sharding import takes_same_steps
 
 log = logging.getLogger(__name__)
+
+SECONDS = "-seconds.json"  # the end of the name of a file beside what is kept
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ def run_batches(
     missing = [batch for batch in todo if not all(index in done for index in batch)]
     share = missing if together else missing[state.process_index :: state.num_processes]
     mine: dict[int, Any] = {}
+    start = time.perf_counter()
     with tqdm(
         desc=name,
         total=sum(map(len, share)),
@@ -88,6 +93,10 @@ def run_batches(
                 append_line(kept_dir / f"{name}-{state.process_index}.jsonl", [batch, results])
             progress.update(len(batch))
     done.update(gather_from_all(list(mine.items())))
+    asked = sum(map(len, missing))
+    if kept_dir is not None and asked and state.is_main_process:
+        seconds = (time.perf_counter() - start) / asked
+        write_json(kept_dir / f"{name}{SECONDS}", {"seconds_per_row": round(seconds, 3)})
     return [done[index] for index in range(len(lengths))]
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from accelerate import PartialState
@@ -15,16 +16,18 @@ from library.errors import InputError
 from library.files import hash_adapter, hash_base, hash_file, read_json, write_json, write_jsonl
 from library.formatted import read_formatted
 from library.llm.answering import answer_questions, answer_rows, score_text
-from library.llm.batching import Batching
+from library.llm.batching import SECONDS, Batching
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
 from library.llm.devices import describe_computation, describe_device, pick_device
 from library.llm.loading import load_model
+from library.llm.memory.measuring import peak_bytes
 from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
 from library.llm.processes import start_processes
 from library.params import load_model_file, load_params
 from library.paths import (
     BASE_DIR,
+    COSTS_PATH,
     answerer_path,
     predictions_path,
 )
@@ -83,7 +86,23 @@ class AnsweringSession:
                 **describe_computation(self.model),
             }
             write_json(answerer_path(system), answerer)
+            self._note_costs(predictions)
         self.state.wait_for_everyone()
+
+    def _note_costs(self, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """What an answer of each system cost, outside what DVC knows: it is another each time."""
+        costs = read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}
+        for name, records in predictions.items():
+            system = name.rpartition("/")[2]
+            path = self.kept_dir / f"{system}-answers{SECONDS}"
+            if records and path.is_file() and not system.endswith("_train"):
+                costs[system] = {
+                    **read_json(path),
+                    "tokens_per_answer": round(mean(row["generated_tokens"] for row in records), 1),
+                    "peak_mb": round(peak_bytes(self.model.device) / 1e6),
+                    **describe_computation(self.model),
+                }
+        write_json(COSTS_PATH, costs)
 
     def forget(self) -> None:
         """Remove what was kept in case of a kill."""

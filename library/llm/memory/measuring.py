@@ -1,6 +1,7 @@
 """How much memory there is, how much was taken, and whether it ran out."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -136,6 +137,20 @@ def measure_peak(device: torch.device, run: Callable[[], Any]) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes so far: on CUDA in tensors, on a CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    memory = psutil.Process().memory_info()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(memory.peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def measure_free(device: torch.device) -> int:
