@@ -19,9 +19,9 @@ from library.llm.architectures import count_positions
 from library.llm.chat_template import load_tokenizer
 from library.llm.formatting import (
     complete_row,
-    describe_shares,
     describe_split,
     format_rows,
+    log_shares,
     usual_sentences,
 )
 from library.llm.lengths import advise_on_rows
@@ -91,7 +91,6 @@ def main() -> None:
     asked = [rows[made["id"]] for name in SPLITS for made in formatted[name]]
     partners = pair_rows([row for row in asked if row["contradicts"] is None])
     given_away = find_given_away(formatted["train"], asked, partners)
-    shares = params.split.shares.model_dump()
     metrics: dict[str, Any] = {
         "rejected": len(rejected),
         "groups": len(set(split.groups.values())),
@@ -101,8 +100,9 @@ def main() -> None:
     for name, records in formatted.items():
         records = [complete_row(made, partners, given_away) for made in records]
         write_jsonl(formatted_path(name), records)
-        metrics[name] = describe_split(records, len(asked), shares[name], given_away)
-        log.info(describe_shares(name, metrics[name]))
+        share = getattr(params.split.shares, name)
+        metrics[name] = describe_split(records, len(asked), share, given_away)
+        log_shares(name, metrics[name])
         if name == "train":
             short = [made for made in records if not positions or made["tokens"] <= positions]
             write_jsonl(formatted_path("train_sample"), short[: params.format.train_sample])

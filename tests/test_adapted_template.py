@@ -107,6 +107,12 @@ OURS = {
         "(message.role == 'assistant') }}{{ message.content") + ASKED,
         [f"a prompt ends in {EMPTY_THOUGHT!r}"],
     ),
+    "a switch for thoughts that no answer shows": (
+        TURNS
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if not enable_thinking | default(true) %}<think>\n\n</think>\n{% endif %}{% endif %}",
+        ["enable_thinking is false"],
+    ),
     "no end of a turn": (TURNS.replace("<|im_end|>", "") + ASKED, []),
     "another end of a turn": (
         TURNS.replace("<|im_end|>", "<end_of_turn>") + ASKED,

@@ -488,6 +488,11 @@ def test_an_architecture_passes_or_is_refused_in_words(model, kind, values, said
         assert said in refusal()
 
 
+def test_a_layer_that_the_model_does_not_have_is_named_before_anything_runs(model):
+    edit_yaml("params.yaml", sft__lora__target_modules=["foo"])
+    assert "sft.lora.target_modules: the model has no linear layer 'foo'" in refusal()
+
+
 def test_where_the_model_does_not_fit_base_says_that_it_was_not_tried(model, monkeypatch, caplog):
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.001")
     with caplog.at_level("INFO"):

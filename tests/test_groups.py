@@ -122,6 +122,49 @@ def test_a_document_in_the_system_message_ties_and_an_instruction_does_not():
     assert sorted(sizes.values()) == [1] * 40 + [3]
 
 
+DOCUMENT = (
+    "The pump stands in the cellar. It is made of steel and weighs twelve kilograms with both"
+)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Context: {0} of its valves.\n\nQuestion: {1}",
+        "{1}\n{0} of its valves.",
+        "Answer as briefly as you can, in one sentence of plain English that everybody knows, with "
+        "no word that the text below does not have.\n{0} of its valves.\n{1}",
+    ],
+)
+def test_a_document_in_the_question_ties_the_rows_that_ask_about_it(asked):
+    rows = [
+        row(f"{at:02}", "", f"{at}", query=asked.format(f"{DOCUMENT} {at // 2}", f"What is {at}?"))
+        for at in range(20)
+    ]
+    params = {"near_duplicate_contexts": False}
+    assert len(set(split(rows, **params)[0].groups.values())) == 10
+
+
+def test_a_remedy_says_that_documents_would_stand_in_several_splits():
+    rows = [
+        row(
+            f"{at:03}",
+            "",
+            f"{at}",
+            turns=[{"role": "system", "content": f"{DOCUMENT} of its valves {at % 4}"}],
+        )
+        for at in range(80)
+    ]
+    made, ties, params = split(rows, near_duplicate_contexts=False)
+    assert len(set(made.groups.values())) == 4
+    with pytest.raises(InputError) as error:
+        check_split(made, ties, params)
+    assert (
+        "let the same document stand in several splits, so that training sees what test rows are "
+        "asked about: dvc exp run -S split.same_answer_words="
+    ) in str(error.value)
+
+
 def test_a_full_stop_makes_no_other_text():
     rows = [row("1", "One", long("a")), row("2", "two", f"{long('a')}."), row("3", "one。", "c")]
     assert members(split(rows)[0].groups) == ["123"]

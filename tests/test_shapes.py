@@ -119,6 +119,39 @@ def test_preference_rows_have_their_rejected_turn_as_the_wrong_answer(tmp_path, 
     assert problems == [None]
 
 
+@pytest.mark.parametrize("kind", ["messages", "preferences", "texts"])
+def test_a_context_beside_a_conversation_is_read_unless_it_is_not_to(tmp_path, kind):
+    question = {"role": "user", "content": "Q?"}
+    right, wrong = ({"role": "assistant", "content": text} for text in ("R.", "W."))
+    row = {
+        "messages": {"messages": [question, right]},
+        "preferences": {"chosen": [question, right], "rejected": [question, wrong]},
+        "texts": {"prompt": "Q?", "chosen": "R.", "rejected": "W."},
+    }[kind]
+    said, (fields,), _ = read(tmp_path / "rows.json", [{"context": "A.", **row}])
+    assert fields["anchor"] == "A."
+    assert "context" in said
+    assert "not read" not in said
+    said, (fields,), _ = read(tmp_path / "rows.json", [{"context": "A.", **row}], anchor=None)
+    assert fields["anchor"] == ""
+    assert said.endswith("not read: context")
+
+
+def test_a_system_text_beside_sharegpts_turns_is_its_system_message(tmp_path):
+    turns = [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "R."}]
+    row = {"conversations": turns, "system": "Be brief."}
+    said, (fields,), _ = read(tmp_path / "rows.json", [row])
+    assert fields["turns"] == [{"role": "system", "content": "Be brief."}]
+    assert "not read" not in said
+
+
+def test_rows_without_a_context_get_a_command_without_one(tmp_path):
+    with pytest.raises(
+        InputError, match=r"data\.columns\.anchor=null -S data\.columns\.query=input"
+    ):
+        read(tmp_path / "rows.json", [{"input": "Q?", "output": "R."}])
+
+
 def test_a_turn_that_calls_a_tool_is_no_answer(tmp_path):
     call = {"role": "assistant", "content": "I look it up.", "tool_calls": [{"name": "search"}]}
     row = {"messages": [{"role": "user", "content": "Q?"}, call]}

@@ -22,7 +22,8 @@ from library.records import Message, right_answers
 
 SAME_QUERY = 90.0
 LONG_QUESTION = 40  # words: a context can be in it
-MOST_ROWS_OF_A_DOCUMENT, MOST_SHARE_OF_A_DOCUMENT = 10, 0.1
+LONG_PARAGRAPH = 20  # words: what several rows say alike in so many is a document, not a question
+INSTRUCTION_SHARE = 0.5  # of the rows: what more of them say is an instruction, not a document
 _FINAL_MARKS = " .。!！?？"
 
 
@@ -72,8 +73,8 @@ def list_ties(
     turns: Iterable[Tie] = (),
 ) -> list[Tie]:
     """What can tie a row to others: its context, or without one its question; and those of its
-    right answers, and of the `turns` before the question, that have `params.same_answer_words`
-    words or more.
+    right answers, of the `turns` before the question and of the documents in both, that have
+    `params.same_answer_words` words or more.
 
     Texts are given by their keys, a context that there is not as an empty one; `answers` maps each
     to its words.
@@ -85,25 +86,34 @@ def list_ties(
 
 
 def tie_turns(turns: Iterable[Message]) -> list[Tie]:
-    """What was said before a question, as ties: as documents what system messages say, if it is
-    long enough to hold one.
-    """
+    """What was said before a question, as ties: each turn, and the documents in it."""
     ties = []
     for turn in turns:
-        words = count_words(turn["content"])
         if turn["role"] != "system":
-            ties.append(Tie("turn", hash_text(turn["content"]), words))
-        elif words >= LONG_QUESTION:
-            ties.append(Tie("document", hash_text(turn["content"]), words))
+            ties.append(Tie("turn", hash_text(turn["content"]), count_words(turn["content"])))
+        if turn["role"] != "assistant":
+            ties += tie_documents(turn["content"])
     return ties
 
 
+def tie_documents(text: str) -> list[Tie]:
+    """The paragraphs of a system message or a question that are long enough to be documents: where
+    the context sits in them, rows share it though their questions differ.
+    """
+    paragraphs = [part for part in text.splitlines() if part.strip()]
+    return [
+        Tie("document", hash_text(part), words)
+        for part in dict.fromkeys(paragraphs)
+        if (words := count_words(part)) >= LONG_PARAGRAPH
+    ]
+
+
 def drop_instructions(ties: Mapping[str, Sequence[Tie]]) -> dict[str, list[Tie]]:
-    """The ties without system messages that are instructions: those that stand in more than ten
-    rows and in more than a tenth of them. What fewer rows share is a document they ask about.
+    """The ties without those documents that are instructions, since more than half of the rows
+    have them.
     """
     counts = Counter(tie.key for row in ties.values() for tie in {*row} if tie.kind == "document")
-    most = max(MOST_ROWS_OF_A_DOCUMENT, MOST_SHARE_OF_A_DOCUMENT * len(ties))
+    most = INSTRUCTION_SHARE * len(ties)
     return {
         key: [tie for tie in row if tie.kind != "document" or counts[tie.key] <= most]
         for key, row in ties.items()

@@ -112,21 +112,24 @@ def _peek(
         for field, column in asked.items()
         if column is not None and look_up(first, column) is MISSING
     ]
+    guessed = guess_columns(first)
     raise InputError(
         f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the "
         f"first row's columns are {', '.join(names)}. Say which is which, in place of each NAME; a "
         "nested one as answers.text, an anchor of null where there is no context"
-        + _describe_columns(guess_columns(first))
+        + _describe_columns(guessed, len(names) > sum(map(bool, guessed.values())))
     )
 
 
-def _describe_columns(guessed: Mapping[str, str | None]) -> str:
+def _describe_columns(guessed: Mapping[str, str | None], others: bool) -> str:
     """How to name the columns: by a command, or in params.yaml where DVC would read a name's signs
-    as its own.
+    as its own. `others` says whether columns are left to be named.
     """
     known = {field: name for field, name in guessed.items() if name is not None}
+    # a row can do without these; a question and an answer it has
     missing = {
-        field: "null" if field == "negative" else "NAME" for field in guessed.keys() - known.keys()
+        field: "null" if field == "negative" or (field == "anchor" and not others) else "NAME"
+        for field in guessed.keys() - known.keys()
     }
     if any(_NOT_ON_A_COMMAND_LINE.search(name) for name in known.values()):
         values = {field: json.dumps(name, ensure_ascii=False) for field, name in known.items()}

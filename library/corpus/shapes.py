@@ -21,6 +21,7 @@ MISSING = object()
 UNANSWERABLE = "unanswerable: its file says that the context holds no answer"
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
+CONTEXTS = ("context", "contexts", "passage", "document", "article")  # beside a conversation
 CHOSEN, REJECTED, PROMPT = "chosen", "rejected", "prompt"  # of preference rows, as TRL names them
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -133,6 +134,7 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
     # a name of the user's own that is not there is misspelt, and no other shape is looked for
     misspelt = any(name not in (field, None) and not has(name) for field, name in own.items())
     anchor, negative = columns.anchor, columns.negative
+    beside = next((name for name in (anchor, *CONTEXTS) if name is not None and has(name)), None)
     chosen, rejected = look_up(record, CHOSEN), look_up(record, REJECTED)
     conversation = next(
         (
@@ -145,7 +147,8 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
     if conversation is not None and (has(anchor) or anchor in ("anchor", None)):
         turns = look_up(record, conversation)
         sort = "ShareGPT conversations" if "from" in turns[0] else "messages"
-        shape = Shape(sort, anchor, None, None, negative, turns=conversation, bare=True)
+        context = None if anchor is None else beside or anchor
+        shape = Shape(sort, context, None, None, negative, turns=conversation, bare=True)
     elif has(columns.query) and has(columns.positive) and (anchor is None or has(anchor)):
         shape = Shape(
             "columns", anchor, columns.query, columns.positive, negative, bare=anchor is None
@@ -153,9 +156,11 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
     elif misspelt or any(has(name) for name in own.values()):
         return None
     elif _is_conversation(chosen) and _is_conversation(rejected):
-        shape = Shape("preferences", None, None, None, REJECTED, turns=CHOSEN, bare=True)
+        context = None if anchor is None else beside
+        shape = Shape("preferences", context, None, None, REJECTED, turns=CHOSEN, bare=True)
     elif has(PROMPT) and isinstance(chosen, str) and isinstance(rejected, str):
-        shape = Shape("preferences", None, PROMPT, CHOSEN, REJECTED, bare=True)
+        context = None if anchor is None else beside
+        shape = Shape("preferences", context, PROMPT, CHOSEN, REJECTED, bare=True)
     elif has("context") and has("question") and has("answers"):
         context = None if anchor is None else "context"
         shape = Shape("SQuAD", context, "question", "answers.text", negative, bare=context is None)
@@ -166,6 +171,7 @@ def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
         return None
     paths = {path for path in shape.columns.values() if path}
     paths |= {PROMPT} if shape.turns == CHOSEN else set()
+    paths |= {"system"} if shape.turns is not None else set()
     read = paths | {path.split(".")[0] for path in paths}
     names = [name for name in record if isinstance(name, str)]
     return replace(shape, unread=tuple(name for name in names if name not in read))
@@ -206,6 +212,9 @@ def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
         prompt = look_up(record, PROMPT) if shape.turns == CHOSEN else None
         if isinstance(prompt, list) and isinstance(turns, list):
             turns = [*prompt, *turns]
+        system = record.get("system")  # as ShareGPT's rows have it
+        if isinstance(system, str) and system.strip() and isinstance(turns, list):
+            turns = [{"role": "system", "content": system}, *turns]
         fields |= _read_conversation(turns, shape.turns)
     if record.get("is_impossible") is True or (
         shape.name == "SQuAD" and fields.get("positive") == []

@@ -18,6 +18,7 @@ from library.corpus.groups import (
     group_rows,
     hash_text,
     list_ties,
+    tie_documents,
     tie_turns,
 )
 from library.corpus.near_duplicates import find_near_duplicates, sketch
@@ -84,7 +85,9 @@ def find_ties(rows: Iterable[CleanRow], params: SplitParams) -> Ties:
             key(turn["content"])
         context = key(row["anchor"]) if row["anchor"] else ""
         contexts[row["id"]] = row["context_id"]
-        turns = tie_turns(row["turns"])
+        for part in (row["query"], *(turn["content"] for turn in row["turns"])):
+            texts |= {tie.key: line for line in part.splitlines() for tie in tie_documents(line)}
+        turns = [*tie_turns(row["turns"]), *tie_documents(row["query"])]
         ties[row["id"]] = list_ties(context, key(row["query"]), answers, params, turns)
         if text := compared_context(row["anchor"], row["query"]):
             compared.setdefault(hash_text(text), text)
@@ -201,7 +204,11 @@ def _find_remedies(ties: Ties, params: SplitParams) -> list[tuple[str, dict[str,
         words = {"same_answer_words": longest + 1}
         apart = {row: [tie for tie in tied if not tie.words] for row, tied in ties.rows.items()}
         shared = replace(ties, rows=apart)
-        tried.append(("let the same answer stand in several splits", words, shared))
+        kinds = {tie.kind for tied in ties.rows.values() for tie in tied if tie.words}
+        what = f"let the same {' or '.join(sorted(kinds))} stand in several splits"
+        if kinds - {"answer"}:
+            what += ", so that training sees what test rows are asked about"
+        tried.append((what, words, shared))
     if ties.same:
         near = {"near_duplicate_contexts": "false"}
         what = "let contexts that are nearly the same stand in several"

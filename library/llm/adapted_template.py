@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from library.errors import InputError
-from library.llm.chat_template import render
+from library.llm.chat_template import render, strip_asked
 from library.records import Message
 
 TODAY = date(2024, 7, 26)  # for templates that write the date: Llama 3.2's own where it has none
@@ -94,7 +94,7 @@ def adapt_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]
             + f"{{% if add_generation_prompt %}}{{{{ {json.dumps(lead)} }}}}{{% endif %}}"
         )
         changes.append(f"a prompt ends in {lead!r}")
-    elif before.rstrip() != asked.rstrip():
+    elif before.rstrip() not in (asked.rstrip(), strip_asked(asked)):
         if "<think>" in asked[len(before.rstrip()) :]:
             raise InputError(
                 "it thinks before each answer, and its chat template has no switch for that; "

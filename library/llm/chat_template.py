@@ -16,6 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from library.errors import InputError, describe_error
 from library.records import Message
 
+# what a template that can think asks with where it is not to
+_EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*\Z")
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # any of them is a tokenizer
 
 
@@ -111,6 +113,13 @@ def read_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(text).strip()
 
 
+def strip_asked(asked: str) -> str:
+    """A rendered prompt without what need not stand before an answer once it is given: white space
+    at its end, and an empty think block.
+    """
+    return _EMPTY_THOUGHT.sub("", asked).rstrip()
+
+
 def hash_ids(ids: Sequence[int]) -> str:
     """Sixteen hexadecimal digits that tell one prompt from another, as the model sees it."""
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
@@ -122,9 +131,9 @@ def prompt_completion_ids(
     """Token ids of the messages up to where the answer begins, and of the answer up to the
     end-of-turn token, which is among them.
 
-    Where the chat template writes other white space before an answer than it asks with, or ends it
-    with no token, the answer's are its own, and that token. Raises InputError where the template
-    changes the prompt otherwise.
+    Where the chat template writes no empty think block or other white space before an answer than
+    it asks with, or ends it with no token, the answer's are its own, and that token. Raises
+    InputError where the template changes the prompt otherwise.
     """
     prompt = prompt_ids(tokenizer, messages)
     turns: list[Message] = [*messages, {"role": "assistant", "content": answer}]
@@ -133,7 +142,7 @@ def prompt_completion_ids(
     if ids[: len(prompt)] == prompt and end in ids[len(prompt) :]:
         return prompt, ids[len(prompt) : ids.index(end, len(prompt)) + 1]
     asked = render(tokenizer, messages, add_generation_prompt=True)
-    if not render(tokenizer, turns).startswith(asked.rstrip()):
+    if not render(tokenizer, turns).startswith(strip_asked(asked)):
         raise InputError(
             "the tokenizer's chat template changes the prompt once an answer follows it"
         )

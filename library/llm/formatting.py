@@ -155,8 +155,10 @@ def complete_row(
     return row
 
 
-def describe_shares(name: str, numbers: Mapping[str, Any]) -> str:
-    """A split in words: its rows and groups, the share that was asked for, and what is missing."""
+def log_shares(name: str, numbers: Mapping[str, Any]) -> None:
+    """Say a split's rows and groups, the share that was asked for, and what is missing; warn where
+    most rows lose their wrong answer.
+    """
     said = (
         f"{name}: {numbers['rows']} rows in {numbers['groups']} groups, {numbers['share']:.1%} "
         f"where {numbers['asked_share']:.0%} were asked for"
@@ -166,7 +168,7 @@ def describe_shares(name: str, numbers: Mapping[str, Any]) -> str:
         said += "one as wrong"
     if without := numbers["without_passages"]:
         said += f"; {without} prompts have no room for a passage"
-    return said
+    log.log(logging.WARNING if 2 * lost > numbers["rows"] else logging.INFO, "%s", said)
 
 
 def describe_split(

@@ -123,6 +123,9 @@ def check_model_files(folder: Path, name: str) -> None:
             pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
             shards = sorted(path.name for path in folder.glob("*.safetensors"))
             hint = ""
+            packed = sorted(path.name for path in folder.glob("*.gguf"))
+            if packed:
+                hint = f"; for a GGUF file: path: {packed[0]}, in place of sha256 in its model.yaml"
             if pickles and file in weights:
                 hint = (
                     f"; {pickles[0]} is a pickle, which can run code and is never loaded: save the "

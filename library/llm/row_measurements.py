@@ -12,7 +12,14 @@ from cachetools import LRUCache, cached
 from datasets import List, Value
 
 from library.corpus.cleaning_rules import find_defects
-from library.corpus.groups import compared_context, context_id, count_words, hash_text, tie_turns
+from library.corpus.groups import (
+    compared_context,
+    context_id,
+    count_words,
+    hash_text,
+    tie_documents,
+    tie_turns,
+)
 from library.corpus.near_duplicates import sketch
 from library.corpus.rows import FIELDS, row_id
 from library.llm.chat_template import load_tokenizer
@@ -65,7 +72,8 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
     present = {field: numbers for field, numbers in measured.items() if not row[field].isspace()}
     right = [row["positive"], *json.loads(row["also_right"] or "[]")] if row["positive"] else []
     said = json.loads(row["turns"] or "[]")
-    texts = (row["anchor"], *right, *(turn["content"] for turn in said))
+    asked = (row["query"] or "", *(turn["content"] for turn in said))
+    texts = (row["anchor"], *right, *asked, *(line for text in asked for line in text.splitlines()))
     turns = "\n".join(turn["content"] for turn in said)
     anchor = row["anchor"] if "anchor" in present else ""
     compared = compared_context(anchor, row["query"] or "")
@@ -77,7 +85,7 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
         "query": row["query"],
         "answers": json.dumps({hash_text(text): count_words(text) for text in right}),
         "shown": json.dumps({hash_text(text): text[:SHOWN_CHARACTERS] for text in texts if text}),
-        "turns": json.dumps(tie_turns(said)),
+        "turns": json.dumps([*tie_turns(said), *tie_documents(row["query"] or "")]),
         "compared": hash_text(compared),
         "turns_tokens": _measure(turns, base_dir, False)["tokens"] if turns else 0,
         "sketch": _measure(compared, base_dir, True)["sketch"] if compared else [],

@@ -134,6 +134,8 @@ def open_session(
             f"{general_path}: no such file (evaluate.general_text in params.yaml; the one that "
             "comes with the pipeline is data/general/plain.txt)"
         )
+    if (folder := params.evaluate.embedding_model) is not None and not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder (evaluate.embedding_model in params.yaml)")
     asked = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     kept_dir = checkpoint_dir(
         stage,

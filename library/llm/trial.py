@@ -13,7 +13,7 @@ from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
 from library.llm.likelihoods import MOST_DIFFERENCE, score_completions
 from library.llm.loading import load_model
-from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
+from library.llm.memory.planning import LongestLengths, make_settings, plan_answering, read_sizes
 from library.params import AnyModel, SftParams
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,18 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
             f"back as {read!r}"
         )
     longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    settings = make_settings(model_file, sft, pick_device().type)
     try:
-        settings = make_settings(model_file, sft, pick_device().type)
+        read_sizes(base_dir, settings.adapter)
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind: there is no model of these values
+        raise InputError(f"{name}: config.json makes no model: {describe_error(error)}") from error
+    try:
         plan_answering(base_dir, settings, LongestLengths(longest, NEW_TOKENS))
     except InputError as error:
         log.warning("%s was not tried, since it can't answer here: %s", name, error)
         return
-    except Exception as error:  # of whatever kind: there is no model of these values
-        raise InputError(f"{name}: config.json makes no model: {describe_error(error)}") from error
     model = load_model(base_dir, model_file.quantization)
     try:
         generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS)
