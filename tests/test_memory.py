@@ -426,6 +426,33 @@ def test_the_table_marks_what_a_card_can_not_hold(project, monkeypatch, capsys):
         main()
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_scores_that_are_written_out_take_what_is_predicted(checkpointing):
+    """Of Gemma 2, which has plain attention alone: the part that grows with the length's square."""
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=3,
+        num_attention_heads=8, num_key_value_heads=8, head_dim=8, sliding_window=4096,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    setting = ComputeSettings("none", checkpointing, ALL, torch.float32, "cpu")
+    peaks, predicted = [], []
+    for length in (512, 1024):
+        ids = torch.randint(0, 64, (1, length))
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()  # gradients are there
+        peaks.append(
+            measure_peak(
+                torch.device("cpu"),
+                lambda ids=ids: model(input_ids=ids, labels=ids, use_cache=False).loss.backward(),
+            )
+        )
+        sizes = measure_sizes(config, ALL)
+        predicted.append(predict_training(sizes, setting, 1, length, 100).attention)
+    measured = peaks[1] - 2 * peaks[0]
+    assert predicted[1] - 2 * predicted[0] == pytest.approx(measured, rel=0.1)
+
+
 def test_a_model_file_that_says_another_config_is_refused():
     config = load_model_file("qwen2.5-0.5b-instruct", ROOT / "models").config
     values = config.model_dump(exclude_none=True)
