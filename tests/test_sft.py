@@ -423,6 +423,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
 ):
     caplog.set_level("INFO")
     edit_yaml("params.yaml", sft__num_train_epochs=2.0, sft__lora__lora_dropout=0.1)
+    edit_yaml("params.yaml", sft__learning_rate=2e-3)
     sft.main()
     made = [
         path.read_bytes()
