@@ -417,7 +417,9 @@ def _validate_values(section: type[S], values: Mapping[str, Any], path: Path) ->
             elif problem["type"] == "missing":
                 problems.append(f"{path}: {key}: missing")
             else:
-                problems.append(f"{path}: {key}: {problem['msg']}, got {problem['input']!r}")
+                said = problem["msg"].removeprefix("Value error, ")  # of a check of our own
+                got = "" if said != problem["msg"] else f", got {problem['input']!r}"
+                problems.append(f"{path}: {key}: {said}{got}")
         raise InputError("\n".join(problems)) from error
 
 
