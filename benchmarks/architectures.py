@@ -119,9 +119,10 @@ def try_architecture(kind: str, quantization: str, heard: LastMessages) -> tuple
     torch.manual_seed(7)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "model.yaml").write_text(
-        f"sha256: null\nquantization: {quantization}\ngradient_checkpointing: false\n"
-    )
+    text = (ROOT / "models/local/model.yaml").read_text(encoding="utf-8")
+    text, count = re.subn(r"(?m)^quantization: .*$", f"quantization: {quantization}", text)
+    assert count == 1
+    (folder / "model.yaml").write_text(text)
     heard.messages.clear()
     try:
         base.main()

@@ -31,14 +31,7 @@ from library.pages.comment import (
     tuned_statement,
 )
 from library.pages.report import SYSTEM_NAMES
-from library.pages.statements import (
-    ending_statement,
-    forgetting_statement,
-    knowledge_statement,
-    others_statements,
-    split_statement,
-    style_statement,
-)
+from library.pages.statements import result_statements, split_statement
 from library.params import Params, load_params
 from library.paths import (
     BASE_DIR,
@@ -352,13 +345,7 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     splits = head.metrics(SPLITS_PATH.as_posix())
     if splits and (said := split_statement({name: splits[name] for name in SPLITS})) is not None:
         top.append(alert("WARNING", str(said)))
-    top.append(str(style_statement(after, primary)))
-    if (ending := ending_statement(after, primary)) is not None:
-        top.append(str(ending))
-    top.append(str(knowledge_statement(after, params.evaluate.confidence)))
-    top += map(str, others_statements(after, primary))
-    if (forgotten := forgetting_statement(after)) is not None:
-        top.append(str(forgotten))
+    top += map(str, result_statements(after, primary, params.evaluate.confidence))
 
     wins, loss = show_wins(head, primary), show_loss(head, base)
     tuned: tuple[str, str] | None = ("", "")

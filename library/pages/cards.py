@@ -18,15 +18,11 @@ from library.pages.rendering import TEMPLATES_DIR
 from library.pages.statements import (
     Statement,
     contradiction_sentence,
-    ending_statement,
     escape,
-    forgetting_statement,
     format_interval,
-    knowledge_statement,
-    others_statements,
     render_table,
+    result_statements,
     split_statement,
-    style_statement,
     title,
 )
 from library.params import Params, load_model_file
@@ -197,13 +193,7 @@ def render_card(
         prompt=fence(facts.prompt, "jinja"),
         messages=fence(load_and_ask(messages, params.format.max_new_tokens), "python"),
         split=split_statement({name: facts.splits[name] for name in SPLITS}) or "",
-        statements=[
-            style_statement(metrics, params.evaluate.primary),
-            ending_statement(metrics, params.evaluate.primary) or "",
-            knowledge_statement(metrics, params.evaluate.confidence),
-            *others_statements(metrics, params.evaluate.primary),
-            forgetting_statement(metrics) or "",
-        ],
+        statements=result_statements(metrics, params.evaluate.primary, params.evaluate.confidence),
         contradictions=contradiction_sentence(metrics, params.evaluate.primary),
         table=render_table(metrics, params.evaluate.primary),
         verdict=metrics["verdict"],

@@ -15,18 +15,14 @@ from library.pages.statements import (
     TITLES,
     Statement,
     contradiction_sentence,
-    ending_statement,
     escape,
-    forgetting_statement,
     format_holm,
     format_interval,
-    knowledge_statement,
-    others_statements,
     overfitting_sentence,
     render_table,
+    result_statements,
     several_sentence,
     split_statement,
-    style_statement,
     system_name,
     title,
     votes_statement,
@@ -127,11 +123,7 @@ def give_verdict(
     )
     statements = (
         split_statement(splits),
-        style_statement(metrics, primary),
-        ending_statement(metrics, primary),
-        knowledge_statement(metrics, confidence),
-        *others_statements(metrics, primary),
-        forgetting_statement(metrics),
+        *result_statements(metrics, primary, confidence),
         votes_statement(metrics),
     )
     return Verdict(

@@ -326,6 +326,20 @@ def _told_sentence(judged: Mapping[str, Any], system: str) -> str:
     return f" {'; '.join(parts)}." if parts else ""
 
 
+def result_statements(
+    metrics: Mapping[str, Any], primary: str, confidence: float
+) -> list[Statement]:
+    """What is said of metrics/evaluation.json wherever it is said, in this order."""
+    statements = (
+        style_statement(metrics, primary),
+        ending_statement(metrics, primary),
+        knowledge_statement(metrics, confidence),
+        *others_statements(metrics, primary),
+        forgetting_statement(metrics),
+    )
+    return [statement for statement in statements if statement is not None]
+
+
 def forgetting_statement(metrics: Mapping[str, Any]) -> Statement | None:
     """What did tuning break? By a text that has nothing to do with the rows."""
     result = metrics.get("general_text")

@@ -48,7 +48,7 @@ from library.verdict.metrics import (
     score_row,
 )
 from library.verdict.statistics import Comparison, adjust_holm, compare, decide
-from library.verdict.written import check_written
+from library.verdict.written import check_file, check_written
 
 BASELINES = ("no_context", "best_passage", "longer", "gold")
 ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
@@ -133,8 +133,7 @@ def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]
     for system in read_json(OTHERS_PATH)["systems"]:
         name = other_name(system)
         path, record = predictions_path(name), read_json(answerer_path(name))
-        if record["answers"].get(name) != hash_file(path):
-            raise InputError(f"{path}: not as {system} wrote it; run `dvc repro`")
+        check_file(name, record, system)
         if system == FEW_SHOT and record["base"] != hash_base(read_json(MANIFEST_PATH)):
             raise InputError(f"{path}: its answers are of another base; run `dvc repro`")
         found[system] = read_predictions(path, rows, None)

@@ -1,6 +1,7 @@
 """That answers are those that a system wrote: no file is another's, or was edited since."""
 
 from collections.abc import Collection
+from typing import Any
 
 from library.errors import InputError
 from library.files import hash_file, read_json
@@ -17,8 +18,14 @@ def check_written(names: Collection[str] = (*ANSWERS[ZEROSHOT], *ANSWERS[SFT])) 
     """Raise InputError where one of some files of answers is not the one that its system wrote."""
     for system in SYSTEMS:
         record = read_json(answerer_path(system))
-        written = record.get("answers") if isinstance(record, dict) else None
         for name in ANSWERS[system]:
-            path = predictions_path(name)
-            if name in names and (written or {}).get(name) != hash_file(path):
-                raise InputError(f"{path}: not as {system} wrote it; run `dvc repro`")
+            if name in names:
+                check_file(name, record, system)
+
+
+def check_file(name: str, record: Any, system: str) -> None:
+    """Raise InputError where a file of answers is not the one that its system's record names."""
+    path = predictions_path(name)
+    written = record.get("answers") if isinstance(record, dict) else None
+    if (written or {}).get(name) != hash_file(path):
+        raise InputError(f"{path}: not as {system} wrote it; run `dvc repro`")
