@@ -193,12 +193,9 @@ def _is_laid_out(text: str) -> bool:
 
 
 def _spaces_before(text: str) -> tuple[re.Pattern[str], ...]:
-    """Which blanks before a sign are defects: in code and tables none, in French not the one before
-    a semicolon, and before a full stop only in a text that begins as a sentence does: `git add .`
-    is a command.
+    """Which blanks before a sign are defects: in French not the one before a semicolon, and before
+    a full stop only in a text that begins as a sentence does: `git add .` is a command.
     """
-    if _is_laid_out(text):
-        return ()
     patterns = [_SPACE_BEFORE_COMMA]
     if not _FRENCH_SPACE.search(text):
         patterns.append(_SPACE_BEFORE_SEMICOLON)
@@ -216,11 +213,12 @@ def _rules_for(text: str) -> dict[str, Rule]:
         return "" if found[1:5] in margin else found
 
     rules["paragraph_numbers"] = replace(RULES["paragraph_numbers"], substitute=without_margin)
-    if _is_laid_out(text):
+    laid_out = _is_laid_out(text)
+    if laid_out:
         rules["odd_spaces"] = replace(RULES["odd_spaces"], patterns=(_EXOTIC_SPACE,))
         rules["outer_whitespace"] = replace(RULES["outer_whitespace"], patterns=(_OUTER_OF_LAYOUT,))
     rules["space_before_punctuation"] = replace(
-        RULES["space_before_punctuation"], patterns=_spaces_before(text)
+        RULES["space_before_punctuation"], patterns=() if laid_out else _spaces_before(text)
     )
     return rules
 

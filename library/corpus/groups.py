@@ -85,9 +85,11 @@ def list_ties(
     return ties[:1] + [tie for tie in ties[1:] if tie.words >= params.same_answer_words]
 
 
-def tie_turns(turns: Iterable[Message]) -> list[Tie]:
-    """What was said before a question, as ties: each turn, and the documents in it."""
-    ties = []
+def tie_asked(turns: Iterable[Message], question: str) -> list[Tie]:
+    """What is asked, as ties: the documents in a question, and of what was said before it each turn
+    and the documents in that.
+    """
+    ties = tie_documents(question)
     for turn in turns:
         if turn["role"] != "system":
             ties.append(Tie("turn", hash_text(turn["content"]), count_words(turn["content"])))

@@ -18,8 +18,7 @@ from library.corpus.groups import (
     group_rows,
     hash_text,
     list_ties,
-    tie_documents,
-    tie_turns,
+    tie_asked,
 )
 from library.corpus.near_duplicates import find_near_duplicates, sketch
 from library.errors import InputError
@@ -81,13 +80,12 @@ def find_ties(rows: Iterable[CleanRow], params: SplitParams) -> Ties:
 
     for row in rows:
         answers = {key(text): count_words(text) for text in right_answers(row)}
-        for turn in row["turns"]:
-            key(turn["content"])
+        for part in (row["query"], *(turn["content"] for turn in row["turns"])):
+            for line in (part, *part.splitlines()):
+                key(line)
         context = key(row["anchor"]) if row["anchor"] else ""
         contexts[row["id"]] = row["context_id"]
-        for part in (row["query"], *(turn["content"] for turn in row["turns"])):
-            texts |= {tie.key: line for line in part.splitlines() for tie in tie_documents(line)}
-        turns = [*tie_turns(row["turns"]), *tie_documents(row["query"])]
+        turns = tie_asked(row["turns"], row["query"])
         ties[row["id"]] = list_ties(context, key(row["query"]), answers, params, turns)
         if text := compared_context(row["anchor"], row["query"]):
             compared.setdefault(hash_text(text), text)

@@ -17,8 +17,7 @@ from library.corpus.groups import (
     context_id,
     count_words,
     hash_text,
-    tie_documents,
-    tie_turns,
+    tie_asked,
 )
 from library.corpus.near_duplicates import sketch
 from library.corpus.rows import FIELDS, row_id
@@ -85,7 +84,7 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
         "query": row["query"],
         "answers": json.dumps({hash_text(text): count_words(text) for text in right}),
         "shown": json.dumps({hash_text(text): text[:SHOWN_CHARACTERS] for text in texts if text}),
-        "turns": json.dumps([*tie_turns(said), *tie_documents(row["query"] or "")]),
+        "turns": json.dumps(tie_asked(said, row["query"] or "")),
         "compared": hash_text(compared),
         "turns_tokens": _measure(turns, base_dir, False)["tokens"] if turns else 0,
         "sketch": _measure(compared, base_dir, True)["sketch"] if compared else [],
