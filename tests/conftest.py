@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from library.corpus.groups import context_id
 from library.corpus.splitting import Split, find_faults, split_groups
 from library.files import hash_adapter, hash_base, hash_file, write_json, write_jsonl, write_text
-from library.params import Shares
+from library.params import EvaluateParams, Shares
 from library.records import hash_answers
 from standin.recipe import load_recipe
 from standin.sample_rows import short_rows
@@ -27,6 +27,17 @@ settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
 
 ROOT = Path(__file__).parent.parent
+# turned down, and without anything that takes a model
+EVALUATE = EvaluateParams(
+    primary="rouge_l",
+    seed=7,
+    draws=1000,
+    few_shot=0,
+    rivals=[],
+    general_text="data/general/plain.txt",
+    embedding_model=None,
+    confidence=0.95,
+)
 
 
 def edit_yaml(path: Path, /, **changes):

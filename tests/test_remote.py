@@ -11,23 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from all_stages import STAGES
 from conftest import ROOT, copy_code
 from ruamel.yaml import YAML
-
-from stages import (
-    base,
-    cards,
-    clean,
-    evaluate,
-    format,
-    others,
-    predict,
-    profile,
-    report,
-    review,
-    sft,
-    zeroshot,
-)
 
 
 @pytest.fixture
@@ -61,20 +47,7 @@ def elsewhere(project, run, tmp_path_factory):
     copy_code(".")
     Path("data/votes").mkdir(parents=True)
     Path("data/votes/README.md").write_text("votes")
-    for stage in (
-        base,
-        profile,
-        clean,
-        format,
-        zeroshot,
-        sft,
-        predict,
-        others,
-        review,
-        evaluate,
-        report,
-        cards,
-    ):
+    for stage in STAGES:
         stage.main()
     folder = tmp_path_factory.mktemp("elsewhere")
     run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(folder / "origin.git"))

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+from conftest import EVALUATE
 
 from library.errors import InputError
-from library.params import EvaluateParams, ReviewParams
+from library.params import ReviewParams
 from library.records import ScoredRow
 from library.verdict.ballot import choose_rows, make_items
 from library.verdict.votes import VoteFile, count_votes, krippendorff_alpha, read_votes
@@ -15,16 +16,6 @@ ITEMS = {
     "4": {"row": "r3", "kind": "pair", "x": "sft", "y": "zeroshot"},
     "5": {"row": "r1", "kind": "repeat", "of": "1", "x": "sft", "y": "zeroshot"},
 }
-PARAMS = EvaluateParams(
-    primary="rouge_l",
-    seed=7,
-    draws=1000,
-    few_shot=0,
-    rivals=[],
-    general_text="data/general/plain.txt",
-    embedding_model=None,
-    confidence=0.95,
-)
 KEY = {"review": "abc", "items": ITEMS}
 SCORED = {
     f"r{i}": ScoredRow(
@@ -52,7 +43,7 @@ def count(*files):
         KEY,
         SCORED,
         {"empty": -1, "rouge_l": 1},
-        PARAMS,
+        EVALUATE,
     )
 
 

@@ -1,0 +1,31 @@
+"""Every stage but `sample`, in the order of dvc.yaml, for tests that run the whole pipeline."""
+
+from stages import (
+    base,
+    cards,
+    clean,
+    evaluate,
+    format,
+    others,
+    predict,
+    profile,
+    report,
+    review,
+    sft,
+    zeroshot,
+)
+
+STAGES = [
+    base,
+    profile,
+    clean,
+    format,
+    zeroshot,
+    sft,
+    predict,
+    others,
+    review,
+    evaluate,
+    report,
+    cards,
+]
