@@ -3,7 +3,7 @@
 Prints one line for each experiment that DVC knows, and writes reports/compare.html. Two runs that
 answered the same test questions are compared row by row where the cache still has the scores of
 both; a difference counts where it is larger than what the choice of test rows explains, corrected
-for how many pairs there are.
+for how many pairs there are. Few-shot and rivals that a run was held against stand beside it.
 """
 
 import itertools
@@ -16,8 +16,8 @@ from typing import Any
 from library.entry import run_main
 from library.errors import InputError
 from library.files import write_text
-from library.pages.rendering import render_page
-from library.pages.statements import title
+from library.pages.rendering import plural, render_page
+from library.pages.statements import system_name, title
 from library.params import EvaluateParams, load_params
 from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
 from library.repository.experiments import Run, list_runs
@@ -78,6 +78,13 @@ def result(run: Run) -> Mapping[str, Any]:
     assert run.metrics is not None
     primary: Mapping[str, Any] = run.metrics["primary"]
     return primary
+
+
+def list_others(runs: Sequence[Run]) -> list[str]:
+    """The systems that some run was held against, beside zero-shot."""
+    return list(
+        dict.fromkeys(name for run in runs for name in (run.metrics or {}).get("others", {}))
+    )
 
 
 def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
@@ -160,17 +167,39 @@ def pair_sentence(differences: Sequence[Difference]) -> str:
     return said
 
 
+def other_sentences(group: Sequence[Run]) -> list[str]:
+    """How often fine-tuning did better than each other system that it was held against."""
+    said = []
+    for system in list_others(group):
+        verdicts = [
+            run.metrics["others"][system]["tuned"]["verdict"]
+            for run in group
+            if run.metrics is not None and system in run.metrics.get("others", {})
+        ]
+        better, worse = verdicts.count(1), verdicts.count(-1)
+        said.append(
+            f"Against {system_name(system)}, fine-tuning is better in {better} of "
+            f"{plural(len(verdicts), 'run')}, worse in {worse}, and in "
+            f"{len(verdicts) - better - worse} there is no evidence either way."
+        )
+    return said
+
+
 def format_param(value: Any) -> str:
     """A parameter as a word."""
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
-    """Head and rows: name, the parameters that differ, primary metric, gain, verdict, loss."""
+    """Head and rows: name, the parameters that differ, primary metric, gain, verdict, other
+    systems' primary metric, loss.
+    """
     judged = ["metric", "zero-shot", "fine-tuned", "gain", "low", "high", "verdict"]
-    rows = [["experiment", *names, *judged, "validation loss"]]
+    others = list_others(runs)
+    rows = [["experiment", *names, *judged, *map(system_name, others), "validation loss"]]
     for run in runs:
         cells = ["–"] * 6 + ["not judged"]
+        beside = _beside(run)
         if run.metrics is not None:
             primary = result(run)
             means = [f"{primary[system]:.3f}" for system in SYSTEMS]
@@ -179,8 +208,15 @@ def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
             cells = [title(run.primary), *means, *change, VERDICTS[run.metrics["verdict"]]]
         params = [format_param(run.params.get(name)) for name in names]
         loss = "–" if run.validation_loss is None else f"{run.validation_loss:.4f}"
-        rows.append([run.name, *params, *cells, loss])
+        means = [f"{beside[system]:.3f}" if system in beside else "–" for system in others]
+        rows.append([run.name, *params, *cells, *means, loss])
     return rows
+
+
+def _beside(run: Run) -> dict[str, float]:
+    """The primary metric of the other systems that a run was held against."""
+    judged = (run.metrics or {}).get("others", {})
+    return {system: result[run.primary][system] for system, result in judged.items()}
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -202,7 +238,7 @@ def order_runs(runs: Sequence[Run]) -> list[Run]:
 
 def scale(group: Sequence[Run]) -> tuple[float, float]:
     """The least and the greatest number that is drawn for a group."""
-    values = [number for run in group for number in _drawn(run).values()]
+    values = [number for run in group for number in (*_drawn(run).values(), *_beside(run).values())]
     low, high = min(values), max(values)
     return low, high if high > low else low + 1.0
 
@@ -260,9 +296,12 @@ def render_comparison(runs: Sequence[Run], params: EvaluateParams) -> tuple[str,
     for group in groups:
         differences = compare_runs(group, params) if len(group) > 1 else []
         sentences = [pair_sentence(differences), seed_sentence(group)] if differences else []
+        beside = other_sentences(group)
         shown.append(
             {
                 "runs": [(run.name, _drawn(run)) for run in group],
+                "beside": {run.name: _beside(run) for run in group},
+                "others": beside,
                 "scale": scale(group),
                 "title": title(group[0].primary),
                 "lower": group[0].primary in LOWER_IS_BETTER,
@@ -271,11 +310,16 @@ def render_comparison(runs: Sequence[Run], params: EvaluateParams) -> tuple[str,
                 "sentences": sentences,
             }
         )
-        said += sentences
+        said += [*sentences, *beside]
         said += [describe_gain(difference) for difference in differences if difference.decided]
     notes = make_notes(groups, [run for run in ordered if run.metrics is None])
     page = render_page(
-        "compare.html.jinja", rows=rows, groups=shown, notes=notes, confidence=params.confidence
+        "compare.html.jinja",
+        rows=rows,
+        groups=shown,
+        notes=notes,
+        confidence=params.confidence,
+        system_name=system_name,
     )
     return "\n\n".join([align(rows), "\n".join([*said, *notes])]), page
 

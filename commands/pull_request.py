@@ -30,8 +30,7 @@ from library.pages.comment import (
     render_rejects,
     tuned_statement,
 )
-from library.pages.report import SYSTEM_NAMES
-from library.pages.statements import result_statements, split_statement
+from library.pages.statements import result_statements, split_statement, system_name
 from library.params import Params, load_params
 from library.paths import (
     BASE_DIR,
@@ -216,7 +215,8 @@ def show_wins(head: Revision, primary: str) -> str | None:
         return None
     rows = list(scored.values())
     summary = "Fine-tuned against zero-shot"
-    return render_examples(rows, rows_by_id(test), answers, SYSTEM_NAMES, primary, summary)
+    names = {system: system_name(system) for system in SYSTEMS}
+    return render_examples(rows, rows_by_id(test), answers, names, primary, summary)
 
 
 def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, str] | None:

@@ -17,8 +17,7 @@ def main() -> None:
     params, splits = load_params(), read_json(SPLITS_PATH)
     metrics = read_json(EVALUATION_PATH)
     splits = {name: splits[name] for name in SPLITS}
-    evaluate = params.evaluate
-    verdict = give_verdict(metrics, splits, evaluate.primary, evaluate.confidence)
+    verdict = give_verdict(metrics, splits, params)
     facts = {
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
         "data": describe_data(params.data.path, splits),

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from library.errors import InputError
 from library.paths import MODELS_DIR, PARAMS_PATH, model_path
-from library.records import FEW_SHOT
+from library.records import FEW_SHOT, SYSTEMS
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -269,6 +269,8 @@ class ReviewParams(Section):
 
     seed: Seed
     """Which rows are voted on, and whose answer is on which side."""
+    systems: Annotated[list[Name], Field(min_length=2, max_length=2)]
+    """The two systems whose answers are shown; people choose the second one or not."""
     pairs: Count
     """How many pairs of answers are shown."""
     repeats: Annotated[int, Field(ge=0)]
@@ -280,6 +282,12 @@ class ReviewParams(Section):
     def _repeats_pairs(self) -> "ReviewParams":
         if self.repeats > self.pairs:
             raise ValueError(f"repeats ({self.repeats}) must not be more than pairs ({self.pairs})")
+        return self
+
+    @model_validator(mode="after")
+    def _differ(self) -> "ReviewParams":
+        if self.systems[0] == self.systems[1]:
+            raise ValueError(f"systems: two different ones, not {self.systems[0]} twice")
         return self
 
 
@@ -304,6 +312,17 @@ class Params(Section):
     """The page for blind votes."""
     evaluate: EvaluateParams
     """How answers are judged."""
+
+    @model_validator(mode="after")
+    def _reviews_what_is_asked(self) -> "Params":
+        asked = [*SYSTEMS, *list_others(self.evaluate)]
+        for system in self.review.systems:
+            if system not in asked:
+                raise ValueError(
+                    f"review.systems: {system} is not asked: choose of {', '.join(asked)}, or "
+                    "set evaluate.few_shot or evaluate.rivals"
+                )
+        return self
 
 
 class ModelFile(Section):

@@ -1,7 +1,7 @@
 """Write the report: what was measured, in words and pictures. Nothing is judged here.
 
 Reads metrics/evaluation.json and data/predictions/scores.jsonl, and what they are about: the test
-rows with their contexts, both systems' predictions, the losses and the memory of training. Writes
+rows with their contexts, all systems' predictions, the losses and the memory of training. Writes
 reports/report.md and reports/report.html.
 """
 
@@ -40,12 +40,11 @@ from library.paths import (
     SCORES_PATH,
     SPLITS_PATH,
     answerer_path,
-    predictions_path,
 )
 from library.records import SPLITS, SYSTEMS, ScoredRow
 from library.verdict.metrics import chrf_signature
 from library.verdict.scoring import pick_examples, rows_with_metric
-from library.verdict.written import check_written
+from library.verdict.written import read_answers
 from library.versions import package_versions
 
 log = logging.getLogger(__name__)
@@ -69,15 +68,11 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
 
 def main() -> None:
     """Gather the report and write it twice."""
-    check_written(SYSTEMS)
     params, metrics = load_params(), read_json(EVALUATION_PATH)
     splits = {name: split for name, split in read_json(SPLITS_PATH).items() if name in SPLITS}
     rows = {row["id"]: row for row in read_formatted("test")}
     scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
-    answers = {
-        system: {row["id"]: row["prediction"] for row in read_jsonl(predictions_path(system))}
-        for system in SYSTEMS
-    }
+    answers = read_answers((*SYSTEMS, *metrics.get("others", {})))
     contexts = {
         row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in rows
     }
@@ -87,7 +82,7 @@ def main() -> None:
         cases = []
         for scores in chosen:
             row = rows[scores.id]
-            given = {system: answers[system][scores.id] for system in SYSTEMS}
+            given = {system: by_row[scores.id] for system, by_row in answers.items()}
             passages = passages_in_prompt(row, contexts[scores.id], width)
             cases.append(make_case(row, scores, given, passages, primary))
         return cases
@@ -97,7 +92,7 @@ def main() -> None:
         metrics=metrics,
         primary=primary,
         confidence=params.evaluate.confidence,
-        verdict=give_verdict(metrics, splits, primary, params.evaluate.confidence),
+        verdict=give_verdict(metrics, splits, params),
         facts=gather_facts(params, splits, bool(metrics["with_passages"])),
         gained=show(gained),
         lost=show(lost),
@@ -109,6 +104,7 @@ def main() -> None:
             (len(rows[scores.id]["positive"]), *(scores.systems[name][primary] for name in SYSTEMS))
             for scores in rows_with_metric(scored, primary)
         ],
+        voted=params.review.systems,
         params=PARAMS_PATH.read_text(encoding="utf-8"),
     )
     write_text(Path("reports/report.md"), render_markdown(report))

@@ -1,8 +1,8 @@
 """Make the page on which people vote without knowing whose answer is which.
 
-Reads data/formatted/test.jsonl, data/clean/rows.jsonl and data/predictions/{zeroshot,sft}.jsonl.
-Writes reports/review.html, in which no system is named, and reports/review_key.json, which tells.
-Votes come back as files in data/votes/, for `evaluate`.
+Reads data/formatted/test.jsonl, data/clean/rows.jsonl and the answers of `review.systems` in
+data/predictions/. Writes reports/review.html, in which no system is named, and
+reports/review_key.json, which tells. Votes come back as files in data/votes/, for `evaluate`.
 """
 
 import hashlib
@@ -17,10 +17,9 @@ from library.files import read_jsonl, write_json, write_text
 from library.formatted import read_formatted
 from library.pages.rendering import render_page
 from library.params import load_params
-from library.paths import CLEAN_ROWS_PATH, REVIEW_KEY_PATH, predictions_path
-from library.records import SYSTEMS
+from library.paths import CLEAN_ROWS_PATH, REVIEW_KEY_PATH
 from library.verdict.ballot import make_items
-from library.verdict.written import check_written
+from library.verdict.written import read_answers
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +27,8 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Draw the pairs and write page and key."""
     params = load_params()
-    check_written(SYSTEMS)
-    rows = read_formatted("test")
-    answers = {
-        system: {row["id"]: row["prediction"] for row in read_jsonl(predictions_path(system))}
-        for system in SYSTEMS
-    }
+    rows, systems = read_formatted("test"), params.review.systems
+    answers = read_answers(systems)
     items, key = make_items(rows, answers, params.review)
     asked = {item["row"] for item in items}
     contexts = {
@@ -57,7 +52,7 @@ def main() -> None:
     review["id"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     page = render_page("review.html.jinja", review=review, asked=len(items))
     write_text(Path("reports/review.html"), page)
-    write_json(REVIEW_KEY_PATH, {"review": review["id"], "items": key})
+    write_json(REVIEW_KEY_PATH, {"review": review["id"], "systems": systems, "items": key})
     log.info("reports/review.html: %d pairs to vote on; votes go to data/votes/", len(items))
 
 

@@ -164,6 +164,25 @@ def test_the_table_has_only_parameters_that_differ_and_orders_unjudged_runs_by_l
     )
 
 
+def test_other_systems_stand_beside_the_runs_that_were_held_against_them():
+    plain, held = make_run("plain"), make_run("held")
+    judged = {
+        system: {"rouge_l": {system: mean}, "tuned": {"verdict": verdict}}
+        for system, mean, verdict in (("few_shot", 0.441, 1), ("big-1.5b", 0.912, -1))
+    }
+    held = replace(held, metrics={**held.metrics, "others": judged})
+    rows = {row[0]: row for row in table_rows([plain, held], [])}
+    assert rows["experiment"][-3:] == ["few-shot", "big-1.5b, zero-shot", "validation loss"]
+    assert rows["held"][-3:-1] == ["0.441", "0.912"]
+    assert rows["plain"][-3:-1] == ["–", "–"]
+    assert compare.scale([plain, held])[1] == 0.912
+    said, page = render_comparison([plain, held], EVALUATE)
+    assert "Against few-shot, fine-tuning is better in 1 of 1 run, worse in 0, and in 0 " in said
+    assert "Against big-1.5b, zero-shot, fine-tuning is better in 0 of 1 run, worse in 1" in said
+    assert "<title>held, few-shot: 0.441</title>" in page
+    assert "<title>plain, few-shot" not in page
+
+
 LOCK = {
     "format": {
         "params": {"params.yaml": {"format": {"prompt": "answer"}}},

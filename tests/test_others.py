@@ -67,7 +67,12 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     rival_file = Path("models/local/model.yaml").read_text()
     (rival / "model.yaml").write_text(rival_file)
     link_model(tiny_dir, rival)
-    edit_yaml("params.yaml", evaluate__few_shot=1, evaluate__rivals=["rival"])
+    edit_yaml(
+        "params.yaml",
+        evaluate__few_shot=1,
+        evaluate__rivals=["rival"],
+        review__systems=["rival", "sft"],
+    )
     for stage in (base, clean, format, zeroshot, sft, predict, others, review, evaluate, report):
         stage.main()
     assert read_json(Path("data/predictions/others/systems.json")) == {
@@ -87,10 +92,14 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     assert judged["few_shot"]["rouge_l"]["p_holm"] >= judged["few_shot"]["rouge_l"]["p"]
     assert judged["few_shot"]["rouge_l"].keys() >= {"zeroshot", "few_shot", "low", "high"}
     text = Path("reports/report.md").read_text()
-    assert "the base with examples in its prompt" in text
-    assert "rival, asked zero-shot" in text
+    assert "| few-shot | " in text
+    assert "\n- rival, zero-shot: " in text  # its answers beside the others'
     page = Path("reports/report.html").read_text()
-    assert "rival, asked zero-shot" in page
+    assert "<h4>rival, zero-shot, ROUGE-L" in page
+    assert "<h4>few-shot, ROUGE-L" in page
+    key = read_json(Path("reports/review_key.json"))
+    assert key["systems"] == ["rival", "sft"]
+    assert {item["x"] for item in key["items"].values()} <= {"rival", "sft"}
     costs = read_json(Path("reports/costs.json"))
     assert costs.keys() == {"zeroshot", "no_context", "sft", "few_shot", "rival"}
     for system, cost in costs.items():
@@ -117,9 +126,9 @@ def test_by_default_there_are_none(project):
 @pytest.mark.parametrize(
     ("verdict", "claim"),
     [
-        (1, "Fine-tuning beats qwen2.5-3b, asked zero-shot"),
-        (0, "Fine-tuning and qwen2.5-3b, asked zero-shot can't be told apart"),
-        (-1, "Fine-tuning is beaten by qwen2.5-3b, asked zero-shot"),
+        (1, "Fine-tuning beats qwen2.5-3b, zero-shot"),
+        (0, "Fine-tuning and qwen2.5-3b, zero-shot can't be told apart"),
+        (-1, "Fine-tuning is beaten by qwen2.5-3b, zero-shot"),
     ],
 )
 def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_it(verdict, claim):
@@ -133,6 +142,6 @@ def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_i
         },
     }
     (said,) = others_statements({"others": {"qwen2.5-3b": judged}}, "rouge_l")
-    assert said.claim == claim.replace("qwen2.5-3b", r"qwen2.5\-3b")
+    assert said.claim == claim
     assert "ROUGE-L is 0.400 against 0.300 (+0.100, interval +0.050 to +0.150" in said.detail
     assert "70% of its rows speak for the right answer, 90% of the fine-tuned." in said.detail

@@ -159,10 +159,7 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(
         1,
     )
     assert (votes["correct_sft"]["yes"], votes["correct_zeroshot"]["no"]) == (1, 1)
-    assert (
-        "People chose the fine-tuned answer in 19 of 19 pairs"
-        in Path("reports/report.md").read_text()
-    )
+    assert "People chose fine-tuned in 19 of 19 pairs" in Path("reports/report.md").read_text()
 
 
 @needs_browser

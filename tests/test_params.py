@@ -55,6 +55,18 @@ def test_what_is_null_is_the_models_own_unless_it_is_set(params_path):
         load_params(params_path)
 
 
+def test_people_vote_on_two_systems_that_are_asked(params_path):
+    edit_yaml(params_path, review__systems=["few_shot", "sft"])
+    message = r"review\.systems: few_shot is not asked: choose of zeroshot, sft, or set evaluate\."
+    with pytest.raises(InputError, match=message):
+        load_params(params_path)
+    edit_yaml(params_path, evaluate__few_shot=2)
+    assert load_params(params_path).review.systems == ["few_shot", "sft"]
+    edit_yaml(params_path, review__systems=["sft", "sft"])
+    with pytest.raises(InputError, match="systems: two different ones, not sft twice"):
+        load_params(params_path)
+
+
 # parameters of each model whose config is known beforehand, as its makers count them
 PARAMETERS = {
     "smollm2-135m-instruct": 134_515_008,

@@ -4,6 +4,7 @@ import pytest
 from conftest import EVALUATE
 
 from library.errors import InputError
+from library.pages.statements import votes_statement
 from library.params import ReviewParams
 from library.records import ScoredRow
 from library.verdict.ballot import choose_rows, make_items
@@ -16,7 +17,7 @@ ITEMS = {
     "4": {"row": "r3", "kind": "pair", "x": "sft", "y": "zeroshot"},
     "5": {"row": "r1", "kind": "repeat", "of": "1", "x": "sft", "y": "zeroshot"},
 }
-KEY = {"review": "abc", "items": ITEMS}
+KEY = {"review": "abc", "systems": ["zeroshot", "sft"], "items": ITEMS}
 SCORED = {
     f"r{i}": ScoredRow(
         f"r{i}",
@@ -102,6 +103,25 @@ def test_a_row_with_several_raters_counts_once():
     assert numbers["win_rate"] == pytest.approx((2 / 3 + 0) / 2)
     # two of three alike: observed disagreement 2/3, expected 4/6 (labels 2 and 1 of 3)
     assert numbers["alpha"] == pytest.approx(1 - (2 / 3) / (2 / 3))
+
+
+def test_votes_on_two_other_systems_are_about_the_second_of_the_key():
+    items = {"1": {"row": "r1", "kind": "pair", "x": "few_shot", "y": "rival"}}
+    scored = {
+        "r1": ScoredRow(
+            "r1", "g1", None, {"rival": {"rouge_l": 0.1}, "few_shot": {"rouge_l": 0.2}, "sft": {}}
+        )
+    }
+    file = VoteFile.model_validate(saved("ann", vote("1", "x")))
+    for systems, won in ((["rival", "few_shot"], 1), (["few_shot", "rival"], 0)):
+        key = {"review": "abc", "systems": systems, "items": items}
+        numbers = count_votes([file], key, scored, {"rouge_l": 1}, EVALUATE)
+        assert (numbers["wins"], numbers["losses"]) == (won, 1 - won)
+        assert numbers["correct_few_shot"]["yes"] == numbers["correct_rival"]["no"] == 1
+        assert numbers["agreement"] == {"rouge_l": {"share": 1, "n": 1}}
+    metrics = {"votes": {**numbers, "files_of_other_reviews": 0}}
+    said = str(votes_statement(metrics, ["few_shot", "rival"]))
+    assert said.startswith("**People chose rival, zero-shot in 0 of 1 pairs**, few-shot in 1, ")
 
 
 def test_no_votes_are_said_to_be_none():
@@ -214,7 +234,9 @@ def test_items_hide_who_wrote_what_and_the_key_tells():
     for row in rows[:20]:
         answers["sft"][row["id"]] = answers["zeroshot"][row["id"]]
     items, key = make_items(
-        rows, answers, ReviewParams(seed=7, pairs=12, repeats=3, catch_trials=2)
+        rows,
+        answers,
+        ReviewParams(seed=7, systems=["zeroshot", "sft"], pairs=12, repeats=3, catch_trials=2),
     )
     kinds = [key[item["item"]]["kind"] for item in items]
     assert (kinds.count("pair"), kinds.count("repeat"), kinds.count("catch"), len(items)) == (
@@ -249,5 +271,5 @@ def test_without_a_difference_there_is_nothing_to_ask():
     assert make_items(
         rows,
         {"zeroshot": same, "sft": same},
-        ReviewParams(seed=7, pairs=4, repeats=1, catch_trials=1),
+        ReviewParams(seed=7, systems=["zeroshot", "sft"], pairs=4, repeats=1, catch_trials=1),
     ) == ([], {})

@@ -27,11 +27,12 @@ from library.pages.statements import (
     title,
     votes_statement,
 )
-from library.records import Answerer, FormattedRow, ScoredRow
+from library.params import Params
+from library.records import SYSTEMS, Answerer, FormattedRow, ScoredRow
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
-SYSTEM_NAMES = {"zeroshot": "zero-shot", "sft": "fine-tuned"}
+SYSTEMS_HEADS = ("system", "{}", "against zero-shot", "Holm p", "fine-tuned against it", "Holm p")
 BASELINE_NAMES = {
     "no_context": "zero-shot, asked without the passages",
     "best_passage": "the best passage, copied",
@@ -71,8 +72,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Case:
-    """A test row to be shown: both systems' answers, their scores, and the passages they were
-    given.
+    """A test row to be shown: each system's answer and its score, and the passages that zero-shot
+    and fine-tuned were given.
     """
 
     row: FormattedRow
@@ -88,7 +89,7 @@ class Report:
     `metrics` is metrics/evaluation.json, `facts` are listed by name, `versions` say what made it,
     `splits` is metrics/format.json by split, `largest` says what ties the largest group, `history`
     holds the losses by step, `points` by test row the length of its reference and both systems'
-    scores, `params` params.yaml as text.
+    scores, `voted` are the systems that people vote on, `params` is params.yaml as text.
     """
 
     metrics: Mapping[str, Any]
@@ -103,18 +104,19 @@ class Report:
     largest: str
     history: pd.DataFrame
     points: Sequence[tuple[float, ...]]
+    voted: Sequence[str]
     params: str
 
 
 def give_verdict(
     metrics: Mapping[str, Any],
     splits: Mapping[str, Mapping[str, Any]],
-    primary: str,
-    confidence: float,
+    params: Params,
 ) -> Verdict:
     """The verdict of metrics/evaluation.json, in words, `splits` being metrics/format.json by
     split.
     """
+    primary, confidence = params.evaluate.primary, params.evaluate.confidence
     notes = (
         left_out(metrics),
         contradiction_sentence(metrics, primary),
@@ -124,7 +126,7 @@ def give_verdict(
     statements = (
         split_statement(splits),
         *result_statements(metrics, primary, confidence),
-        votes_statement(metrics),
+        votes_statement(metrics, params.review.systems),
     )
     return Verdict(
         statements=[statement for statement in statements if statement],
@@ -216,8 +218,7 @@ def mark_common(text: str, other: str) -> Markup:
 
 def baseline_heads(metrics: Mapping[str, Any]) -> list[str]:
     """The names of what stands in the columns of `baselines_table`."""
-    others = [system_name(system) for system in metrics.get("others", {})]
-    return [*SYSTEM_NAMES.values(), *others, *BASELINE_NAMES.values()]
+    return [*map(system_name, (*SYSTEMS, *metrics.get("others", {}))), *BASELINE_NAMES.values()]
 
 
 def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -227,12 +228,38 @@ def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]
     names = [name for name in METRICS if any(name in scores for scores in baselines.values())]
     return {
         name: [
-            *(metrics.get(name, {}).get(system) for system in SYSTEM_NAMES),
+            *(metrics.get(name, {}).get(system) for system in SYSTEMS),
             *(judged.get(name, {}).get(system) for system, judged in others.items()),
             *(baselines[key].get(name) for key in BASELINE_NAMES),
         ]
         for name in names
     }
+
+
+def systems_table(metrics: Mapping[str, Any], primary: str) -> list[list[str]]:
+    """Each other system by the primary metric, beside zero-shot and beside fine-tuned; no rows
+    where there is none.
+    """
+    rows = []
+    for system, judged in metrics.get("others", {}).items():
+        cells = [system_name(system), f"{judged[primary][system]:.3f}"]
+        for result in (judged[primary], judged["tuned"][primary]):
+            cells += [
+                f"{result['delta']:+.3f} ({format_interval(result)})",
+                f"{result['p_holm']:.4f}",
+            ]
+        rows.append(cells)
+    return rows
+
+
+def render_systems(metrics: Mapping[str, Any], primary: str) -> str:
+    """The same as a Markdown table, or nothing."""
+    rows = systems_table(metrics, primary)
+    if not rows:
+        return ""
+    heads = [head.format(title(primary)) for head in SYSTEMS_HEADS]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
 def render_baselines(metrics: Mapping[str, Any]) -> str:
@@ -250,7 +277,7 @@ def render_case(case: Case, primary: str) -> str:
     row = case.row
     scores = ", ".join(f"{system} {score:.3f}" for system, score in case.scores.items())
     answers = [
-        f"- {SYSTEM_NAMES[system]}: {escape(answer) or '(empty)'}"
+        f"- {system_name(system)}: {escape(answer) or '(empty)'}"
         for system, answer in case.answers.items()
     ]
     return "\n".join(
@@ -287,6 +314,7 @@ def render_markdown(report: Report) -> str:
         HOW_TO_READ,
         "\n".join(f"- {name}: {escape(value)}" for name, value in report.facts.items()),
         "## Beside other systems and simple baselines",
+        render_systems(report.metrics, report.primary),
         render_baselines(report.metrics),
         "## Learned by heart?",
         overfitting_sentence(report.metrics, report.primary),
@@ -309,7 +337,7 @@ def render_html(report: Report) -> str:
                 "passages": case.passages,
                 "answers": [
                     (
-                        SYSTEM_NAMES[system],
+                        system_name(system),
                         case.scores[system],
                         mark_common(answer, case.row["positive"]),
                     )
@@ -337,6 +365,9 @@ def render_html(report: Report) -> str:
         format_holm=format_holm,
         overfitting=overfitting_sentence(metrics, primary),
         style_tells=style_tells(metrics),
+        system_name=system_name,
+        systems_heads=[head.format(title(primary)) for head in SYSTEMS_HEADS],
+        systems=systems_table(metrics, primary),
         baseline_heads=baseline_heads(metrics),
         baselines=baselines_table(metrics),
         losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in losses},

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
 # Shares from which a comparison says more of how a system was asked than of what it knows.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
 
+SYSTEM_NAMES = {ZEROSHOT: "zero-shot", FEW_SHOT: "few-shot", SFT: "fine-tuned"}
 TITLES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF++",
@@ -282,12 +283,8 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
 
 
 def system_name(system: str) -> str:
-    """One of the other systems as a reader knows it."""
-    return (
-        "the base with examples in its prompt"
-        if system == FEW_SHOT
-        else f"{escape(system)}, asked zero-shot"
-    )
+    """A system as a reader knows it: a rival by its folder in models/, which needs no escaping."""
+    return SYSTEM_NAMES.get(system) or f"{system}, zero-shot"
 
 
 def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statement]:
@@ -413,8 +410,9 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     )
 
 
-def votes_statement(metrics: Mapping[str, Any]) -> Statement:
-    """What people said who did not know whose answer was which."""
+def votes_statement(metrics: Mapping[str, Any], systems: Sequence[str]) -> Statement:
+    """What people said of two systems' answers, who did not know which was whose."""
+    baseline, candidate = map(system_name, systems)
     votes = metrics["votes"]
     others = votes["files_of_other_reviews"]
     skipped = ""
@@ -427,7 +425,7 @@ def votes_statement(metrics: Mapping[str, Any]) -> Statement:
             ": reports/review.html is the page for it; files go to data/votes/." + skipped,
         )
     said = [
-        f", the zero-shot one in {votes['losses']}, none in {votes['ties']} "
+        f", {baseline} in {votes['losses']}, neither in {votes['ties']} "
         f"({plural(votes['raters'], 'rater')}). Ties as halves, that is {votes['win_rate']:.0%}"
     ]
     if "win_rate_low" in votes:
@@ -456,7 +454,7 @@ def votes_statement(metrics: Mapping[str, Any]) -> Statement:
         said.append(f" Krippendorff's alpha between raters is {votes['alpha']:.2f}.")
     if votes["revised"]:
         said.append(f" Not counted: {votes['revised']} changed after the reference was shown.")
-    claim = f"People chose the fine-tuned answer in {votes['wins']} of {votes['rows']} pairs"
+    claim = f"People chose {candidate} in {votes['wins']} of {votes['rows']} pairs"
     return Statement(claim, "".join(said) + skipped)
 
 

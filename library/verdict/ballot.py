@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from library.params import ReviewParams
-from library.records import SYSTEMS, FormattedRow
+from library.records import FormattedRow
 
 
 def _draw(seed: int, *names: str) -> bytes:
@@ -40,14 +40,16 @@ def make_items(
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
     """What is voted on, in order, and the key to it.
 
-    The key has by item the row, its kind, and whose answers `x` and `y` are. `answers` maps system
-    and row id to the answer. Rows whose two answers are the same text are not asked about; some
-    rows come again at the end with sides swapped (`repeat`), and some stand between with the same
-    answer on both sides (`catch`). `reference` says whether the reference is shown after the vote:
-    of a pair that comes again, only then.
+    `answers` maps each of `params.systems` and row id to the answer. The key has by item the row,
+    its kind, and whose answers `x` and `y` are. Rows whose two answers are the same text are not
+    asked about; some rows come again at the end with sides swapped (`repeat`), and some stand
+    between with the same answer on both sides (`catch`).
+    `reference` says whether the reference is shown after the vote: of a pair that comes again, only
+    then.
     """
     rng = random.Random(params.seed)
-    differing = [row for row in rows if answers["zeroshot"][row["id"]] != answers["sft"][row["id"]]]
+    one, other = (answers[system] for system in params.systems)
+    differing = [row for row in rows if one[row["id"]] != other[row["id"]]]
     chosen = choose_rows(differing, params.pairs, params.seed)
     rng.shuffle(chosen)
     groups = {row["group"] for row in chosen}
@@ -61,7 +63,7 @@ def make_items(
     key: dict[str, dict[str, str]] = {}
     seen: dict[str, str] = {}
     for number, (kind, row) in enumerate(order, 1):
-        x, y = rng.sample(SYSTEMS, 2)
+        x, y = rng.sample(params.systems, 2)
         if kind == "repeat":
             x, y = (key[seen[row["id"]]][name] for name in ("x", "y"))
         elif kind == "catch":

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from library.errors import InputError
 from library.params import EvaluateParams
-from library.records import SFT, SYSTEMS, ScoredRow
+from library.records import ScoredRow
 from library.verdict.statistics import compare
 
 log = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], li
     return list(files.values()), refused
 
 
-def outcome(vote: Vote, systems: Mapping[str, Any]) -> float:
-    """1 where the fine-tuned answer was chosen, 0 where the other was, one half for a tie."""
-    return 0.5 if vote.choice not in ("x", "y") else float(systems[vote.choice] == SFT)
+def outcome(vote: Vote, systems: Mapping[str, Any], candidate: str) -> float:
+    """1 where the candidate's answer was chosen, 0 where the other was, one half for a tie."""
+    return 0.5 if vote.choice not in ("x", "y") else float(systems[vote.choice] == candidate)
 
 
 def krippendorff_alpha(labels: Sequence[tuple[str, str, str]]) -> float | None:
@@ -147,11 +147,12 @@ class Tally:
 def tally_votes(files: Sequence[VoteFile], key: Mapping[str, Any]) -> Tally:
     """Every rater's votes, told apart by the kind of their item."""
     tally = Tally()
+    _, candidate = key["systems"]
     for file in files:
         blind = {vote.item: vote for vote in file.votes if vote.item not in file.revised}
         for vote in blind.values():
             item = key["items"][vote.item]
-            value = outcome(vote, item)
+            value = outcome(vote, item, candidate)
             if item["kind"] == "catch":
                 tally.equal.append(value == 0.5)
                 continue
@@ -196,8 +197,8 @@ def count_votes(
     """What the votes say, as finite numbers; those that can't be said are left out.
 
     A row that several raters voted on counts once, with their mean: above one half it is a win of
-    the fine-tuned answer. Of wins and losses: share of wins with Wilson's interval, and the sign
-    test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored` are rows
+    the second of the key's systems. Of wins and losses: share of wins with Wilson's interval, and
+    the sign test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored` are rows
     by id: how often each metric's sign agrees with people's, where they decided. `better` has by
     metric 1 where more is better and −1 where less is.
     """
@@ -221,11 +222,11 @@ def count_votes(
         numbers["identical_called_equal"] = mean(tally.equal)
     if (alpha := krippendorff_alpha(tally.labels)) is not None:
         numbers["alpha"] = alpha
-    for system in SYSTEMS:
+    for system in key["systems"]:
         marks = tally.correct[system]
         numbers[f"correct_{system}"] = {grade: marks[grade] / marks.total() for grade in GRADES}
         numbers[f"unsupported_{system}"] = mean(tally.unsupported[system])
-    numbers["agreement"] = _agreement(means, scored, better)
+    numbers["agreement"] = _agreement(means, scored, better, key["systems"])
     return numbers
 
 
@@ -267,7 +268,10 @@ def _share(name: str, successes: int, total: int, confidence: float) -> dict[str
 
 
 def _agreement(
-    means: Mapping[str, float], scored: Mapping[str, ScoredRow], better: Mapping[str, int]
+    means: Mapping[str, float],
+    scored: Mapping[str, ScoredRow],
+    better: Mapping[str, int],
+    systems: Sequence[str],
 ) -> dict[str, dict[str, float]]:
     """By metric, how often its difference has the sign of what people decided.
 
@@ -277,7 +281,7 @@ def _agreement(
     for row, value in means.items():
         if value == 0.5:
             continue
-        before, after = (scored[row].systems[system] for system in SYSTEMS)
+        before, after = (scored[row].systems[system] for system in systems)
         for name in better.keys() & before.keys() & after.keys():
             gain = better[name] * (after[name] - before[name])
             agreed.setdefault(name, []).append(

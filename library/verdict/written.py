@@ -1,11 +1,11 @@
 """That answers are those that a system wrote: no file is another's, or was edited since."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 from library.errors import InputError
-from library.files import hash_file, read_json
-from library.paths import answerer_path, predictions_path
+from library.files import hash_file, read_json, read_jsonl
+from library.paths import answerer_path, other_name, predictions_path
 from library.records import SFT, SYSTEMS, ZEROSHOT
 
 ANSWERS = {
@@ -14,13 +14,28 @@ ANSWERS = {
 }
 
 
-def check_written(names: Collection[str] = (*ANSWERS[ZEROSHOT], *ANSWERS[SFT])) -> None:
-    """Raise InputError where one of some files of answers is not the one that its system wrote."""
+def check_written() -> None:
+    """Raise InputError where a file of answers, zero-shot or fine-tuned, is not the one that its
+    system wrote.
+    """
     for system in SYSTEMS:
         record = read_json(answerer_path(system))
         for name in ANSWERS[system]:
-            if name in names:
-                check_file(name, record, system)
+            check_file(name, record, system)
+
+
+def read_answers(systems: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What systems answered the test rows, by row id.
+
+    Raises InputError where a file is not the one that its system wrote.
+    """
+    answers = {}
+    for system in systems:
+        name = system if system in SYSTEMS else other_name(system)
+        check_file(name, read_json(answerer_path(name)), system)
+        rows = read_jsonl(predictions_path(name))
+        answers[system] = {row["id"]: row["prediction"] for row in rows}
+    return answers
 
 
 def check_file(name: str, record: Any, system: str) -> None:
