@@ -198,9 +198,9 @@ def count_votes(
 
     A row that several raters voted on counts once, with their mean: above one half it is a win of
     the second of the key's systems. Of wins and losses: share of wins with Wilson's interval, and
-    the sign test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored` are rows
-    by id: how often each metric's sign agrees with people's, where they decided. `better` has by
-    metric 1 where more is better and −1 where less is.
+    the sign test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored`
+    are rows by id: how often each metric's sign agrees with people's, where they decided. `better`
+    has by metric 1 where more is better and −1 where less is.
     """
     tally = tally_votes(files, key)
     numbers: dict[str, Any] = {
