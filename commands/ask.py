@@ -19,16 +19,15 @@ from library.corpus.cleaning_rules import clean_text
 from library.corpus.shapes import is_text
 from library.entry import run_main
 from library.errors import InputError
-from library.files import read_json
 from library.llm.architectures import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
 from library.llm.generation import generate_answers
 from library.llm.loading import check_artifacts, load_merged, load_model
 from library.llm.manifest import check_model_files
-from library.llm.prompts import Prompt, build_prompt, load_prompt, reads_passages
+from library.llm.prompts import Prompt, build_prompt, load_asked_prompt, reads_passages
 from library.llm.sharding import find_sharding
 from library.params import Params, load_model_file, load_params
-from library.paths import ADAPTER_DIR, BASE_DIR, SPLITS_PATH, prompt_path
+from library.paths import ADAPTER_DIR, BASE_DIR
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +152,7 @@ def main() -> None:
         )
     folder = options.model or BASE_DIR
     tokenizer = load_tokenizer(folder)
-    sentences = read_json(SPLITS_PATH)["answer_sentences"] if SPLITS_PATH.is_file() else 1
-    template = load_prompt(prompt_path(params.format.prompt), sentences)
+    template = load_asked_prompt(params.format.prompt)
     question, cleaned = clean_question(options.question, context, params)
     prompt = prompt_for(question, cleaned, tokenizer, template, params)
     positions = count_positions(folder)

@@ -23,7 +23,7 @@ from library.llm.chat_template import load_tokenizer
 from library.llm.devices import describe_computation
 from library.llm.loading import check_artifacts, load_merged
 from library.llm.merging import merge_adapter
-from library.llm.prompts import build_messages, load_prompt
+from library.llm.prompts import build_messages, load_asked_prompt
 from library.llm.sharding import find_sharding
 from library.pages.cards import read_model_facts, render_card, shipped_statement, shipped_table
 from library.params import EvaluateParams, load_params
@@ -38,7 +38,6 @@ from library.paths import (
     TEST_PATH,
     answerer_path,
     predictions_path,
-    prompt_path,
 )
 from library.records import Computation, FormattedRow, Prediction
 from library.repository.lock import find_stale
@@ -125,9 +124,7 @@ def main() -> None:
     params = load_params()
     find_sharding()  # before the merge, which takes minutes
     check_needed()
-    template = load_prompt(
-        prompt_path(params.format.prompt), read_json(SPLITS_PATH)["answer_sentences"]
-    )
+    template = load_asked_prompt(params.format.prompt)
     rows = read_formatted("test")
     wanted = {row["id"] for row in rows}
     contexts = {

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from library.errors import InputError
 from library.paths import MODELS_DIR, PARAMS_PATH, model_path
-from library.records import FEW_SHOT, SYSTEMS
+from library.records import FEW_SHOT, SYSTEMS, THINKING
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -181,7 +181,7 @@ class FormatParams(Section):
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) must be below max_length "
-                f"({self.max_length})"
+                f"({self.max_length}); where one is null here, models/NAME/model.yaml says it"
             )
         return self
 
@@ -238,6 +238,9 @@ Primary = Literal[
 ]
 
 
+OF_LIKELIHOODS = ("bits_per_byte", "pair_matching", "contrastive")
+
+
 class EvaluateParams(Section):
     """`evaluate`."""
 
@@ -249,6 +252,9 @@ class EvaluateParams(Section):
     """How many draws and swaps; with fewer, the corrected p-values can't be small."""
     few_shot: Annotated[int, Field(ge=0)]
     """How many train rows stand in the prompt of one more system, the base; 0: none is asked."""
+    thinking_tokens: Annotated[int, Field(ge=0)]
+    """How many tokens of thoughts one more system, the base with thinking on, may write before its
+    answer; 0: none is asked."""
     rivals: list[Name]
     """Other models, by their folders in models/, that are asked zero-shot."""
     general_text: str
@@ -258,10 +264,27 @@ class EvaluateParams(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)]
     """The confidence of intervals and verdict."""
 
+    @model_validator(mode="after")
+    def _names_each_system_once(self) -> "EvaluateParams":
+        names = [*SYSTEMS, FEW_SHOT, THINKING, *self.rivals]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rivals: each once, and none named {', '.join(names[:4])}")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_answers_after_thoughts(self) -> "EvaluateParams":
+        if self.thinking_tokens and self.primary in OF_LIKELIHOODS:
+            raise ValueError(
+                f"primary: {self.primary} is of likelihoods, and answers after thoughts "
+                "(thinking_tokens) have none; choose a metric of answers, such as rouge_l"
+            )
+        return self
+
 
 def list_others(params: EvaluateParams) -> list[str]:
     """The systems that fine-tuning is compared with beside zero-shot, by name."""
-    return [FEW_SHOT] * (params.few_shot > 0) + params.rivals
+    own = {FEW_SHOT: params.few_shot, THINKING: params.thinking_tokens}
+    return [*(system for system, count in own.items() if count), *params.rivals]
 
 
 class ReviewParams(Section):
@@ -320,7 +343,7 @@ class Params(Section):
             if system not in asked:
                 raise ValueError(
                     f"review.systems: {system} is not asked: choose of {', '.join(asked)}, or "
-                    "set evaluate.few_shot or evaluate.rivals"
+                    "set evaluate.few_shot, evaluate.thinking_tokens or evaluate.rivals"
                 )
         return self
 

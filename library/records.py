@@ -7,7 +7,8 @@ from typing import Any, TypedDict
 
 SPLITS = ("train", "validation", "test")
 SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it is, and tuned
-FEW_SHOT = "few_shot"  # the base with train rows in its prompt: one of the other systems
+# of the other systems: the base with train rows in its prompt, and the base with thinking on
+FEW_SHOT, THINKING = "few_shot", "thinking"
 
 
 class Message(TypedDict):
@@ -147,7 +148,15 @@ class Prediction(Answer):
     prompt_tokens: int
     answers_hash: str
     passages: list[int]
-    likelihood: Likelihoods
+    likelihood: Likelihoods | None
+
+
+class ThoughtfulPrediction(Prediction):
+    """An answer after thoughts, which are cut off. It has no likelihoods; `generated_tokens` count
+    the thoughts.
+    """
+
+    thoughts: str
 
 
 def right_answers(row: Mapping[str, Any]) -> list[str]:

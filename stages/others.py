@@ -1,9 +1,10 @@
-"""Ask other systems the test questions: the base with examples, and other models as they are.
+"""Ask other systems the test questions: the base with examples, the base with thinking on, and
+other models as they are.
 
-`evaluate.few_shot` and `evaluate.rivals` name them; there are none by default. Reads data/clean/
-rows.jsonl, data/formatted/{test,train}.jsonl, metrics/format.json and artifacts/base/. Writes
-data/predictions/others/: systems.json (which there are), and of each its answers and what gave
-them. A rival that is not in the hub's cache is downloaded.
+`evaluate.few_shot`, `thinking_tokens` and `rivals` name them; there are none by default. Reads
+data/clean/rows.jsonl, data/formatted/{test,train}.jsonl, metrics/format.json and artifacts/base/.
+Writes data/predictions/others/: systems.json (which there are), and of each its answers and what
+gave them. A rival that is not in the hub's cache is downloaded.
 """
 
 import shutil

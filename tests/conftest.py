@@ -33,6 +33,7 @@ EVALUATE = EvaluateParams(
     seed=7,
     draws=1000,
     few_shot=0,
+    thinking_tokens=0,
     rivals=[],
     general_text="data/general/plain.txt",
     embedding_model=None,

@@ -226,15 +226,8 @@ def test_a_template_that_can_not_be_asked_is_refused_in_words(tokenizer, templat
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        *(published(name) for name in ("gemma", "gemma3", "llama3_2", "qwen3", "gptoss")),
-        *(OURS[name][0] for name in ("no generation prompt", "the date", "no end of a turn")),
-    ],
-    ids=["gemma", "gemma3", "llama3_2", "qwen3", "gptoss", "no prompt", "date", "no end"],
-)
-def test_from_base_to_predict_it_is_one_prompt(project, tokenizer, template):
+def put_random_llama(tokenizer, template):
+    """A tiny Llama of random weights in place of the project's own model, asked by a template."""
     folder = Path("models/local")
     for name in ("model.safetensors", "config.json", "generation_config.json"):
         (folder / name).unlink()
@@ -250,6 +243,18 @@ def test_from_base_to_predict_it_is_one_prompt(project, tokenizer, template):
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     edit_yaml("models/local/model.yaml", quantization="none")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        *(published(name) for name in ("gemma", "gemma3", "llama3_2", "qwen3", "gptoss")),
+        *(OURS[name][0] for name in ("no generation prompt", "the date", "no end of a turn")),
+    ],
+    ids=["gemma", "gemma3", "llama3_2", "qwen3", "gptoss", "no prompt", "date", "no end"],
+)
+def test_from_base_to_predict_it_is_one_prompt(project, tokenizer, template):
+    put_random_llama(tokenizer, template)
     for stage in (base, clean, format, zeroshot, sft, predict):
         stage.main()
     adapted = load_tokenizer(BASE_DIR)

@@ -170,3 +170,20 @@ def test_a_prompt_that_does_not_exist_or_lacks_a_block_is_an_error(tmp_path):
     (tmp_path / "bad.jinja").write_text("{% block user %}")
     with pytest.raises(InputError, match=r"bad\.jinja: "):
         load_prompt(tmp_path / "bad.jinja")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rivals": ["qwen3-0.6b", "qwen3-0.6b"]}, "rivals: each once, and none named zeroshot"),
+        ({"rivals": ["thinking"]}, "rivals: each once, and none named zeroshot, sft, few_shot"),
+        (
+            {"thinking_tokens": 64, "primary": "contrastive"},
+            r"primary: contrastive is of likelihoods, and answers after thoughts",
+        ),
+    ],
+)
+def test_systems_that_can_not_be_judged_are_refused(params_path, changes, message):
+    edit_yaml(params_path, **{f"evaluate__{name}": value for name, value in changes.items()})
+    with pytest.raises(InputError, match=message):
+        load_params(params_path)

@@ -13,11 +13,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from library.errors import InputError
-from library.llm.chat_template import render, strip_asked
+from library.llm.chat_template import THINK, THINK_END, render, strip_asked
 from library.records import Message
 
 TODAY = date(2024, 7, 26)  # for templates that write the date: Llama 3.2's own where it has none
-THINKING = ("enable_thinking", "thinking")  # switches, as templates name them
+SWITCHES = ("enable_thinking", "thinking")  # for thoughts, as templates name them
 
 SYSTEM = "Answer the question from the passages."
 CONTEXT = (
@@ -46,25 +46,35 @@ def example_messages(context: str = CONTEXT) -> list[Message]:
     ]
 
 
-def adapt_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> list[str]:
+def adapt_template(
+    tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], thinking: bool = False
+) -> list[str]:
     """Change a tokenizer's chat template and its eos_token in place; returns the changes in words.
 
     Variables have the values of `kwargs`, thinking is off, and the date stands still. A system
     message that the template refuses or drops goes before the user's. What it puts between prompt
     and answer, such as an empty think block, is the prompt's; the token that ends a turn is found,
-    and is the eos_token. Raises InputError where the template can't be asked so.
+    and is the eos_token. With `thinking` that is on, and a prompt ends in an open think block.
+    Raises InputError where the template can't be asked so.
     """
     template = str(tokenizer.chat_template)
     changes = []
-    settings = {name: False for name in THINKING if _switches(tokenizer, name)} | dict(kwargs)
-    for name, value in settings.items():
+    switches = [name for name in SWITCHES if _switches(tokenizer, name)]
+    if thinking and (not switches or THINK_END not in tokenizer.get_vocab()):
+        raise InputError(
+            "evaluate.thinking_tokens: thinking can't be switched on in its chat template, or "
+            f"{THINK_END} is no token of its own; set it to 0"
+        )
+    for name, value in kwargs.items():
         if re.search(rf"\b{re.escape(name)}\b", template) is None:
             raise InputError(f"chat_template_kwargs: the chat template has no variable {name!r}")
-        if name in THINKING and value:
+        if name in SWITCHES and value:
             raise InputError(
                 f"chat_template_kwargs: {name}: {value}: thoughts have no place in rows that are "
-                "trained on, so thinking is off in training and asking alike; remove the line"
+                "trained on, so thinking is off in training and asking alike; remove the line "
+                "(evaluate.thinking_tokens asks the model with thinking on, beside it)"
             )
+    for name, value in {**kwargs, **dict.fromkeys(switches, thinking)}.items():
         template = _set(template, name, value)
         changes.append(f"{name} is {json.dumps(value)}")
     if "strftime_now" in template:
@@ -87,15 +97,18 @@ def adapt_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]
             f"its chat template changes what an answer says: {ANSWER!r} becomes "
             f"{whole[-len(ANSWER) - 20 :]!r}"
         )
-    if before.startswith(asked) and before[len(asked) :].strip():
-        lead = before[len(asked) :]
+    if thinking:
+        lead = "" if asked.rstrip().endswith(THINK) else f"{THINK}\n"
+    else:
+        lead = before[len(asked) :] if before.startswith(asked) else ""
+    if lead.strip():
         tokenizer.chat_template = (
             str(tokenizer.chat_template).removesuffix("\n")
             + f"{{% if add_generation_prompt %}}{{{{ {json.dumps(lead)} }}}}{{% endif %}}"
         )
         changes.append(f"a prompt ends in {lead!r}")
-    elif before.rstrip() not in (asked.rstrip(), strip_asked(asked)):
-        if "<think>" in asked[len(before.rstrip()) :]:
+    elif not thinking and before.rstrip() not in (asked.rstrip(), strip_asked(asked)):
+        if THINK in asked[len(before.rstrip()) :]:
             raise InputError(
                 "it thinks before each answer, and its chat template has no switch for that; "
                 "choose a model that can do without"

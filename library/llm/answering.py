@@ -11,6 +11,7 @@ from library.llm.chat_template import hash_ids, prompt_completion_ids, prompt_id
 from library.llm.generation import generate_answers
 from library.llm.likelihoods import score_completions
 from library.records import (
+    Answer,
     FormattedRow,
     Likelihood,
     Likelihoods,
@@ -89,19 +90,26 @@ def answer_rows(
     )
     likelihoods = score_rows(model, tokenizer, rows, batching, f"{name}-likelihoods")
     return [
-        {
-            "id": row["id"],
-            "group": row["group"],
-            "pair": row["pair"],
-            "prompt_hash": row["prompt_hash"],
-            "prompt_tokens": row["prompt_tokens"],
-            "answers_hash": hash_answers(row["positive"], row["negative"]),
-            "passages": row["passages"],
-            **answer,
-            "likelihood": likelihood,
-        }
+        make_prediction(row, answer, likelihood)
         for row, answer, likelihood in zip(rows, answers, likelihoods, strict=True)
     ]
+
+
+def make_prediction(
+    row: FormattedRow, answer: Answer, likelihood: Likelihoods | None
+) -> Prediction:
+    """An answer and likelihoods as the record of the row that was asked."""
+    return {
+        "id": row["id"],
+        "group": row["group"],
+        "pair": row["pair"],
+        "prompt_hash": row["prompt_hash"],
+        "prompt_tokens": row["prompt_tokens"],
+        "answers_hash": hash_answers(row["positive"], row["negative"]),
+        "passages": row["passages"],
+        **answer,
+        "likelihood": likelihood,
+    }
 
 
 def score_text(

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from library.errors import InputError, describe_error
 from library.records import Message
 
+THINK, THINK_END = "<think>", "</think>"  # around thoughts, in the templates of all who think
 # what a template that can think asks with where it is not to
 _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*\Z")
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # any of them is a tokenizer

@@ -1,6 +1,6 @@
 """Greedy answers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,6 +12,39 @@ from library.records import Answer
 
 
 @torch.no_grad()
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: Collection[int],
+    batching: Batching = Batching(),
+    name: str = "answers",
+) -> list[list[int]]:
+    """What a model writes after prompts, greedily, all as token ids and in their order: up to one
+    of `ends`, which is the last, or `max_new_tokens`.
+    """
+    ends = sorted(ends)
+
+    def work(batch: list[int]) -> list[list[int]]:
+        ids, mask = pad([prompts[i] for i in batch], tokenizer.pad_token_id, "left", model.device)
+        outputs = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            synced_gpus=takes_same_steps(),
+        )
+        written = outputs[:, ids.shape[1] :].tolist()
+        stops = [next((i for i, token in enumerate(one) if token in ends), None) for one in written]
+        return [
+            one if stop is None else one[: stop + 1]
+            for one, stop in zip(written, stops, strict=True)
+        ]
+
+    return run_batches(name, [len(prompt) + max_new_tokens for prompt in prompts], work, batching)
+
+
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -25,26 +58,13 @@ def generate_answers(
     A `finish_reason` is "stop" at an end-of-turn token, and "length" where `max_new_tokens` cut the
     answer off.
     """
-    ends = set(model.generation_config.eos_token_id)
-
-    def work(batch: list[int]) -> list[Answer]:
-        ids, mask = pad([prompts[i] for i in batch], tokenizer.pad_token_id, "left", model.device)
-        outputs = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            synced_gpus=takes_same_steps(),
-        )
-        answers: list[Answer] = []
-        for output in outputs[:, ids.shape[1] :].tolist():
-            end = next((i for i, token in enumerate(output) if token in ends), None)
-            answers.append(
-                {
-                    "prediction": read_answer(tokenizer, output[:end]),
-                    "finish_reason": "length" if end is None else "stop",
-                    "generated_tokens": len(output) if end is None else end + 1,
-                }
-            )
-        return answers
-
-    return run_batches(name, [len(prompt) + max_new_tokens for prompt in prompts], work, batching)
+    ends = model.generation_config.eos_token_id
+    written = generate_ids(model, tokenizer, prompts, max_new_tokens, ends, batching, name)
+    return [
+        {
+            "prediction": read_answer(tokenizer, ids[:-1] if (done := ids[-1] in ends) else ids),
+            "finish_reason": "stop" if done else "length",
+            "generated_tokens": len(ids),
+        }
+        for ids in written
+    ]

@@ -1,17 +1,21 @@
-"""What else a fine-tuned model is compared with: its base with examples, and other models."""
+"""What else a fine-tuned model is compared with: its base with examples or thinking, and other
+models.
+"""
 
 import gc
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from library.errors import InputError
 from library.files import read_json, read_jsonl, write_json
 from library.formatted import read_formatted
+from library.llm.adapted_template import adapt_template
 from library.llm.architectures import count_positions
 from library.llm.chat_template import (
     hash_ids,
@@ -20,21 +24,22 @@ from library.llm.chat_template import (
     prompt_ids,
 )
 from library.llm.examples import few_shot_rows
+from library.llm.manifest import find_model_folder
 from library.llm.preparing import prepare_base
 from library.llm.processes import start_processes
-from library.llm.prompts import load_prompt
-from library.llm.session import open_session
-from library.params import Params, list_others
+from library.llm.prompts import load_asked_prompt
+from library.llm.session import AnsweringSession, open_session
+from library.llm.thinking import answer_after_thoughts
+from library.params import Params, list_others, load_model_file
 from library.paths import (
     BASE_DIR,
     CLEAN_ROWS_PATH,
+    MANIFEST_PATH,
     OTHERS_PATH,
     RIVALS_DIR,
-    SPLITS_PATH,
     other_name,
-    prompt_path,
 )
-from library.records import FEW_SHOT, CleanRow, FormattedRow
+from library.records import FEW_SHOT, THINKING, CleanRow, FormattedRow, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -51,31 +56,53 @@ def ask_others(params: Params) -> None:
     test = read_formatted("test")
     if params.evaluate.few_shot:
         _ask(FEW_SHOT, params.model, BASE_DIR, _few_shot(test, params))
+    if params.evaluate.thinking_tokens:
+        _ask_thinking(test, params)
     for name in params.evaluate.rivals:
         base_dir = RIVALS_DIR / name
         if state.is_main_process:
             prepare_base(name, base_dir, params.sft)
         state.wait_for_everyone()
-        _ask(name, name, base_dir, _rival_rows(test, name, base_dir))
+        rows = _rows_in_tokens(test, load_tokenizer(base_dir), base_dir, f"evaluate.rivals: {name}")
+        _ask(name, name, base_dir, rows)
     if state.is_main_process:
         write_json(OTHERS_PATH, {"systems": list_others(params.evaluate)})
 
 
 def _ask(system: str, model: str, base_dir: Path, rows: Sequence[FormattedRow]) -> None:
-    session = open_session("others", base_dir=base_dir, model=model, rows={"test": rows})
-    # what was answered is kept: another system, and this one need not be asked again
-    session.close(other_name(system), {other_name(system): session.answer("test", system)})
-    del session  # the next model needs its memory
-    gc.collect()
+    session = _open(base_dir=base_dir, model=model, rows={"test": rows})
+    _close(session, system, session.answer("test", system))
+
+
+def _ask_thinking(test: Sequence[FormattedRow], params: Params) -> None:
+    count = params.evaluate.thinking_tokens
+    tokenizer = load_tokenizer(find_model_folder(read_json(MANIFEST_PATH)["source"]))
+    adapt_template(tokenizer, load_model_file(params.model).chat_template_kwargs, thinking=True)
+    name = "evaluate.thinking_tokens"
+    rows = _rows_in_tokens(test, tokenizer, BASE_DIR, name, count + params.format.max_new_tokens)
+    session = _open(rows={"test": rows}, thinking_tokens=count)
+    answers = answer_after_thoughts(
+        *(session.model, tokenizer, rows, count, session.max_new_tokens),
+        *(session.batching, THINKING),
+    )
+    _close(session, THINKING, answers)
+
+
+def _open(**asked: Any) -> AnsweringSession:
+    gc.collect()  # this model needs the memory of the last
     torch.cuda.empty_cache()
+    return open_session("others", **asked)
+
+
+def _close(session: AnsweringSession, system: str, answers: Sequence[Prediction]) -> None:
+    # what was answered is kept: another system, and this one need not be asked again
+    session.close(other_name(system), {other_name(system): answers})
 
 
 def _few_shot(test: Sequence[FormattedRow], params: Params) -> list[FormattedRow]:
     clean = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
     count = params.evaluate.few_shot
-    template = load_prompt(
-        prompt_path(params.format.prompt), read_json(SPLITS_PATH)["answer_sentences"]
-    )
+    template = load_asked_prompt(params.format.prompt)
     rows, fewer = few_shot_rows(
         *(test, clean, read_formatted("train"), count),
         *(load_tokenizer(BASE_DIR), template, params.format),
@@ -84,20 +111,33 @@ def _few_shot(test: Sequence[FormattedRow], params: Params) -> list[FormattedRow
     return rows
 
 
-def _rival_rows(test: Sequence[FormattedRow], name: str, base_dir: Path) -> list[FormattedRow]:
-    """The same messages in another model's tokens."""
-    tokenizer, positions = load_tokenizer(base_dir), count_positions(base_dir)
+def _rows_in_tokens(
+    test: Sequence[FormattedRow],
+    tokenizer: PreTrainedTokenizerBase,
+    base_dir: Path,
+    name: str,
+    room: int = 0,
+) -> list[FormattedRow]:
+    """The same messages in another tokenizer's tokens, with room for so many more.
+
+    Raises InputError, beginning with `name`, where the model has too few positions.
+    """
+    positions = count_positions(base_dir)
     rows: list[FormattedRow] = []
     for row in test:
         ids = prompt_ids(tokenizer, row["messages"])
         answers = [row["positive"], *([row["negative"]] if row["negative"] else [])]
         longest = max(
-            len(prompt_completion_ids(tokenizer, row["messages_bare"], text)[1]) for text in answers
+            room,
+            *(
+                len(prompt_completion_ids(tokenizer, row["messages_bare"], text)[1])
+                for text in answers
+            ),
         )
         if positions is not None and len(ids) + longest > positions:
             raise InputError(
-                f"evaluate.rivals: {name}: row {row['id']} takes {len(ids) + longest} of its "
-                f"tokens, and it has {positions} positions; lower format.max_length"
+                f"{name}: row {row['id']} takes {len(ids) + longest} tokens, and the model has "
+                f"{positions} positions; lower format.max_length"
             )
         rows.append(
             {

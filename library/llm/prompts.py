@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from library.corpus.passages import rank_passages, split_passages
 from library.errors import InputError
+from library.files import read_json
 from library.llm.chat_template import prompt_ids
+from library.paths import SPLITS_PATH, prompt_path
 from library.records import Message
 
 
@@ -57,6 +59,16 @@ def load_prompt(path: Path, answer_sentences: int = 1) -> Template:
     if missing:
         raise InputError(f"{path}: needs the block {' and '.join(sorted(missing))}")
     return template
+
+
+def load_asked_prompt(name: str) -> Template:
+    """A template of prompts/ with the number of sentences that `format` counted; one, where it has
+    not run.
+    """
+    counted = SPLITS_PATH.is_file()
+    return load_prompt(
+        prompt_path(name), read_json(SPLITS_PATH)["answer_sentences"] if counted else 1
+    )
 
 
 def build_messages(

@@ -31,7 +31,13 @@ from library.paths import (
     answerer_path,
     predictions_path,
 )
-from library.records import Answerer, FormattedRow, Likelihood, Prediction, QuestionAnswer
+from library.records import (
+    Answerer,
+    FormattedRow,
+    Likelihood,
+    Prediction,
+    QuestionAnswer,
+)
 
 ASKED = ("test", "train_sample")  # every test row and, so that over-fitting shows, some train rows
 
@@ -94,10 +100,13 @@ class AnsweringSession:
         costs = read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}
         for name, records in predictions.items():
             system = name.rpartition("/")[2]
-            path = self.kept_dir / f"{system}-answers{SECONDS}"
-            if records and path.is_file() and not system.endswith("_train"):
+            paths = [
+                self.kept_dir / f"{system}-{part}{SECONDS}" for part in ("thoughts", "answers")
+            ]
+            seconds = [read_json(path)["seconds_per_row"] for path in paths if path.is_file()]
+            if records and seconds and not system.endswith("_train"):
                 costs[system] = {
-                    **read_json(path),
+                    "seconds_per_row": round(sum(seconds), 3),
                     "tokens_per_answer": round(mean(row["generated_tokens"] for row in records), 1),
                     "peak_mb": round(peak_bytes(self.model.device) / 1e6),
                     **describe_computation(self.model),
@@ -117,9 +126,11 @@ def open_session(
     base_dir: Path = BASE_DIR,
     model: str | None = None,
     rows: Mapping[str, Sequence[FormattedRow]] | None = None,
+    thinking_tokens: int = 0,
 ) -> AnsweringSession:
     """Load a base model, that of params.yaml unless another is named, with an adapter if one is
-    given, to ask it rows for a stage: those of ASKED unless others are given.
+    given, to ask it rows for a stage: those of ASKED unless others are given. Before an answer it
+    may write so many tokens of thoughts.
 
     Raises InputError where one row does not fit into memory, before anything is loaded.
     """
@@ -127,7 +138,7 @@ def open_session(
     params = load_params()
     model_file = load_model_file(model or params.model)
     rows = rows or {split: read_formatted(split) for split in ASKED}
-    limit = params.format.max_new_tokens
+    limit = thinking_tokens + params.format.max_new_tokens
     general_path = Path(params.evaluate.general_text)
     if not general_path.is_file():
         raise InputError(
@@ -153,7 +164,7 @@ def open_session(
         rows=rows,
         general_text=general_path.read_text(encoding="utf-8"),
         longest=longest,
-        max_new_tokens=limit,
+        max_new_tokens=params.format.max_new_tokens,
         batching=Batching(tokens, kept_dir),
         kept_dir=kept_dir,
         base_dir=base_dir,

@@ -8,7 +8,7 @@ from typing import Any
 
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
-from library.records import FEW_SHOT, SFT, ZEROSHOT
+from library.records import FEW_SHOT, SFT, THINKING, ZEROSHOT
 from library.verdict.metrics import UNBOUNDED
 from library.verdict.scoring import style_tells
 
@@ -17,7 +17,12 @@ FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
 # Shares from which a comparison says more of how a system was asked than of what it knows.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
 
-SYSTEM_NAMES = {ZEROSHOT: "zero-shot", FEW_SHOT: "few-shot", SFT: "fine-tuned"}
+SYSTEM_NAMES = {
+    ZEROSHOT: "zero-shot",
+    FEW_SHOT: "few-shot",
+    THINKING: "zero-shot, thinking first",
+    SFT: "fine-tuned",
+}
 TITLES = {
     "rouge_l": "ROUGE-L",
     "chrf": "chrF++",

@@ -420,8 +420,9 @@ def score_likelihood(likelihood: Likelihoods, paired: bool) -> dict[str, float]:
 
 def score_row(row: FormattedRow, prediction: Prediction, context: str) -> dict[str, float]:
     """Every metric of one row under one system that needs no other row."""
+    likelihood = prediction["likelihood"]
     return {
         **score_answer(prediction["prediction"], right_answers(row), context),
         "truncated": float(prediction["finish_reason"] == "length"),
-        **score_likelihood(prediction["likelihood"], row["pair"] is not None),
+        **({} if likelihood is None else score_likelihood(likelihood, row["pair"] is not None)),
     }

@@ -26,6 +26,7 @@ from library.records import (
     FEW_SHOT,
     SFT,
     SYSTEMS,
+    THINKING,
     ZEROSHOT,
     Answerer,
     FormattedRow,
@@ -134,7 +135,7 @@ def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]
         name = other_name(system)
         path, record = predictions_path(name), read_json(answerer_path(name))
         check_file(name, record, system)
-        if system == FEW_SHOT and record["base"] != hash_base(read_json(MANIFEST_PATH)):
+        if system in (FEW_SHOT, THINKING) and record["base"] != hash_base(read_json(MANIFEST_PATH)):
             raise InputError(f"{path}: its answers are of another base; run `dvc repro`")
         found[system] = read_predictions(path, rows, None)
     return found
@@ -169,8 +170,9 @@ def score_rows(
     for scores in scored:
         if scores.pair in known and scores.pair is not None and scores.id < scores.pair:
             for system, predictions in systems.items():
-                pair = [predictions[key]["likelihood"] for key in (scores.id, scores.pair)]
-                scores.systems[system]["pair_matching"] = pair_matching(*pair)
+                one, other = (predictions[key]["likelihood"] for key in (scores.id, scores.pair))
+                if one is not None and other is not None:
+                    scores.systems[system]["pair_matching"] = pair_matching(one, other)
     return scored
 
 

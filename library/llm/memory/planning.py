@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 
 from library.errors import InputError
+from library.llm.architectures import read_config
 from library.llm.devices import device_name, pick_device
 from library.llm.memory.formula import (
     Adapter,
@@ -163,7 +164,7 @@ def load_sizes(model_file: AnyModel, adapter: Adapter) -> Sizes | None:
 
 def read_sizes(folder: Path, adapter: Adapter) -> Sizes:
     """The sizes of the model whose config.json is in a folder."""
-    return measure_sizes(AutoConfig.from_pretrained(folder, local_files_only=True), adapter)
+    return measure_sizes(read_config(folder), adapter)
 
 
 def read_count(name: str) -> int | None:
