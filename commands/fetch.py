@@ -13,7 +13,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars, load_dataset
+from datasets import (
+    Dataset,
+    disable_progress_bars,
+    get_dataset_config_names,
+    load_dataset,
+)
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -37,8 +42,12 @@ def fetch(source: str, revision: str | None, split: str, config: str | None, out
         )
     if out_path.suffix != ".parquet":
         raise InputError(f"{out_path}: expected a name that ends in .parquet")
+    revision = None if local else revision
     try:
-        data = load_dataset(source, config, split=split, revision=None if local else revision)
+        configs = get_dataset_config_names(source, revision)
+        if config is None and len(configs) > 1:
+            raise InputError(f"{source}: --config is missing; it has several: {', '.join(configs)}")
+        data = load_dataset(source, config, split=split, revision=revision)
     except (DatasetNotFoundError, DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"{source}, split {split}: {error}") from error
     assert isinstance(data, Dataset)

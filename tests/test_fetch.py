@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from commands.fetch import fetch, main
 from library.corpus.reading import read_raw
@@ -39,6 +40,43 @@ def test_a_split_of_a_local_data_set_becomes_a_file_that_the_stages_read(
     assert [row.fields for row in read_raw(out_path, DATA)] == rows
     assert list(out_path.parent.iterdir()) == [out_path]
     assert fetch(str(folder), None, "train", None, out_path) == 5
+
+
+def test_one_of_several_configurations_is_named_and_nested_columns_are_read_by_their_path(
+    folder, tmp_path
+):
+    # as qiaojin/PubMedQA is laid out
+    row = {
+        "pubid": 1,
+        "question": "Why?",
+        "context": {"contexts": ["One.", "Two."], "labels": ["AIM", "RESULTS"]},
+        "long_answer": "So.",
+        "final_decision": "yes",
+    }
+    listed = ""
+    for name in ("pqa_artificial", "pqa_labeled"):
+        (folder / name).mkdir()
+        made = [row | {"pubid": number} for number in range(3)]
+        Dataset.from_list(made).to_parquet(folder / name / "train-00000-of-00001.parquet")
+        listed += f"- config_name: {name}\n  data_files: [{{split: train, path: {name}/train-*}}]\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
+    out_path = tmp_path / "raw/mine.parquet"
+    with pytest.raises(
+        InputError, match="--config is missing; it has several: pqa_artificial, pqa"
+    ):
+        fetch(str(folder), None, "train", None, out_path)
+    assert fetch(str(folder), None, "train", "pqa_labeled", out_path) == 3
+    columns = Columns(
+        anchor="context.contexts", query="question", positive="long_answer", negative=None
+    )
+    (first, *_) = read_raw(
+        out_path, DataParams(path="m.parquet", encoding="utf-8", columns=columns)
+    )
+    assert first.fields == {
+        "anchor": "One.\n\nTwo.",
+        "query": "Why?",
+        "positive": ["So."],
+    }
 
 
 @pytest.mark.parametrize("revision", [None, "main", "0123"])
