@@ -78,6 +78,29 @@ ARCHITECTURES = {
     "falcon_h1": MAMBA | {"mamba_d_ssm": 128},
     "mamba2": {"num_heads": 4, "head_dim": 32, "state_size": 16, "n_groups": 1, "expand": 2},
     "jamba": {"use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1} | EXPERTS,
+    **{
+        kind: {}
+        for kind in (*("nemotron", "ernie4_5", "hunyuan_v1_dense", "apertus", "arcee", "seed_oss"),)
+    },
+    "olmo3": {"sliding_window": 16},
+    "exaone4": {"sliding_window": 16, "sliding_window_pattern": 2},
+    "gpt_oss": EXPERTS | {"sliding_window": 16},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 64},
+    "mamba": {"state_size": 8},
+    "deepseek_v3": {
+        "head_dim": 8,
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+    },
     "minicpm3": {
         "head_dim": None,
         "num_key_value_heads": 4,

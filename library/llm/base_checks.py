@@ -120,7 +120,7 @@ def _check_weight(path: Path, key: str, weights: Any) -> None:
         weight = weights.get_tensor(key)
         if not weight.isfinite().all():
             raise InputError(f"{path}: {key} holds NaN or infinities")
-        if weight.ndim > 1 and not weight.any():
+        if weight.ndim > 1 and not key.endswith("bias") and not weight.any():
             raise InputError(f"{path}: {key} is zero throughout; copy or download the file again")
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from library.errors import InputError, describe_error
 from library.llm.adapted_template import ANSWER, CONTEXT, example_messages
+from library.llm.batching import pad
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids, read_answer
 from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
@@ -23,6 +24,8 @@ NEW_TOKENS = 8
 # model 2.3, the same with its vocabulary shuffled six times 0.1 at most, four untrained ones 0.04.
 ORDER_NATS = 0.5
 ROUNDINGS = 16  # of the computing type, by which the cache may change a log-likelihood
+# The same of the next token beside a longer prompt: one logit of 30 alone is off by 16 of them.
+PADDED_ROUNDINGS = 64
 
 
 def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -> None:
@@ -62,6 +65,7 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
     model = load_model(base_dir, model_file.quantization)
     try:
         generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS)
+        padded = _difference_by_padding(model, *(prompt for prompt, _ in pairs))
         (cached,) = score_completions(model, tokenizer, [pairs])
         uncached = [_score(model, prompt, answer) for prompt, answer in pairs]
     except InputError as error:
@@ -70,12 +74,18 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
         raise InputError(
             f"{name}: {type(model).__name__} can't be asked or scored: {describe_error(error)}"
         ) from error
+    rounding = torch.finfo(model.dtype).eps
+    if not padded <= max(MOST_DIFFERENCE, PADDED_ROUNDINGS * rounding):
+        raise InputError(
+            f"{name}: {type(model).__name__} answers otherwise beside a longer prompt: it reads "
+            f"the padding before a shorter one ({padded:.2g} nats); choose another model"
+        )
     off = max(
         abs(one - other) / len(answer)
         for one, other, (_, answer) in zip(cached, uncached, pairs, strict=True)
     )
     log.info("%s: scores with the cache are %.1e nats a token off those without", name, off)
-    if not off <= max(MOST_DIFFERENCE, ROUNDINGS * torch.finfo(model.dtype).eps):
+    if not off <= max(MOST_DIFFERENCE, ROUNDINGS * rounding):
         raise InputError(
             f"{name}: {type(model).__name__} scores an answer otherwise with the cache than "
             f"without, by {off:.2g} nats a token; it can't be scored"
@@ -89,6 +99,28 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
             name,
             better,
         )
+
+
+@torch.no_grad()
+def _difference_by_padding(model: PreTrainedModel, longer: list[int], shorter: list[int]) -> float:
+    """How much the log-likelihood of the token that follows the shorter of two prompts changes
+    where it is asked beside the longer one, in nats.
+    """
+    filler = model.generation_config.pad_token_id
+    likelihoods = []
+    for prompts in ([shorter], [longer, shorter]):
+        ids, mask = pad(prompts, filler, "left", model.device)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        likelihoods.append(output.logits[0][-1].float().log_softmax(-1))
+    alone, beside = likelihoods
+    token = alone.argmax()
+    return float((alone[token] - beside[token]).abs())
 
 
 @torch.no_grad()
