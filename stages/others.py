@@ -4,7 +4,8 @@ other models as they are.
 `evaluate.few_shot`, `thinking_tokens` and `rivals` name them; there are none by default. Reads
 data/clean/rows.jsonl, data/formatted/{test,train}.jsonl, metrics/format.json and artifacts/base/.
 Writes data/predictions/others/: systems.json (which there are), and of each its answers and what
-gave them. A rival that is not in the hub's cache is downloaded.
+gave them. A rival that is not in the hub's cache is downloaded. DVC does not watch rivals' files:
+after an edit of one, `dvc repro --force others`.
 """
 
 import shutil

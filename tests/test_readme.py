@@ -29,6 +29,7 @@ NOT_RUN = {
 NOT_RUN_PARTS = {
     "model=qwen2.5": "downloads a model",
     "rivals=[qwen2.5": "so does this",
+    "thinking_tokens=": "the embedded model can't think; tests/test_thinking.py asks one that can",
     "git clone URL": "tests/test_remote.py restores everything in a second clone",
     "git clone . ../gpu1": "a worker for another GPU, in the background",
 }
