@@ -20,6 +20,7 @@ from trl.kernels import chunked_logprob
 from library.errors import InputError
 from library.files import read_jsonl
 from library.llm import trainer as trainer_module
+from library.llm.batching import make_batches
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import COMPLETE, find_checkpoint
 from library.llm.loading import load_model
@@ -125,6 +126,55 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(formatted):
     ) as error:
         trainer.train()
     assert set(str(error.value).split("rows ")[1].split(", ")) <= ids
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_the_validation_loss_is_the_mean_of_each_rows_own_however_many_at_a_time(
+    formatted, quantization, monkeypatch
+):
+    trainer = make_trainer(formatted, quantization, per_device=1)
+    trainer.train()
+    trainer.model.eval()
+    own = []
+    for row in trainer.eval_dataset:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            logits = trainer.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="none")
+        own.append(losses[labels[1:] != -100].mean().item())
+    assert len(own) > 2
+    assert max(own) > 1.01 * min(own)  # the mean over all tokens would be another
+    batches = []
+    score = trainer_module.score_completions
+
+    def count(model, tokenizer, requests, batching, name):
+        batches.append(
+            len(list(make_batches([len(p + c) for ((p, c),) in requests], batching.tokens)))
+        )
+        return score(model, tokenizer, requests, batching, name)
+
+    monkeypatch.setattr(trainer_module, "score_completions", count)
+    for rows in (1, 4):
+        trainer.args.per_device_train_batch_size = rows
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(own) / len(own), rel=1e-5)
+    assert batches[1] < batches[0] <= len(own)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run_with_its_row(formatted, monkeypatch):
+    trainer = make_trainer(formatted)
+    weights = next(value for name, value in trainer.model.named_parameters() if "lora_B" in name)
+    before = weights.data.clone()
+    weights.data.fill_(math.nan)
+    with pytest.raises(InputError, match="Qwen2ForCausalLM gives log-likelihoods that are no num"):
+        trainer.evaluate()
+    weights.data.copy_(before)
+    score = trainer_module.score_completions
+    monkeypatch.setattr(
+        trainer_module, "score_completions", lambda *given: [*score(*given)[:-1], [-math.inf]]
+    )
+    last = formatted[1][-1]["id"]
+    with pytest.raises(InputError, match=f"sft: the validation loss is inf at step 0, row {last}"):
+        trainer.evaluate()
 
 
 def test_rows_of_a_batch_without_padding_are_told_apart():
@@ -309,7 +359,13 @@ def test_where_triton_fails_the_head_is_computed_in_smaller_tiles_to_the_same_lo
     monkeypatch.setattr(chunked_logprob, "_TRITON_AVAILABLE", True)
     monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", chunked_logprob.TOKEN_CHUNK_SIZE)
     trainer = make_trainer(formatted)
-    whole = trainer.evaluate()["eval_loss"]
+    rows = [row for row in trainer.train_dataset if row["id"] != BLANK][:2]
+
+    def loss():
+        inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+        return trainer.compute_loss(trainer.model, inputs).item()
+
+    whole = loss()
     assert not set_up_fused_head(torch.device("cuda"))  # which is not there
     assert "the loss is computed by plain PyTorch, more slowly" in caplog.text
     assert (chunked_logprob._TRITON_AVAILABLE, chunked_logprob.TOKEN_CHUNK_SIZE) == (
@@ -317,7 +373,7 @@ def test_where_triton_fails_the_head_is_computed_in_smaller_tiles_to_the_same_lo
         PLAIN_HEAD_ROWS,
     )
     monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", 64)  # several tiles a row
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, rel=1e-6)
+    assert loss() == pytest.approx(whole, rel=1e-6)
 
 
 def test_the_best_adapter_is_read_by_way_of_the_cpu(formatted, monkeypatch):

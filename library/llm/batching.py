@@ -37,6 +37,7 @@ class Batching:
 
     tokens: int = 8192  # of a batch, padding included
     kept_dir: Path | None = None
+    shown: bool = True  # how far it is, and in what batches
 
 
 def make_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
@@ -71,7 +72,8 @@ def run_batches(
         return []
     state, together = processes(), takes_same_steps()
     todo = list(make_batches(lengths, batching.tokens))
-    _log_batches(name, lengths, todo)
+    if batching.shown:
+        _log_batches(name, lengths, todo)
     kept_dir = batching.kept_dir
     done = _read_done(name, kept_dir)
     # a batch is done whole or not at all: in another batch, a row would be rounded otherwise
@@ -84,7 +86,7 @@ def run_batches(
         total=sum(map(len, share)),
         unit="row",
         mininterval=2,
-        disable=not state.is_main_process,
+        disable=not (batching.shown and state.is_main_process),
     ) as progress:
         for batch in share:
             results = _halve_until_it_fits(name, batch, lengths, work)

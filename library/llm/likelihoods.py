@@ -35,14 +35,15 @@ def score_completions(
     """Log-likelihoods in nats of completions after their prompts, all as token ids.
 
     They are summed over a completion's tokens. A request is a list of (prompt, completion); what
-    its prompts have in common at their beginning is read once, unless layers keep states, which
-    can't be shared out among rows. Raises InputError where they would not be the model's own, since
-    its architecture changes its logits in a way not known here.
+    its prompts have in common at their beginning is read once, where there are several and no layer
+    keeps states, which can't be shared out among rows. Raises InputError where they would not be
+    the model's own, since its architecture changes its logits in a way not known here.
     """
     scorer = _Scorer(model, tokenizer.pad_token_id)
     if requests:
         scorer.check_logits(requests[0][0][0])
-    again = keeps_states(scorer.base.config)
+    alone = all(len(request) == 1 for request in requests)
+    again = alone or keeps_states(scorer.base.config)
     shared = [
         0 if again else common_prefix_length([prompt for prompt, _ in request])
         for request in requests
@@ -58,7 +59,7 @@ def score_completions(
         ]
         order = sorted(range(len(rests)), key=lambda at: rests[at].length)
         sums = [math.nan] * len(rests)
-        for part in torch.tensor_split(torch.tensor(order), min(PARTS, len(order))):
+        for part in torch.tensor_split(torch.tensor(order), 1 if alone else min(PARTS, len(order))):
             places = part.tolist()
             scores = scorer.score([rests[at] for at in places], cache, mask)
             for at, score in zip(places, scores, strict=True):
@@ -131,6 +132,10 @@ class _Scorer:
             for logits in (self.logits(hidden), whole)
         )
         difference = (ours - own).abs().max().item() if count > 1 else 0.0
+        if math.isnan(difference):
+            raise InputError(
+                f"{type(self.base).__name__} gives log-likelihoods that are no numbers"
+            )
         if not difference <= MOST_DIFFERENCE:
             raise InputError(
                 f"{type(self.base).__name__} changes its logits after the output embedding in a "

@@ -1,13 +1,18 @@
 """TRL's SFTTrainer, held to every row once an epoch and to losses that are finite."""
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any, cast
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from transformers import TrainerControl
 from trl import SFTTrainer
 
 from library.errors import InputError
+from library.llm.batching import Batching
+from library.llm.likelihoods import score_completions
 from library.llm.memory.measuring import measure_peak, resident_bytes
 from library.llm.sharding import find_sharding
 from library.llm.trainer_callbacks import AdvanceEpoch
@@ -18,6 +23,7 @@ class CheckedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
     """An SFTTrainer that sees each row once an epoch, and ends at a loss that is not finite."""
 
     train_dataset: Dataset
+    control: TrainerControl
 
     def add_blank(self, pad_token_id: int, effective_batch_size: int) -> None:
         """Append the row without a label that EpochSampler fills the last step of an epoch with."""
@@ -52,6 +58,48 @@ class CheckedTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
                 f"sft: the loss is {loss.item()} at step {self.state.global_step + 1}, rows {rows}"
             )
         return loss
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: Sequence[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The validation loss: the mean over rows of each row's own, by what scores answers, as
+        many rows at a time as a training step takes tokens.
+
+        transformers' own would take the mean over the tokens of a batch, so that the loss that
+        chooses the adapter would depend on which rows share one. Raises InputError where it is not
+        finite.
+        """
+        self.model.eval()
+        rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
+        requests = []
+        for row in rows:
+            start = sum(label == IGNORED for label in row["labels"])
+            requests.append([(row["input_ids"][:start], row["input_ids"][start:])])
+        longest = max(len(row["input_ids"]) for row in (*self.train_dataset, *rows))
+        batching = Batching(self.args.per_device_train_batch_size * longest, shown=False)
+        with self.accelerator.autocast():
+            sums = score_completions(
+                *(self.model, self.processing_class, requests, batching, "validation")
+            )
+        losses = [
+            -score / len(completion)
+            for ((_, completion),), (score,) in zip(requests, sums, strict=True)
+        ]
+        for row, loss in zip(rows, losses, strict=True):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"sft: the validation loss is {loss} at step {self.state.global_step}, row "
+                    f"{row['id']}"
+                )
+        metrics = {f"{metric_key_prefix}_loss": mean(losses)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     def measure_training_step(self) -> int:
         """The most bytes in tensors during one whole optimizer step on the longest train rows.

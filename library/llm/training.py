@@ -74,9 +74,6 @@ def training_arguments(task: TrainingTask, per_device: int, device: torch.device
         seed=params.seed,
         num_train_epochs=params.num_train_epochs,
         per_device_train_batch_size=per_device,
-        # the mean over rows: in larger batches, the loss that chooses the adapter would depend on
-        # which rows share one
-        per_device_eval_batch_size=1,
         gradient_accumulation_steps=(
             params.effective_batch_size // (per_device * processes().num_processes)
         ),
