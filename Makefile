@@ -6,12 +6,15 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro help test lint doctor memory export compare sweep pr-report new base-model environment \
+.PHONY: repro embed help test lint doctor memory export compare sweep pr-report new base-model environment \
 	space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
 	@dvc repro
 	@python -m commands.verdict
+
+embed: environment  ## the same rows for an embedding model: does tuning it help retrieval?
+	@dvc repro embedding/dvc.yaml
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'

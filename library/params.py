@@ -314,6 +314,38 @@ class ReviewParams(Section):
         return self
 
 
+class EmbedParams(Section):
+    """`embed`: the same rows for an embedding model, by `make embed`."""
+
+    model: Name
+    """A file in models/embedding/."""
+    passage_characters: Annotated[int, Field(ge=50)]
+    """The longest passage that a context is cut into; what the model can't see whole is cut more
+    finely."""
+    seed: Seed
+    """The order of the rows, and an adapter's first weights."""
+    num_train_epochs: Annotated[float, Field(gt=0)]
+    """How often every train row is seen."""
+    batch_size: Annotated[int, Field(ge=2)]
+    """Questions that are told from each other's texts at once, no two of one group."""
+    mini_batch_size: Count
+    """How many of these are in memory at once; the result is the same up to rounding."""
+    learning_rate: Annotated[float, Field(gt=0)] | None
+    """The largest learning rate, or null for that of the model's file."""
+    warmup_steps: Annotated[float, Field(ge=0)]
+    """Steps in which it rises; below 1 a share of all steps."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """AdamW's."""
+    eval_steps: Count
+    """Steps between two evaluations on the validation rows."""
+    early_stopping_patience: Count
+    """Evaluations in a row without a better nDCG that end training."""
+    lora: LoraParams | None
+    """An adapter in place of all weights, or null."""
+    primary: Literal["passage", "context", "answer"]
+    """What is looked for in the task whose nDCG@10 the verdict is about, named before the run."""
+
+
 class Params(Section):
     """params.yaml."""
 
@@ -335,6 +367,8 @@ class Params(Section):
     """The page for blind votes."""
     evaluate: EvaluateParams
     """How answers are judged."""
+    embed: EmbedParams
+    """What `make embed` does."""
 
     @model_validator(mode="after")
     def _reviews_what_is_asked(self) -> "Params":
@@ -443,10 +477,10 @@ def validate(section: type[S], path: Path) -> S:
 
     Raises InputError naming file and key of every value that is unknown, missing or not allowed.
     """
-    return _validate_values(section, read_yaml(path), path)
+    return validate_values(section, read_yaml(path), path)
 
 
-def _validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> S:
+def validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> S:
     """The same of values that were read from the file."""
     try:
         return section.model_validate(values)
@@ -470,7 +504,7 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
 
     Raises InputError naming each one that is unknown, missing or out of range.
     """
-    return _validate_values(Params, read_values(path), path)
+    return validate_values(Params, read_values(path), path)
 
 
 def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
@@ -501,9 +535,9 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> AnyModel:
         weights = next(folder.glob("*.safetensors"), None)
         if weights is not None:
             raise InputError(f"{path}: names a hub model, but {weights} lies beside it; remove one")
-        return _validate_values(HubModel, values, path)
+        return validate_values(HubModel, values, path)
     if str(values.get("path")).endswith(".gguf"):
-        return _validate_values(
+        return validate_values(
             GgufModel, values | {"path": (folder / values["path"]).as_posix()}, path
         )
     if "path" in values:
@@ -511,7 +545,7 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> AnyModel:
             f"{path}: path: unknown parameter; link the files instead, so that DVC watches them: "
             f"ln -s {values['path']}/* {folder}/"
         )
-    return _validate_values(LocalModel, values | {"folder": folder.as_posix()}, path)
+    return validate_values(LocalModel, values | {"folder": folder.as_posix()}, path)
 
 
 def list_models(models_dir: Path = MODELS_DIR) -> list[str]:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 PARAMS_PATH = Path("params.yaml")
 PIPELINE_PATH = Path("dvc.yaml")
+EMBEDDING_PIPELINE_PATH = Path("embedding/dvc.yaml")
 LOCK_PATH = Path("dvc.lock")
 
 MODELS_DIR = Path("models")
+EMBEDDING_MODELS_DIR = MODELS_DIR / "embedding"
 PROMPTS_DIR = Path("prompts")
 
 CLEAN_DIR = Path("data/clean")
@@ -37,6 +39,12 @@ REVIEW_KEY_PATH = Path("reports/review_key.json")
 
 OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are
 
+RANKINGS_DIR = Path("data/rankings")  # of embedding models, by system
+RANKED_TEXTS_PATH = RANKINGS_DIR / "texts.json"
+EMBEDDER_DIR = Path("artifacts/embedder")
+EMBED_HISTORY_PATH = Path("reports/embed_history.csv")
+EMBEDDING_PATH = Path("metrics/embedding.json")
+
 CHECKPOINTS_DIR = Path("checkpoints")  # outside all outputs: what a killed stage has done so far
 RIVALS_DIR = CHECKPOINTS_DIR / "rivals"  # other base models, made ready
 HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"  # of large files, so that none is read twice
@@ -57,6 +65,11 @@ def model_path(name: str) -> Path:
 def prompt_path(name: str) -> Path:
     """A way of asking: prompts/NAME.jinja."""
     return PROMPTS_DIR / f"{name}.jinja"
+
+
+def rankings_path(system: str) -> Path:
+    """How a system ranks the test texts for each test question."""
+    return RANKINGS_DIR / f"{system}.jsonl"
 
 
 def formatted_path(name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 from library.errors import InputError
 from library.files import hash_once, look_at
 from library.params import flatten, read_yaml
-from library.paths import PARAMS_PATH, PIPELINE_PATH
+from library.paths import EMBEDDING_PIPELINE_PATH, PARAMS_PATH, PIPELINE_PATH
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class StageInputs:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         stages = read_yaml(PIPELINE_PATH).get("stages", {})
+        if EMBEDDING_PIPELINE_PATH.is_file():
+            stages |= read_yaml(EMBEDDING_PIPELINE_PATH).get("stages", {})
         declared = stages.get(stage, {})
         params = flatten(read_yaml(PARAMS_PATH))
 
@@ -43,7 +45,8 @@ class StageInputs:
         for path in self._paths:
             maker = _find_maker(stages, path)
             if maker is not None and not path.exists():
-                raise InputError(f"{path}: no such file or folder; run `dvc repro {maker}`")
+                remedy = "make embed" if maker.startswith("embed_") else f"dvc repro {maker}"
+                raise InputError(f"{path}: no such file or folder; run `{remedy}`")
         entries = declared.get("params", [])
         own = [entry for entry in entries if isinstance(entry, str)]
         self._params: dict[Path, list[str] | None] = {PARAMS_PATH: own}  # None: all of the file

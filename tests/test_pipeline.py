@@ -26,21 +26,23 @@ from stages import (
 from standin import inventions, sample_rows
 
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")
+EMBEDDING = YAML(typ="safe").load(ROOT / "embedding/dvc.yaml")
+STAGES_DECLARED = DVC["stages"] | EMBEDDING["stages"]
 
 
-@pytest.mark.parametrize("stage", DVC["stages"])
+@pytest.mark.parametrize("stage", STAGES_DECLARED)
 def test_every_stages_code_is_in_its_deps(stage):
-    declared = {Path(dep) for dep in DVC["stages"][stage]["deps"] if dep.endswith(".py")}
+    declared = {Path(dep) for dep in STAGES_DECLARED[stage]["deps"] if dep.endswith(".py")}
     assert declared == set(computing_modules(stage))
-    assert DVC["stages"][stage]["cmd"] == f"python -m stages.{stage}"
+    assert STAGES_DECLARED[stage]["cmd"] == f"python -m stages.{stage}"
 
 
 def test_the_pipeline_declares_what_the_repository_relies_on():
-    for stage in DVC["stages"].values():
+    for stage in STAGES_DECLARED.values():
         for dep in stage["deps"]:
             made = [
                 out
-                for other in DVC["stages"].values()
+                for other in STAGES_DECLARED.values()
                 for out in [*other["outs"], *other.get("metrics", [])]
             ]
             produced = [out if isinstance(out, str) else next(iter(out)) for out in made]
@@ -94,7 +96,7 @@ def test_changing_how_it_is_judged_runs_no_model():
 def test_every_parameter_is_one_that_some_stage_depends_on():
     tracked = {
         param
-        for stage in DVC["stages"].values()
+        for stage in STAGES_DECLARED.values()
         for param in stage.get("params", [])
         if isinstance(param, str)
     }

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import regex
@@ -88,25 +88,40 @@ def passages_in_prompt(row: FormattedRow, context: str, characters: int) -> list
     return [passages[index] for index in row["passages"] if passages[index] in prompt]
 
 
-def rank_passages(
-    passages: Sequence[str], question: str, k1: float = 1.2, b: float = 0.75
-) -> list[int]:
-    """Indices of the passages, the best for the question first; ties in document order.
+class Bm25:
+    """Texts, ready to be scored against questions by BM25.
 
-    BM25 as Lucene computes it, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)), which never goes below
+    As Lucene computes it, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)), which never goes below
     zero; k1 and b are Lucene's defaults. Robertson and Zaragoza, The Probabilistic Relevance
     Framework, 2009.
     """
-    counts = [Counter(tokenize(passage)) for passage in passages]
-    lengths = [sum(count.values()) for count in counts]
-    mean_length = sum(lengths) / len(lengths) if lengths else 0.0
-    scores = [0.0] * len(passages)
-    for word in dict.fromkeys(tokenize(question)):
-        having = [index for index, count in enumerate(counts) if word in count]
-        idf = math.log(1 + (len(passages) - len(having) + 0.5) / (len(having) + 0.5))
-        for index in having:
-            frequency = counts[index][word]
-            scores[index] += (
-                idf * frequency / (frequency + k1 * (1 - b + b * lengths[index] / mean_length))
-            )
+
+    def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+        self.k1, self.count = k1, len(texts)
+        self.having: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        lengths = []
+        for index, text in enumerate(texts):
+            counts = Counter(tokenize(text))
+            lengths.append(sum(counts.values()))
+            for word, frequency in counts.items():
+                self.having[word].append((index, frequency))
+        mean_length = sum(lengths) / len(lengths) if lengths else 0.0
+        self.norms = [
+            k1 * (1 - b + b * length / mean_length) if mean_length else 0.0 for length in lengths
+        ]
+
+    def score(self, question: str) -> list[float]:
+        """The score of each text, in their order."""
+        scores = [0.0] * self.count
+        for word in dict.fromkeys(tokenize(question)):
+            having = self.having.get(word, ())
+            idf = math.log(1 + (self.count - len(having) + 0.5) / (len(having) + 0.5))
+            for index, frequency in having:
+                scores[index] += idf * frequency / (frequency + self.norms[index])
+        return scores
+
+
+def rank_passages(passages: Sequence[str], question: str) -> list[int]:
+    """Indices of the passages, the best for the question first (BM25); ties in document order."""
+    scores = Bm25(passages).score(question)
     return sorted(range(len(passages)), key=lambda index: (-scores[index], index))

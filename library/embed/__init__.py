@@ -1,4 +1,4 @@
-"""Embedding models. Knows them alone.
+"""Embedding models: loading, encoding, what they find, training. Knows models, no statistics.
 
-Imports no other wing.
+Imports library.corpus, and of library.llm what any model needs: devices and checkpoints.
 """

@@ -26,6 +26,7 @@ class Progress(ProgressCallback):  # type: ignore[misc]
     """One bar, and a line for each evaluation."""
 
     loss = float("nan")
+    measure, title = "eval_loss", "validation loss"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin the bar, which need not move at each step."""
@@ -39,10 +40,10 @@ class Progress(ProgressCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Say what was logged last, once there is a validation loss beside it."""
         self.loss = logs.get("loss", self.loss)
-        if "eval_loss" in logs and self.training_bar is not None:
+        if self.measure in logs and self.training_bar is not None:
             self.training_bar.write(
-                f"step {state.global_step} of {state.max_steps}: loss {self.loss:.4f}, validation "
-                f"loss {logs['eval_loss']:.4f}"
+                f"step {state.global_step} of {state.max_steps}: loss {self.loss:.4f}, "
+                f"{self.title} {logs[self.measure]:.4f}"
             )
 
 

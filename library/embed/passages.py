@@ -1,0 +1,22 @@
+"""Contexts as passages that an embedding model sees whole."""
+
+from typing import Any
+
+from library.corpus.passages import split_passages
+from library.embed.encoder import count_tokens
+
+LEAST_CHARACTERS = 20  # that a passage is cut down to: below, one token can be more than fits
+
+
+def cut_context(encoder: Any, context: str, characters: int) -> list[str]:
+    """A context's passages of at most `characters`, and of no more tokens than the model's longest
+    input: what is longer is cut again, at half of the characters.
+    """
+    cut = []
+    for passage in split_passages(context, characters):
+        too_long = count_tokens(encoder, passage, "document") > encoder.max_seq_length
+        if too_long and characters >= 2 * LEAST_CHARACTERS:
+            cut += cut_context(encoder, passage, characters // 2)
+        else:
+            cut.append(passage)
+    return cut

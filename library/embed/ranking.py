@@ -1,0 +1,126 @@
+"""Where among all test texts the right ones come: as ranks, from which every metric follows.
+
+Three tasks: `passage`, a question among the passages of all test contexts, right being those of its
+own context; `context`, the same among contexts, each as near as its nearest passage; `answer`, a
+question among the right answers of all test rows. And whether a right answer is nearer than the
+row's wrong one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from library.records import CleanRow
+
+Scores = NDArray[np.float64]
+RANKS_KEPT = 10  # the metrics' cut-off
+TASKS = ("passage", "context", "answer")
+
+
+class Found(TypedDict):
+    """Where the right texts of a question come: `ranks` of those among the first RANKS_KEPT, and
+    the `first`, all counted from 1; how many are right, and among how many they are looked for.
+    """
+
+    ranks: list[int]
+    first: int
+    right: int
+    among: int
+
+
+class Ranked(TypedDict):
+    """A test row as a system ranks its texts (data/rankings/SYSTEM.jsonl).
+
+    `nearer` is 1 where the right answer is nearer than the wrong one, one half where they are as
+    near, None without a wrong one. `top` are the first passages, as context and place in it.
+    """
+
+    id: str
+    group: str
+    tasks: dict[str, Found]
+    nearer: float | None
+    top: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is looked for: passages with their contexts in order, and distinct answers."""
+
+    passages: Sequence[str]
+    owners: Sequence[str]
+    answers: Sequence[str]
+
+    def to_record(self) -> dict[str, Any]:
+        """The texts as JSON: passages by their context."""
+        by_context: dict[str, list[str]] = {}
+        for owner, passage in zip(self.owners, self.passages, strict=True):
+            by_context.setdefault(owner, []).append(passage)
+        return {"passages": by_context, "answers": list(self.answers)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Texts":
+        """The texts that `to_record` gave."""
+        return cls(
+            passages=[text for texts in record["passages"].values() for text in texts],
+            owners=[key for key, texts in record["passages"].items() for _ in texts],
+            answers=record["answers"],
+        )
+
+
+def gather_texts(rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]) -> Texts:
+    """The texts of test rows; `cut` makes passages of a context."""
+    contexts = {row["context_id"]: row["anchor"] for row in rows if row["anchor"]}
+    passages = {key: cut(context) for key, context in contexts.items()}
+    return Texts(
+        passages=[text for texts in passages.values() for text in texts],
+        owners=[key for key, texts in passages.items() for _ in texts],
+        answers=list(dict.fromkeys(row["positive"] for row in rows)),
+    )
+
+
+def find(scores: Sequence[float] | Scores, right: Sequence[bool]) -> Found:
+    """Where the right texts come, the highest score first and ties in the texts' order."""
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    ranks = (np.flatnonzero(np.asarray(right)[order]) + 1).tolist()
+    return {
+        "ranks": [rank for rank in ranks if rank <= RANKS_KEPT],
+        "first": ranks[0],
+        "right": len(ranks),
+        "among": len(scores),
+    }
+
+
+def rank_row(
+    row: CleanRow,
+    group: str,
+    texts: Texts,
+    passage_scores: Sequence[float] | Scores,
+    answer_scores: Sequence[float] | Scores,
+    nearer: float | None,
+) -> Ranked:
+    """One row's ranks, from the scores of its question with all passages and with all answers."""
+    tasks = {
+        "answer": find(answer_scores, [text == row["positive"] for text in texts.answers]),
+    }
+    top: list[tuple[str, int]] = []
+    if row["anchor"]:
+        own = [owner == row["context_id"] for owner in texts.owners]
+        tasks["passage"] = find(passage_scores, own)
+        nearest: dict[str, float] = {}
+        for owner, score in zip(texts.owners, map(float, passage_scores), strict=True):
+            nearest[owner] = max(score, nearest.get(owner, -np.inf))
+        tasks["context"] = find(
+            np.asarray(list(nearest.values())), [owner == row["context_id"] for owner in nearest]
+        )
+        starts = {owner: texts.owners.index(owner) for owner in nearest}
+        for at in np.argsort(-np.asarray(passage_scores), kind="stable")[:5].tolist():
+            top.append((texts.owners[at], at - starts[texts.owners[at]]))
+    return {"id": row["id"], "group": group, "tasks": tasks, "nearer": nearer, "top": top}
+
+
+def prefer(right: float, wrong: float) -> float:
+    """1 where the right one is nearer, one half where they are as near, else 0."""
+    return 0.5 if right == wrong else float(right > wrong)

@@ -1,0 +1,50 @@
+"""Every test question asked of an embedding model, against all test texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from library.embed.encoder import count_tokens, encode
+from library.embed.ranking import Ranked, Texts, prefer, rank_row
+from library.records import CleanRow
+
+
+def rank_rows(
+    encoder: Any,
+    rows: Sequence[CleanRow],
+    groups: Mapping[str, str],
+    texts: Texts,
+    name: str,
+) -> list[Ranked]:
+    """How a model ranks the texts for each row's question; `name` is the system's, for progress."""
+    questions = encode(encoder, [row["query"] for row in rows], "query", f"{name}: questions")
+    passages = encode(encoder, texts.passages, "document", f"{name}: passages")
+    answers = encode(encoder, texts.answers, "document", f"{name}: answers")
+    wrong = {row["negative"]: 0 for row in rows if row["negative"] is not None}
+    vectors = encode(encoder, list(wrong), "document", f"{name}: wrong answers")
+    place = {text: at for at, text in enumerate(texts.answers)}
+    wrong_place = {text: at for at, text in enumerate(wrong)}
+    ranked = []
+    for row, question in zip(rows, questions, strict=True):
+        answer_scores = (answers @ question).astype(np.float64)
+        nearer = None
+        if row["negative"] is not None:
+            nearer = prefer(
+                float(answer_scores[place[row["positive"]]]),
+                float(vectors[wrong_place[row["negative"]]] @ question),
+            )
+        passage_scores = (passages @ question).astype(np.float64)
+        ranked.append(
+            rank_row(row, groups[row["id"]], texts, passage_scores, answer_scores, nearer)
+        )
+    return ranked
+
+
+def count_longer(encoder: Any, rows: Sequence[CleanRow]) -> dict[str, int]:
+    """How many questions and right answers are longer than the model's longest input."""
+    limit = encoder.max_seq_length
+    return {
+        "questions": sum(count_tokens(encoder, row["query"], "query") > limit for row in rows),
+        "answers": sum(count_tokens(encoder, row["positive"], "document") > limit for row in rows),
+    }

@@ -1,0 +1,221 @@
+"""Train an embedding model on questions and what answers them, by sentence-transformers."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset, DatasetDict
+from peft import LoraConfig
+from sentence_transformers import (
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from transformers import EarlyStoppingCallback
+from transformers.trainer_callback import PrinterCallback
+
+from library.corpus.passages import rank_passages
+from library.errors import InputError
+from library.llm.trainer_callbacks import MarkComplete, Progress
+from library.params import EmbedParams
+from library.records import CleanRow
+
+METRIC = "eval_validation_cosine_ndcg@10"
+HISTORY = {"step": "step", "epoch": "epoch", "loss": "loss", METRIC: "ndcg_at_10"}
+
+
+def choose_passage(row: CleanRow, passages: Sequence[str]) -> str:
+    """The passage of a train row's own context that its question and answer are most like: it is
+    trained on, never judged by.
+    """
+    return passages[rank_passages(passages, f"{row['query']} {row['positive']}")[0]]
+
+
+def make_pairs(
+    rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]
+) -> dict[str, list[dict[str, str]]]:
+    """What is trained on, by kind: each question with its answer, with the wrong one where there is
+    one (`contrast`), and with a passage of its context.
+    """
+    pairs: dict[str, list[dict[str, str]]] = {"answer": [], "contrast": [], "passage": []}
+    cuts: dict[str, Sequence[str]] = {}
+    for row in rows:
+        pair = {"id": row["id"], "query": row["query"], "positive": row["positive"]}
+        if row["negative"] is None:
+            pairs["answer"].append(pair)
+        else:
+            pairs["contrast"].append({**pair, "negative": row["negative"]})
+        if row["anchor"]:
+            if row["context_id"] not in cuts:
+                cuts[row["context_id"]] = cut(row["anchor"])
+            passage = choose_passage(row, cuts[row["context_id"]])
+            pairs["passage"].append({**pair, "positive": passage})
+    return {kind: made for kind, made in pairs.items() if made}
+
+
+class OneOfEachGroup(DefaultBatchSampler):  # type: ignore[misc]  # its types are not strict ones
+    """Batches in which no group comes twice: another row of it could be right, too, and would be
+    trained on as wrong. Every row comes once an epoch.
+
+    Rows are dealt out like cards, group by group in an order drawn from seed and epoch, to as many
+    batches as the largest group has rows, or as the batch size asks for. Batches differ by one row
+    at most.
+    """
+
+    def __init__(self, groups: Sequence[str], batch_size: int, seed: int) -> None:
+        self.members: dict[str, list[int]] = defaultdict(list)
+        for at, group in enumerate(groups):
+            self.members[group].append(at)
+        largest = max(map(len, self.members.values()))
+        self.batches = max(-(-len(groups) // batch_size), largest)
+        super().__init__(range(len(groups)), batch_size, drop_last=False, seed=seed)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        drawn = random.Random(f"{self.seed}:{self.epoch}")
+        groups = list(self.members)
+        drawn.shuffle(groups)
+        dealt = [
+            at
+            for group in groups
+            for at in drawn.sample(self.members[group], len(self.members[group]))
+        ]
+        batches = [dealt[start :: self.batches] for start in range(self.batches)]
+        drawn.shuffle(batches)
+        yield from batches
+
+
+class NdcgProgress(Progress):
+    """One bar, and a line for each evaluation."""
+
+    measure, title = METRIC, "validation nDCG@10"
+
+
+class GroupTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+    """sentence-transformers' trainer with batches of OneOfEachGroup; `group_of` has the group of
+    each question and what answers it.
+    """
+
+    group_of: Mapping[tuple[str, str], str]
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """None: it would encode texts for a card that is not kept."""
+
+    def get_batch_sampler(
+        self, dataset: Dataset, batch_size: int, *_: Any, seed: int = 0, **__: Any
+    ) -> OneOfEachGroup:
+        """The sampler of one kind of pairs."""
+        groups = [self.group_of[pair["query"], pair["positive"]] for pair in dataset]
+        return OneOfEachGroup(groups, batch_size, seed)
+
+
+def make_evaluator(
+    rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]
+) -> InformationRetrievalEvaluator:
+    """nDCG@10 of validation questions among the validation rows' answers and chosen passages."""
+    corpus: dict[str, str] = {}
+    relevant: dict[str, set[str]] = {}
+    texts: dict[str, str] = {}
+    for pairs in make_pairs(rows, cut).values():
+        for pair in pairs:
+            key = texts.setdefault(pair["positive"], f"text {len(texts)}")
+            corpus[key] = pair["positive"]
+            relevant.setdefault(pair["id"], set()).add(key)
+    return InformationRetrievalEvaluator(
+        queries={row["id"]: row["query"] for row in rows},
+        corpus=corpus,
+        relevant_docs=relevant,
+        name="validation",
+        write_csv=False,
+    )
+
+
+def build_trainer(
+    encoder: Any,
+    pairs: Mapping[str, Sequence[Mapping[str, str]]],
+    groups: Mapping[str, str],
+    evaluator: InformationRetrievalEvaluator,
+    params: EmbedParams,
+    learning_rate: float,
+    output_dir: Path,
+) -> GroupTrainer:
+    """A trainer with its data: ranking loss over each batch's texts, its memory that of a
+    mini-batch (GradCache); the weights with the best validation nDCG are those that it ends with.
+
+    Raises InputError where a kind of pairs has too few rows to tell one from another.
+    """
+    for kind, made in pairs.items():
+        if len({groups[pair["id"]] for pair in made}) < 2:
+            raise InputError(f"embed_sft: {kind}: the train rows are of one group; it needs two")
+    if params.lora is not None:
+        torch.manual_seed(params.seed)
+        encoder.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", **params.lora.model_dump()))
+    datasets = DatasetDict(
+        {
+            kind: Dataset.from_list([{k: v for k, v in pair.items() if k != "id"} for pair in made])
+            for kind, made in pairs.items()
+        }
+    )
+    group_of = {
+        (pair["query"], pair["positive"]): groups[pair["id"]]
+        for made in pairs.values()
+        for pair in made
+    }
+
+    prompts = {"query": encoder.prompts["query"]} | dict.fromkeys(
+        ("positive", "negative"), encoder.prompts["document"]
+    )
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(output_dir),
+        seed=params.seed,
+        num_train_epochs=params.num_train_epochs,
+        per_device_train_batch_size=params.batch_size,
+        learning_rate=learning_rate,
+        warmup_steps=params.warmup_steps,
+        weight_decay=params.weight_decay,
+        prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0),
+        fp16=torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0),
+        eval_strategy="steps",
+        eval_steps=params.eval_steps,
+        save_strategy="steps",
+        save_steps=params.eval_steps,
+        save_total_limit=3,
+        restore_callback_states_from_checkpoint=True,
+        load_best_model_at_end=True,
+        metric_for_best_model=METRIC,
+        greater_is_better=True,
+        logging_steps=max(1, params.eval_steps // 2),
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+    patience = params.early_stopping_patience
+    trainer = GroupTrainer(
+        model=encoder,
+        args=arguments,
+        train_dataset=datasets,
+        loss=CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=params.mini_batch_size),
+        evaluator=evaluator,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=patience), MarkComplete()],
+    )
+    trainer.group_of = group_of
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(NdcgProgress)
+    return trainer
+
+
+def history_csv(log_history: Sequence[Mapping[str, Any]]) -> str:
+    """The trainer's log as CSV: step, epoch, loss and validation nDCG. Seconds are left out."""
+    entries = pd.DataFrame(list(log_history)).reindex(columns=list(HISTORY)).rename(columns=HISTORY)
+    merged = entries.groupby("step", as_index=False).first()
+    return str(merged.dropna(subset=["loss", "ndcg_at_10"], how="all").to_csv(index=False))

@@ -1,0 +1,78 @@
+"""models/embedding/NAME.yaml as typed, validated objects."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from library.errors import InputError
+from library.params import Count, Section, read_yaml, validate_values
+from library.paths import EMBEDDING_MODELS_DIR
+
+
+class EmbeddingModel(Section):
+    """What the file of every embedding model says."""
+
+    pooling: Literal["mean", "cls", "lasttoken"]
+    """How the tokens' vectors become one."""
+    max_length: Count
+    """The longest input in tokens, special ones and prompt counted: passages are no longer."""
+    query_prompt: str
+    """What its makers put before a question."""
+    document_prompt: str
+    """What its makers put before a passage or an answer."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """`embed.learning_rate`, where that is null."""
+    license: str
+    """As its makers name it."""
+
+
+class HubEmbeddingModel(EmbeddingModel):
+    """A model of a hub, pinned to a commit."""
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """OWNER/NAME on the hub."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    """The commit, 40 hexadecimal digits."""
+
+
+class PackagedEmbeddingModel(EmbeddingModel):
+    """A model whose files come in a Python package: nothing is downloaded."""
+
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """The package on PyPI."""
+    folder: str
+    """Where in it they are, beginning with the name that it is imported by."""
+
+
+class LocalEmbeddingModel(EmbeddingModel):
+    """A folder of one's own."""
+
+    path: str
+    """The folder, absolute or seen from the project's."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """That of its model.safetensors: DVC does not watch the folder, but this number."""
+
+
+AnyEmbeddingModel = HubEmbeddingModel | PackagedEmbeddingModel | LocalEmbeddingModel
+
+
+def load_embedding_model_file(
+    name: str, models_dir: Path = EMBEDDING_MODELS_DIR
+) -> AnyEmbeddingModel:
+    """Read models/embedding/NAME.yaml: of a hub where it has an `id`, of a package where it names
+    one, else a folder.
+
+    Raises InputError where there is none, or it holds what it can't.
+    """
+    path = models_dir / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in models_dir.glob("*.yaml")))
+        raise InputError(f"params.yaml: embed.model: {path} does not exist; there are: {known}")
+    values = read_yaml(path)
+    kinds: dict[str, type[AnyEmbeddingModel]] = {
+        "id": HubEmbeddingModel,
+        "package": PackagedEmbeddingModel,
+    }
+    kind = next((kind for key, kind in kinds.items() if key in values), LocalEmbeddingModel)
+    return validate_values(kind, values, path)

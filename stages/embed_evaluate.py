@@ -1,0 +1,67 @@
+"""Judge the tuned embedding model against the untuned one and BM25. No model is loaded.
+
+Reads data/clean/rows.jsonl and data/rankings/. Writes metrics/embedding.json: by task and metric
+the three means, the change that tuning made, and how sure it is.
+"""
+
+import logging
+
+from library.corpus.passages import Bm25
+from library.embed.ranking import Ranked, Texts, prefer, rank_row
+from library.embed.rows import read_split_rows
+from library.entry import run_main
+from library.files import read_json, read_jsonl, write_json, write_jsonl
+from library.params import load_params
+from library.paths import EMBEDDING_PATH, RANKED_TEXTS_PATH, rankings_path
+from library.records import SFT, ZEROSHOT, CleanRow
+from library.verdict.retrieval import BM25, judge_rankings
+from library.verdict.scoring import round_numbers
+
+log = logging.getLogger(__name__)
+
+
+def rank_by_words(rows: list[CleanRow], groups: dict[str, str], texts: Texts) -> list[Ranked]:
+    """The same ranks by BM25: what needs no model."""
+    passages, answers = Bm25(texts.passages), Bm25(texts.answers)
+    place = {text: at for at, text in enumerate(texts.answers)}
+    wrong = list(dict.fromkeys(row["negative"] for row in rows if row["negative"] is not None))
+    pooled = Bm25([*texts.answers, *wrong])  # so that a word weighs the same in both
+    wrong_place = {text: len(texts.answers) + at for at, text in enumerate(wrong)}
+    ranked = []
+    for row in rows:
+        nearer = None
+        if row["negative"] is not None:
+            scores = pooled.score(row["query"])
+            nearer = prefer(scores[place[row["positive"]]], scores[wrong_place[row["negative"]]])
+        ranked.append(
+            rank_row(
+                *(row, groups[row["id"]], texts),
+                *(passages.score(row["query"]), answers.score(row["query"]), nearer),
+            )
+        )
+    return ranked
+
+
+def main() -> None:
+    """Rank by words, and judge."""
+    params = load_params()
+    rows = read_split_rows(params.split)
+    test = rows.splits["test"]
+    texts = read_json(RANKED_TEXTS_PATH)
+    write_jsonl(rankings_path(BM25), rank_by_words(test, rows.groups, Texts.from_record(texts)))
+    ranked = {system: list(read_jsonl(rankings_path(system))) for system in (BM25, ZEROSHOT, SFT)}
+    metrics = judge_rankings(ranked, params.embed.primary, params.evaluate)
+    write_json(EMBEDDING_PATH, round_numbers({**metrics, "longer": texts["longer"]}))
+    primary = metrics[params.embed.primary]["ndcg_at_10"]
+    log.info(
+        "question → %s, nDCG@10: BM25 %.3f, zero-shot %.3f, fine-tuned %.3f (%+.3f, interval "
+        "%+.3f to %+.3f, p = %.4f), %d test questions in %d groups",
+        params.embed.primary,
+        *(primary[name] for name in (BM25, ZEROSHOT, SFT, "delta")),
+        *(primary.get("low", float("nan")), primary.get("high", float("nan")), primary["p"]),
+        *(primary["n"], metrics["groups"]),
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,77 @@
+"""Fine-tune the embedding model on the train rows, and rank the test texts by what comes of it.
+
+Reads data/clean/rows.jsonl, split as `format` splits it, and data/rankings/texts.json. Writes
+artifacts/embedder/ (all weights, or an adapter), reports/embed_history.csv and
+data/rankings/sft.jsonl. A killed run goes on at its last checkpoint.
+"""
+
+import logging
+import shutil
+
+from library.embed.encoder import find_folder, load_encoder, save_encoder
+from library.embed.passages import cut_context
+from library.embed.ranking import Texts
+from library.embed.rows import read_split_rows
+from library.embed.searching import rank_rows
+from library.embed.training import build_trainer, history_csv, make_evaluator, make_pairs
+from library.embedding_models import load_embedding_model_file
+from library.entry import run_main
+from library.files import read_json, write_jsonl, write_text
+from library.llm.checkpoints import checkpoint_dir, find_checkpoint
+from library.llm.devices import describe_device
+from library.params import load_params
+from library.paths import (
+    CLEAN_ROWS_PATH,
+    EMBED_HISTORY_PATH,
+    EMBEDDER_DIR,
+    RANKED_TEXTS_PATH,
+    rankings_path,
+)
+from library.records import SFT
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Train, keep the best, and rank."""
+    params = load_params()
+    embed = params.embed
+    rows = read_split_rows(params.split)
+    model = load_embedding_model_file(embed.model)
+    encoder = load_encoder(model, find_folder(model))
+
+    def cut(context: str) -> list[str]:
+        return cut_context(encoder, context, embed.passage_characters)
+
+    checkpoints = checkpoint_dir(
+        "embed_sft",
+        [CLEAN_ROWS_PATH],
+        [
+            embed.model_dump(exclude={"primary"}),
+            params.split.model_dump(),
+            model.model_dump(),
+            describe_device(),
+        ],
+    )
+    pairs = make_pairs(rows.splits["train"], cut)
+    evaluator = make_evaluator(rows.splits["validation"], cut)
+    rate = embed.learning_rate or model.learning_rate
+    trainer = build_trainer(encoder, pairs, rows.groups, evaluator, embed, rate, checkpoints)
+    log.info("%s", ", ".join(f"{len(made)} pairs of {kind}" for kind, made in pairs.items()))
+    if (checkpoint := find_checkpoint(checkpoints)) is not None:
+        log.info("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    log.info(
+        "best validation nDCG@10 %.4f, at step %s of %d",
+        *(trainer.state.best_metric, trainer.state.best_global_step, trainer.state.global_step),
+    )
+    save_encoder(encoder, EMBEDDER_DIR)
+    write_text(EMBED_HISTORY_PATH, history_csv(trainer.state.log_history))
+    texts = Texts.from_record(read_json(RANKED_TEXTS_PATH))
+    ranked = rank_rows(encoder, rows.splits["test"], rows.groups, texts, SFT)
+    write_jsonl(rankings_path(SFT), ranked)
+    shutil.rmtree(checkpoints)
+
+
+if __name__ == "__main__":
+    run_main(main)

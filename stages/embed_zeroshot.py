@@ -1,0 +1,54 @@
+"""Rank the test texts for each test question by the embedding model as it is.
+
+Reads data/clean/rows.jsonl, split as `format` splits it. Writes data/rankings/zeroshot.jsonl, and
+data/rankings/texts.json: the passages of the test contexts, and how many questions and answers are
+longer than the model's longest input. A hub's model that is not in the cache is downloaded.
+"""
+
+import logging
+
+from library.embed.encoder import find_folder, load_encoder
+from library.embed.passages import cut_context
+from library.embed.ranking import gather_texts
+from library.embed.rows import read_split_rows
+from library.embed.searching import count_longer, rank_rows
+from library.embedding_models import load_embedding_model_file
+from library.entry import run_main
+from library.files import write_json, write_jsonl
+from library.params import load_params
+from library.paths import RANKED_TEXTS_PATH, rankings_path
+from library.records import ZEROSHOT
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Rank, and write."""
+    params = load_params()
+    rows = read_split_rows(params.split)
+    test = rows.splits["test"]
+    model = load_embedding_model_file(params.embed.model)
+    encoder = load_encoder(model, find_folder(model))
+    texts = gather_texts(
+        test, lambda context: cut_context(encoder, context, params.embed.passage_characters)
+    )
+    longer = count_longer(encoder, test)
+    for kind, count in longer.items():
+        if count:
+            log.warning(
+                "%d test %s are longer than the %d tokens that the model sees: their ends are not "
+                "seen",
+                *(count, kind, model.max_length),
+            )
+    ranked = rank_rows(encoder, test, rows.groups, texts, ZEROSHOT)
+    write_jsonl(rankings_path(ZEROSHOT), ranked)
+    write_json(RANKED_TEXTS_PATH, {**texts.to_record(), "longer": longer})
+    log.info(
+        "%s: %d questions among %d passages of %d contexts and %d answers",
+        rankings_path(ZEROSHOT),
+        *(len(test), len(texts.passages), len(set(texts.owners)), len(texts.answers)),
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
