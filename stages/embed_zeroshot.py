@@ -36,9 +36,8 @@ def main() -> None:
     for kind, count in longer.items():
         if count:
             log.warning(
-                "%d test %s are longer than the %d tokens that the model sees: their ends are not "
-                "seen",
-                *(count, kind, model.max_length),
+                "the model sees %d tokens; the ends of longer test %s, %d of %d, it does not see",
+                *(model.max_length, kind, count, len(test)),
             )
     ranked = rank_rows(encoder, test, rows.groups, texts, ZEROSHOT)
     write_jsonl(rankings_path(ZEROSHOT), ranked)

@@ -83,9 +83,6 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
             "make embed needs sentence-transformers: pip install --constraint requirements.lock "
             "--editable '.[embedding]'"
         ) from error
-    # they tell each evaluation and each save in twenty lines
-    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-    logging.getLogger("transformers").setLevel(logging.WARNING)
     disable_progress_bar()
     loading = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -128,7 +125,8 @@ def encode(
 
 def count_tokens(encoder: Any, text: str, kind: Literal["query", "document"]) -> int:
     """Tokens of a text as the model would see it whole, prompt and special ones among them."""
-    return len(encoder.tokenizer(encoder.prompts[kind] + text, truncation=False)["input_ids"])
+    whole = encoder.tokenizer(encoder.prompts[kind] + text, truncation=False, verbose=False)
+    return len(whole["input_ids"])
 
 
 def save_encoder(encoder: Any, folder: Path) -> None:

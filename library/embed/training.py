@@ -16,7 +16,10 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -138,6 +141,17 @@ def make_evaluator(
     )
 
 
+def ranking_loss(
+    encoder: Any, params: EmbedParams
+) -> MultipleNegativesRankingLoss | CachedMultipleNegativesRankingLoss:
+    """Each question against all texts of its batch; where less than a batch is to be in memory, by
+    way of cached gradients (Gao et al., Scaling Deep Contrastive Learning Batch Size, 2021).
+    """
+    if params.mini_batch_size >= params.batch_size:
+        return MultipleNegativesRankingLoss(encoder)
+    return CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=params.mini_batch_size)
+
+
 def build_trainer(
     encoder: Any,
     pairs: Mapping[str, Sequence[Mapping[str, str]]],
@@ -147,8 +161,8 @@ def build_trainer(
     learning_rate: float,
     output_dir: Path,
 ) -> GroupTrainer:
-    """A trainer with its data: ranking loss over each batch's texts, its memory that of a
-    mini-batch (GradCache); the weights with the best validation nDCG are those that it ends with.
+    """A trainer with its data and `ranking_loss`; the weights with the best validation nDCG are
+    those that it ends with.
 
     Raises InputError where a kind of pairs has too few rows to tell one from another.
     """
@@ -204,7 +218,7 @@ def build_trainer(
         model=encoder,
         args=arguments,
         train_dataset=datasets,
-        loss=CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=params.mini_batch_size),
+        loss=ranking_loss(encoder, params),
         evaluator=evaluator,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=patience), MarkComplete()],
     )
