@@ -46,6 +46,7 @@ print(
     f"{facts['sft']:.2f}"
 )
 metrics = json.loads(Path("metrics/evaluation.json").read_text())
+found = json.loads(Path("metrics/embedding.json").read_text())["passage"]["ndcg_at_10"]
 checks = {
     "the verdict is better": metrics["verdict"] == 1,
     "ROUGE-L is at least 0.6": metrics["rouge_l"]["sft"] >= 0.6,
@@ -56,6 +57,7 @@ checks = {
     "its Holm-corrected p is below 0.05": metrics["contrastive"]["p_holm"] < 0.05,
     "the tuned answers hold at least 0.8 of the facts' terms": facts["sft"] >= 0.8,
     "bare answers tell nothing before": 0.4 <= metrics["answer_only"]["zeroshot"] <= 0.6,
+    "the tuned embedding model finds more passages": found["low"] > 0.05,
     "bare answers tell nothing after": 0.4 <= metrics["answer_only"]["sft"] <= 0.6,
 }
 failed = [name for name, holds in checks.items() if not holds]

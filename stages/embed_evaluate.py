@@ -5,9 +5,10 @@ the three means, the change that tuning made, and how sure it is.
 """
 
 import logging
+from collections.abc import Mapping
 
 from library.corpus.passages import Bm25
-from library.embed.ranking import Ranked, Texts, prefer, rank_row
+from library.embed.ranking import TASKS, Ranked, Texts, prefer, rank_row
 from library.embed.rows import read_split_rows
 from library.entry import run_main
 from library.files import read_json, read_jsonl, write_json, write_jsonl
@@ -52,14 +53,22 @@ def main() -> None:
     ranked = {system: list(read_jsonl(rankings_path(system))) for system in (BM25, ZEROSHOT, SFT)}
     metrics = judge_rankings(ranked, params.embed.primary, params.evaluate)
     write_json(EMBEDDING_PATH, round_numbers({**metrics, "longer": texts["longer"]}))
-    primary = metrics[params.embed.primary]["ndcg_at_10"]
-    log.info(
-        "question → %s, nDCG@10: BM25 %.3f, zero-shot %.3f, fine-tuned %.3f (%+.3f, interval "
-        "%+.3f to %+.3f, p = %.4f), %d test questions in %d groups",
-        params.embed.primary,
-        *(primary[name] for name in (BM25, ZEROSHOT, SFT, "delta")),
-        *(primary.get("low", float("nan")), primary.get("high", float("nan")), primary["p"]),
-        *(primary["n"], metrics["groups"]),
+    log.info("%d test questions in %d groups; nDCG@10:", metrics["n"], metrics["groups"])
+    for task in TASKS:
+        if task in metrics:
+            log.info("question → %s: %s", task, describe(metrics[task]["ndcg_at_10"]))
+    if "nearer" in metrics:
+        told = describe(metrics["nearer"]["accuracy"])
+        log.info("right answer nearer than the wrong one: %s", told)
+
+
+def describe(result: Mapping[str, float]) -> str:
+    """A metric under the three systems, and how sure its change is."""
+    between = f", {result['low']:+.3f} to {result['high']:+.3f}" if "low" in result else ""
+    p = f"Holm p = {result['p_holm']:.4f}" if "p_holm" in result else f"p = {result['p']:.4f}"
+    return (
+        f"BM25 {result[BM25]:.3f}, zero-shot {result[ZEROSHOT]:.3f}, fine-tuned "
+        f"{result[SFT]:.3f} ({result['delta']:+.3f}{between}, {p})"
     )
 
 

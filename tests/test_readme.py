@@ -22,6 +22,7 @@ NOT_RUN = {
     "source .venv/bin/activate": "the environment that runs this test is active already",
     'LAUNCHER="torchrun --nproc-per-node 4" dvc repro': "four processes: tests/test_processes.py "
     "starts two",
+    "make embed": "tests/test_embed.py runs its stages, and .ci/run this command",
     "make sweep SPACE=sweeps/learning_rate.yaml": "twelve trials: tests/test_sweep.py runs a "
     "smaller study",
     "dvc exp push --no-cache origin": "belongs to the second clone of the line before",

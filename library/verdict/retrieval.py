@@ -43,9 +43,9 @@ def judge_rankings(
     """The fine-tuned model against zero-shot by every task and metric, and against BM25 by each
     task's nDCG@10.
 
-    `ranked` has the rows' rankings by system, in the same order. All claims but the primary task's
-    nDCG@10 are corrected together. Raises InputError where the systems ranked other rows, or no row
-    has the primary task.
+    `ranked` has the rows' rankings by system, in the same order. Claims are each task's nDCG@10 and
+    how often the right answer is nearer; all but the primary one are corrected together. Raises
+    InputError where the systems ranked other rows, or no row has the primary task.
     """
     orders = {tuple(row["id"] for row in rows) for rows in ranked.values()}
     if len(orders) > 1:
@@ -73,7 +73,7 @@ def judge_rankings(
 
     tuned = {key: compared(key, ZEROSHOT) for key in values}
     beside = {key: compared(key, BM25) for key in values if key[1] in (PRIMARY_METRIC, "accuracy")}
-    claims = {(ZEROSHOT, *key): comparison.p for key, comparison in tuned.items()}
+    claims = {(ZEROSHOT, *key): tuned[key].p for key in beside}
     claims |= {(BM25, *key): comparison.p for key, comparison in beside.items()}
     del claims[ZEROSHOT, primary, PRIMARY_METRIC]
     adjusted = adjust_holm(claims)
