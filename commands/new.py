@@ -38,6 +38,7 @@ OURS = (
     "data/raw/*",
     "data/votes/*.json",
     "dvc.lock",
+    "embedding/dvc.lock",
     "metrics/*",
     "tests/test_readme.py",
 )

@@ -22,6 +22,7 @@ PIPELINE = (
         "Makefile",
         "benchmarks",
         "dvc.yaml",
+        "embedding",
         "models",
         "params.yaml",
         "prompts",
@@ -38,7 +39,7 @@ RESULTS = {
         "data/raw/theirs.json.dvc",
         "data/votes/votes-a.json",
     ),
-    *("dvc.lock", "metrics/evaluation.json", "tests/test_readme.py"),
+    *("dvc.lock", "embedding/dvc.lock", "metrics/evaluation.json", "tests/test_readme.py"),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from library.params import flatten
-from library.paths import PARAMS_PATH
+from library.paths import PARAMS_PATH, PIPELINE_PATH
 from library.repository.client import read_dvc_json, run_dvc
 
 ABSENT = {"deleted", "not in cache"}  # what `dvc status` says of data that is only not here
@@ -50,7 +50,8 @@ def find_stale() -> dict[str, list[str]] | None:
     if would_run.failure is None and not would_run.stages:
         return None
     reasons: dict[str, list[str]] = {}
-    for stage, entries in read_dvc_json("status", "--json").items():
+    # of this pipeline alone: who never asked for embeddings need not make them current
+    for stage, entries in read_dvc_json("status", str(PIPELINE_PATH), "--json").items():
         for entry in entries:
             found = [entry] if isinstance(entry, str) else _changed_paths(entry)
             if found:
