@@ -69,7 +69,8 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
 def main() -> None:
     """Gather the report and write it twice."""
     params, metrics = load_params(), read_json(EVALUATION_PATH)
-    splits = {name: split for name, split in read_json(SPLITS_PATH).items() if name in SPLITS}
+    counted = read_json(SPLITS_PATH)
+    splits = {name: counted[name] for name in SPLITS}
     rows = {row["id"]: row for row in read_formatted("test")}
     scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
     answers = read_answers((*SYSTEMS, *metrics.get("others", {})))

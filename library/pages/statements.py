@@ -238,8 +238,8 @@ def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | No
             f"to {result['sft']:.3f} ({result['delta']:+.3f}, interval {format_interval(result)}), "
             f"where it is {gain:+.3f} on whole answers. {loops['zeroshot']:.0%} of the zero-shot "
             f"answers repeat themselves, {loops['sft']:.0%} of the fine-tuned ones. Another prompt "
-            "may do as much: format.prompt=brief asks for as many sentences as the references "
-            "have.",
+            "may do as much; prompts/brief.jinja asks for as many sentences as the references "
+            "have, if it was not that one.",
         )
     return None
 
@@ -308,8 +308,9 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
                 claims[judged["tuned"]["verdict"]],
                 f": {title(primary)} is {tuned['sft']:.3f} against {tuned[system]:.3f} "
                 f"({tuned['delta']:+.3f}, interval {format_interval(tuned)}, Holm "
-                f"{format_p(tuned['p_holm'])}), which is {against['delta']:+.3f} against zero-shot "
-                f"(interval {format_interval(against)}).{_told_sentence(judged, system)}",
+                f"{format_p(tuned['p_holm'])}). Against zero-shot, {name} is "
+                f"{against['delta']:+.3f} (interval {format_interval(against)})."
+                f"{_told_sentence(judged, system)}",
             )
         )
     return said
