@@ -34,6 +34,8 @@ class HubEmbeddingModel(EmbeddingModel):
     """OWNER/NAME on the hub."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     """The commit, 40 hexadecimal digits."""
+    pickle: Annotated[str, Field(pattern=r"^[\w.-]+\.bin$")] | None
+    """Where its weights are a pickle alone, that file: it is converted once; else null."""
 
 
 class PackagedEmbeddingModel(EmbeddingModel):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from conftest import EVALUATE, ROOT, copy_params, edit_yaml, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from transformers import BertConfig, BertModel
 
 from library.corpus.passages import Bm25, rank_passages
+from library.embed.converting import convert_pickle
 from library.embed.encoder import count_tokens, encode, find_folder, load_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import find, gather_texts
@@ -38,6 +41,7 @@ MINILM = load_embedding_model_file("minilm", ROOT / "models/embedding")
 PROMPTS = {
     "minilm": ("", ""),
     "all-minilm-l6-v2": ("", ""),
+    "bge-m3": ("", ""),
     "e5-small-v2": ("query: ", "passage: "),
     "multilingual-e5-large-instruct": (
         "Instruct: Given a question, retrieve passages that answer the question\nQuery: ",
@@ -140,6 +144,36 @@ def test_files_that_can_not_be_used_are_refused_in_words(tmp_path, small_dir):
     pickled = LocalEmbeddingModel(path=str(tmp_path), sha256="0" * 64, **values)
     with pytest.raises(InputError, match=r"no model\.safetensors; pickles are not loaded"):
         find_folder(pickled)
+
+
+def test_a_pickle_of_a_hub_is_converted_once_by_reading_tensors_alone(
+    tmp_path, monkeypatch, small_dir
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    hub = tmp_path / "hub"
+    shutil.copytree(small_dir, hub)
+    weights = load_file(hub / "model.safetensors")
+    (hub / "model.safetensors").unlink()
+    torch.save(weights, hub / "pytorch_model.bin")
+    asked = []
+
+    def snapshot_download(repo, revision, allow_patterns):
+        asked.append((repo, revision, allow_patterns))
+        return str(hub)
+
+    monkeypatch.setattr("library.embed.encoder.snapshot_download", snapshot_download)
+    model = load_embedding_model_file("bge-m3", ROOT / "models/embedding")
+    folder = find_folder(model)
+    assert folder.parent == tmp_path / "home/converted-pickles"
+    assert asked[0][2][-1] == "pytorch_model.bin"
+    found = load_file(folder / "model.safetensors")
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    monkeypatch.setattr(torch, "load", None)  # the second time nothing is read
+    assert find_folder(model) == folder
+    monkeypatch.undo()
+    (hub / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": print}))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: not a pickle of tensors alone"):
+        convert_pickle(hub, "pytorch_model.bin")
 
 
 def test_no_passage_is_longer_than_the_model_sees(encoder):

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
+from library.embed.converting import convert_pickle
 from library.embedding_models import (
     AnyEmbeddingModel,
     EmbeddingModel,
@@ -45,14 +46,17 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
             )
         folder = Path(spec.submodule_search_locations[0]) / inner
     elif isinstance(model, HubEmbeddingModel):
+        patterns = [*FILES, model.pickle] if model.pickle else [*FILES]
         try:
             folder = Path(
-                snapshot_download(model.id, revision=model.revision, allow_patterns=[*FILES])
+                snapshot_download(model.id, revision=model.revision, allow_patterns=patterns)
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise InputError(
                 f"embed.model: {model.id} at {model.revision}: {describe_error(error)}"
             ) from error
+        if model.pickle is not None:
+            folder = convert_pickle(folder, model.pickle)
     else:
         folder = Path(model.path)
     weights = sorted(folder.glob("model*.safetensors"))
