@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from library.errors import InputError
 from library.paths import MODELS_DIR, PARAMS_PATH, model_path
-from library.records import FEW_SHOT, SYSTEMS, THINKING
+from library.records import BASELINES, FEW_SHOT, SYSTEMS, THINKING
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -266,9 +266,10 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _names_each_system_once(self) -> "EvaluateParams":
-        names = [*SYSTEMS, FEW_SHOT, THINKING, *self.rivals]
+        reserved = [*SYSTEMS, FEW_SHOT, THINKING, *BASELINES]
+        names = [*reserved, *self.rivals]
         if len(set(names)) < len(names):
-            raise ValueError(f"rivals: each once, and none named {', '.join(names[:4])}")
+            raise ValueError(f"rivals: each once, and none named {', '.join(reserved)}")
         return self
 
     @model_validator(mode="after")
@@ -487,15 +488,16 @@ def validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> 
     except ValidationError as error:
         problems = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+            key = "".join(f"{part}." for part in problem["loc"]).rstrip(".")
+            where = f"{path}: {key}" if key else str(path)
             if problem["type"] == "extra_forbidden":
-                problems.append(f"{path}: {key}: unknown parameter")
+                problems.append(f"{where}: unknown parameter")
             elif problem["type"] == "missing":
-                problems.append(f"{path}: {key}: missing")
+                problems.append(f"{where}: missing")
             else:
                 said = problem["msg"].removeprefix("Value error, ")  # of a check of our own
                 got = "" if said != problem["msg"] else f", got {problem['input']!r}"
-                problems.append(f"{path}: {key}: {said}{got}")
+                problems.append(f"{where}: {said}{got}")
         raise InputError("\n".join(problems)) from error
 
 
@@ -504,7 +506,10 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
 
     Raises InputError naming each one that is unknown, missing or out of range.
     """
-    return validate_values(Params, read_values(path), path)
+    params = validate_values(Params, read_values(path), path)
+    for rival in params.evaluate.rivals:
+        load_model_file(rival, path.parent / MODELS_DIR, "evaluate.rivals")
+    return params
 
 
 def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
@@ -519,9 +524,9 @@ def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
     return values
 
 
-def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> AnyModel:
-    """Read models/NAME/model.yaml: a hub model where it has an `id`, a GGUF file where it has the
-    `path` of one, else the folder it lies in.
+def load_model_file(name: str, models_dir: Path = MODELS_DIR, key: str = "model") -> AnyModel:
+    """Read models/NAME/model.yaml, which `key` of params.yaml names: a hub model where it has an
+    `id`, a GGUF file where it has the `path` of one, else the folder it lies in.
 
     Raises InputError where there is none, or a hub model has weights beside it.
     """
@@ -529,7 +534,7 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR) -> AnyModel:
     path = folder / model_path(name).name
     if not path.is_file():
         known = ", ".join(list_models(models_dir))
-        raise InputError(f"params.yaml: model: {path} does not exist; there are: {known}")
+        raise InputError(f"params.yaml: {key}: {path} does not exist; there are: {known}")
     values = read_yaml(path)
     if "id" in values:
         weights = next(folder.glob("*.safetensors"), None)

@@ -9,6 +9,7 @@ SPLITS = ("train", "validation", "test")
 SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it is, and tuned
 # of the other systems: the base with train rows in its prompt, and the base with thinking on
 FEW_SHOT, THINKING = "few_shot", "thinking"
+BASELINES = ("no_context", "best_passage", "longer", "gold")  # that need no other model
 
 
 class Message(TypedDict):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from library.corpus.passages import Bm25
 from library.embed.ranking import TASKS, Ranked, Texts, prefer, rank_row
-from library.embed.rows import read_split_rows
+from library.embed.rows import ask, read_split_rows
 from library.entry import run_main
 from library.files import read_json, read_jsonl, write_json, write_jsonl
 from library.params import load_params
@@ -30,14 +30,14 @@ def rank_by_words(rows: list[CleanRow], groups: dict[str, str], texts: Texts) ->
     wrong_place = {text: len(texts.answers) + at for at, text in enumerate(wrong)}
     ranked = []
     for row in rows:
-        nearer = None
+        nearer, question = None, ask(row)
         if row["negative"] is not None:
-            scores = pooled.score(row["query"])
+            scores = pooled.score(question)
             nearer = prefer(scores[place[row["positive"]]], scores[wrong_place[row["negative"]]])
         ranked.append(
             rank_row(
                 *(row, groups[row["id"]], texts),
-                *(passages.score(row["query"]), answers.score(row["query"]), nearer),
+                *(passages.score(question), answers.score(question), nearer),
             )
         )
     return ranked

@@ -65,7 +65,7 @@ def main() -> None:
         "best validation nDCG@10 %.4f, at step %s of %d",
         *(trainer.state.best_metric, trainer.state.best_global_step, trainer.state.global_step),
     )
-    save_encoder(encoder, EMBEDDER_DIR)
+    save_encoder(encoder, model, EMBEDDER_DIR)
     write_text(EMBED_HISTORY_PATH, history_csv(trainer.state.log_history))
     texts = Texts.from_record(read_json(RANKED_TEXTS_PATH))
     ranked = rank_rows(encoder, rows.splits["test"], rows.groups, texts, SFT)

@@ -14,6 +14,7 @@ from library.embed.rows import read_split_rows
 from library.embed.searching import count_longer, rank_rows
 from library.embedding_models import load_embedding_model_file
 from library.entry import run_main
+from library.errors import InputError
 from library.files import write_json, write_jsonl
 from library.params import load_params
 from library.paths import RANKED_TEXTS_PATH, rankings_path
@@ -27,6 +28,11 @@ def main() -> None:
     params = load_params()
     rows = read_split_rows(params.split)
     test = rows.splits["test"]
+    if params.embed.primary != "answer" and not any(row["anchor"] for row in test):
+        raise InputError(
+            f"params.yaml: embed.primary: {params.embed.primary}: the test rows have no context; "
+            "set it to answer"
+        )
     model = load_embedding_model_file(params.embed.model)
     encoder = load_encoder(model, find_folder(model))
     texts = gather_texts(

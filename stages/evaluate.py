@@ -22,7 +22,7 @@ from library.paths import (
     formatted_path,
     predictions_path,
 )
-from library.records import SYSTEMS, right_answers
+from library.records import BASELINES, SYSTEMS, right_answers
 from library.verdict.metrics import (
     HIGHER_IS_BETTER,
     LOWER_IS_BETTER,
@@ -30,12 +30,12 @@ from library.verdict.metrics import (
     score_cut,
 )
 from library.verdict.scoring import (
-    BASELINES,
     average,
     check_answerers,
     judge,
     judge_general_text,
     measure_overfitting,
+    read_examples,
     read_others,
     read_predictions,
     round_numbers,
@@ -83,7 +83,7 @@ def main() -> None:
             for scores, cosine in zip(scored, cosines, strict=True):
                 scores.systems[system]["embedding_cosine"] = cosine
 
-    metrics = judge(scored, params, list(others))
+    metrics = judge(scored, params, list(others), read_examples())
     metrics["several_right"] = sum(len(right) > 1 for right in references)
     metrics["wordless_references"] = sum(not any(map(tokenize, right)) for right in references)
     metrics["with_passages"] = sum(bool(row["passages"]) for row in test)

@@ -53,7 +53,9 @@ def main() -> None:
     page = render_page("review.html.jinja", review=review, asked=len(items))
     write_text(Path("reports/review.html"), page)
     write_json(REVIEW_KEY_PATH, {"review": review["id"], "systems": systems, "items": key})
-    log.info("reports/review.html: %d pairs to vote on; votes go to data/votes/", len(items))
+    pairs = sum(item["kind"] == "pair" for item in key.values())
+    why = "" if pairs else f": {' and '.join(systems)} gave the same answers"
+    log.info("reports/review.html: %d pairs to vote on%s; votes go to data/votes/", pairs, why)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from library.embed.converting import convert_pickle
 from library.embed.encoder import count_tokens, encode, find_folder, load_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import find, gather_texts
-from library.embed.training import GroupTrainer, OneOfEachGroup, choose_passage, make_pairs
+from library.embed.training import NothingTwice, PairTrainer, choose_passage, make_pairs
 from library.embedding_models import (
     EmbeddingModel,
     HubEmbeddingModel,
@@ -231,23 +231,32 @@ def test_bm25_over_many_texts_is_that_of_each_question_alone():
 
 
 @given(
-    groups=st.lists(st.sampled_from("abcdefgh"), min_size=2, max_size=60),
+    rows=st.lists(
+        st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("stuvwxyz")), min_size=2, max_size=60
+    ),
     batch_size=st.integers(2, 12),
-    epoch=st.integers(0, 3),
 )
-def test_a_batch_holds_one_row_of_a_group_and_an_epoch_each_row_once(groups, batch_size, epoch):
-    sampler = OneOfEachGroup(groups, batch_size, seed=7)
-    sampler.set_epoch(epoch)
+def test_a_batch_holds_no_group_and_no_text_twice_and_an_epoch_each_row_once(rows, batch_size):
+    keys = [frozenset((f"group {group}", f"right {text}")) for group, text in rows]
+    sampler = NothingTwice(keys, batch_size, seed=7)
     batches = list(sampler)
     assert len(batches) == len(sampler)
-    assert sorted(at for batch in batches for at in batch) == list(range(len(groups)))
+    assert sorted(at for batch in batches for at in batch) == list(range(len(rows)))
     for batch in batches:
-        assert len({groups[at] for at in batch}) == len(batch) <= batch_size
-    sizes = [len(batch) for batch in batches]
-    assert max(sizes) - min(sizes) <= 1
-    assert list(sampler) == batches
-    sampler.set_epoch(epoch + 1)
-    assert len(groups) < 20 or len(set(groups)) < 5 or list(sampler) != batches
+        held = [key for at in batch for key in keys[at]]
+        assert len(set(held)) == len(held)
+        assert 0 < len(batch) <= batch_size
+    assert list(sampler) == batches == list(NothingTwice(keys, batch_size, seed=7))
+    sampler.set_epoch(1)
+    assert sorted(map(sorted, sampler)) == sorted(map(sorted, batches))
+
+
+def test_where_nothing_is_shared_batches_are_full():
+    sampler = NothingTwice([frozenset((str(at),)) for at in range(70)], 32, seed=7)
+    assert sorted(map(len, sampler)) == [23, 23, 24]
+    # one large group beside singles: no more batches than it has rows
+    keys = [frozenset(("g" if at < 60 else str(at),)) for at in range(90)]
+    assert len(NothingTwice(keys, 32, seed=7)) == 60
 
 
 def test_what_is_trained_on_are_answers_contrasts_and_the_passage_that_answers():
@@ -259,15 +268,20 @@ def test_what_is_trained_on_are_answers_contrasts_and_the_passage_that_answers()
             "query": "Of what is the valve?",
             "positive": "Brass.",
             "negative": "Steel.",
+            **{"also_right": [], "turns": []},
         },
         {
-            **{"id": "2", "context_id": "d", "anchor": "", "query": "Why?"},
-            **{"positive": "So.", "negative": None},
+            **{"id": "2", "context_id": "d", "anchor": "", "query": "Why?", "negative": None},
+            **{"positive": "So.", "also_right": ["Thus."]},
+            "turns": [
+                {"role": "user", "content": "It opens."},
+                {"role": "assistant", "content": "Yes."},
+            ],
         },
     ]
     pairs = make_pairs(rows, lambda context: context.split("\n\n"))
     assert pairs == {
-        "answer": [{"id": "2", "query": "Why?", "positive": "So."}],
+        "answer": [{"id": "2", "query": "It opens.\nWhy?", "positive": "So."}],
         "contrast": [
             {
                 **{"id": "1", "query": "Of what is the valve?", "positive": "Brass."},
@@ -283,7 +297,7 @@ def test_what_is_trained_on_are_answers_contrasts_and_the_passage_that_answers()
     }
     assert choose_passage(rows[0], ["Steel.", "Of brass."]) == "Of brass."
     texts = gather_texts(rows, lambda context: context.split("\n\n"))
-    assert (texts.owners, texts.answers) == (["c", "c"], ["Brass.", "So."])
+    assert (texts.owners, texts.answers) == (["c", "c"], ["Brass.", "So.", "Thus."])
 
 
 def ranked(system_first, groups=30):
@@ -347,7 +361,7 @@ def test_from_rows_to_a_verdict_and_after_a_kill_to_the_same_bytes(embedded, mon
     untuned = encode(load_encoder(model, find_folder(model)), ["a valve"], "document", "x")
     tuned = SentenceTransformer(str(EMBEDDER_DIR), local_files_only=True).encode(["a valve"])
     assert np.abs(tuned - untuned).max() > 1e-3
-    step, original = [], GroupTrainer.training_step
+    step, original = [], PairTrainer.training_step
 
     def stop(self, *args, **kwargs):
         step.append(self.state.global_step)
@@ -356,7 +370,7 @@ def test_from_rows_to_a_verdict_and_after_a_kill_to_the_same_bytes(embedded, mon
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GroupTrainer, "training_step", stop)
+        patch.setattr(PairTrainer, "training_step", stop)
         with pytest.raises(KeyboardInterrupt):
             embed_sft.main()
     assert list(Path("checkpoints").glob("embed_sft-*/checkpoint-4"))

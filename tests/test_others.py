@@ -36,8 +36,8 @@ def few_shot(formatted, count, **changes):
 
 def test_examples_are_train_rows_the_most_like_the_question_last(formatted):
     test, train, _ = formatted
-    rows, fewer = few_shot(formatted, 2, max_length=2048)
-    assert fewer == 0
+    rows, counts = few_shot(formatted, 2, max_length=2048)
+    assert set(counts) == {2}
     known = {row["question"]: row["positive"] for row in train}
     for row, plain in zip(rows, test, strict=True):
         system, *turns, asked = row["messages"]
@@ -54,11 +54,28 @@ def test_examples_are_train_rows_the_most_like_the_question_last(formatted):
 
 def test_a_prompt_with_examples_is_no_longer_than_its_budget(formatted):
     params, tokenizer = load_params().format, load_tokenizer(BASE_DIR)
-    rows, fewer = few_shot(formatted, 5)
-    assert 0 < fewer <= len(rows)
+    rows, counts = few_shot(formatted, 5)
+    assert 0 < max(counts) <= 5
+    assert sum(counts) < 5 * len(rows)
     for row in rows:
         assert row["prompt_tokens"] == len(prompt_ids(tokenizer, row["messages"]))
         assert row["prompt_tokens"] <= params.max_length - params.max_new_tokens
+
+
+def test_examples_take_what_a_rows_own_passages_leave(formatted):
+    _, train, clean_rows = formatted
+    whole, _ = few_shot(formatted, 0, max_length=2048)
+    rows, counts = few_shot((whole, train, clean_rows), 3, max_length=2048)
+    assert max(counts) > 1
+    assert [row["passages"] for row in rows] == [row["passages"] for row in whole]
+
+
+def test_without_room_for_a_passage_an_example_is_question_and_answer_alone(formatted):
+    rows, counts = few_shot(formatted, 1)
+    questions = {row["question"] for row in formatted[1]}
+    alone = [row["messages"][1]["content"] in questions for row in rows]
+    assert [bool(count) for count in counts] == alone
+    assert any(alone)
 
 
 def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
@@ -75,9 +92,8 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     )
     for stage in (base, clean, format, zeroshot, sft, predict, others, review, evaluate, report):
         stage.main()
-    assert read_json(Path("data/predictions/others/systems.json")) == {
-        "systems": ["few_shot", "rival"]
-    }
+    written = read_json(Path("data/predictions/others/systems.json"))
+    assert written["systems"] == ["few_shot", "rival"]
     zero, rivals = (
         list(read_jsonl(Path(f"data/predictions/{name}.jsonl")))
         for name in ("zeroshot", "others/rival")
@@ -91,6 +107,9 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     # corrected together: as many claims more as there are comparisons
     assert judged["few_shot"]["rouge_l"]["p_holm"] >= judged["few_shot"]["rouge_l"]["p"]
     assert judged["few_shot"]["rouge_l"].keys() >= {"zeroshot", "few_shot", "low", "high"}
+    examples = judged["few_shot"]["examples"]
+    assert examples == written["examples"]
+    assert (examples["asked"], 0 < examples["mean"] <= 1) == (1, True)
     text = Path("reports/report.md").read_text()
     assert "| few-shot | " in text
     assert "\n- rival, zero-shot: " in text  # its answers beside the others'
@@ -142,6 +161,12 @@ def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_i
         },
     }
     (said,) = others_statements({"others": {"qwen2.5-3b": judged}}, "rouge_l")
+    assert "room for" not in said.detail
+    fewer = judged | {"examples": {"asked": 3, "mean": 1.74, "rows_without": 2}}
+    (told,) = others_statements({"others": {"qwen2.5-3b": fewer}}, "rouge_l")
+    assert (
+        "Of 3 examples a row there was room for 1.7 on average, and 2 rows had none" in told.detail
+    )
     assert said.claim == claim
     assert "ROUGE-L is 0.400 against 0.300 (+0.100, interval +0.050 to +0.150" in said.detail
     assert "70% of its rows speak for the right answer, 90% of the fine-tuned." in said.detail

@@ -177,6 +177,8 @@ def test_a_prompt_that_does_not_exist_or_lacks_a_block_is_an_error(tmp_path):
     [
         ({"rivals": ["qwen3-0.6b", "qwen3-0.6b"]}, "rivals: each once, and none named zeroshot"),
         ({"rivals": ["thinking"]}, "rivals: each once, and none named zeroshot, sft, few_shot"),
+        ({"rivals": ["gold"]}, "rivals: each once, and none named .*gold"),
+        ({"rivals": ["nosuch"]}, r"evaluate\.rivals: .*models/nosuch/model\.yaml does not exist"),
         (
             {"thinking_tokens": 64, "primary": "contrastive"},
             r"primary: contrastive is of likelihoods, and answers after thoughts",

@@ -71,7 +71,10 @@ def test_the_pipeline_declares_what_the_repository_relies_on():
 
 
 def test_changing_how_it_is_judged_runs_no_model():
-    for section, stages in (("evaluate", ["evaluate", "cards"]), ("review", ["review"])):
+    for section, stages in (
+        ("evaluate", ["evaluate", "report", "cards"]),
+        ("review", ["review", "report"]),
+    ):
         touched = [
             name
             for name, declared in DVC["stages"].items()

@@ -23,7 +23,7 @@ from library.embedding_models import (
     PackagedEmbeddingModel,
 )
 from library.errors import InputError, describe_error
-from library.files import hash_file
+from library.files import hash_file, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
             folder = convert_pickle(folder, model.pickle)
     else:
         folder = Path(model.path)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder (path in models/embedding/)")
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         raise InputError(f"embed.model: {folder}: no model.safetensors; pickles are not loaded")
@@ -114,6 +116,8 @@ def encode(
     once.
     """
     distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return np.zeros((0, encoder.get_embedding_dimension()), dtype=np.float32)
     log.info("%s: %d texts", name, len(distinct))
     vectors = encoder.encode(
         distinct,
@@ -133,13 +137,17 @@ def count_tokens(encoder: Any, text: str, kind: Literal["query", "document"]) ->
     return len(whole["input_ids"])
 
 
-def save_encoder(encoder: Any, folder: Path) -> None:
+def save_encoder(encoder: Any, model: EmbeddingModel, folder: Path) -> None:
     """Write a tuned model as sentence-transformers loads it, without the card that it writes, which
-    holds times.
+    holds times. An adapter names its base as `model` does, not by a folder of this disk.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as parent:
         complete = Path(parent) / "embedder"
         encoder.save_pretrained(str(complete), create_model_card=False)
+        config = complete / "adapter_config.json"
+        if config.is_file():
+            named = getattr(model, "id", getattr(model, "folder", getattr(model, "path", None)))
+            write_json(config, read_json(config) | {"base_model_name_or_path": named})
         complete.replace(folder)

@@ -1,9 +1,9 @@
 """Where among all test texts the right ones come: as ranks, from which every metric follows.
 
-Three tasks: `passage`, a question among the passages of all test contexts, right being those of its
+Three tasks: `passage`, a question among the passages of all test contexts, right being any of its
 own context; `context`, the same among contexts, each as near as its nearest passage; `answer`, a
-question among the right answers of all test rows. And whether a right answer is nearer than the
-row's wrong one.
+question among the right answers of all test rows, right being any of its own. And whether a right
+answer is nearer than the row's wrong one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from library.records import CleanRow
+from library.records import CleanRow, right_answers
 
 Scores = NDArray[np.float64]
 RANKS_KEPT = 10  # the metrics' cut-off
@@ -77,7 +77,7 @@ def gather_texts(rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]) 
     return Texts(
         passages=[text for texts in passages.values() for text in texts],
         owners=[key for key, texts in passages.items() for _ in texts],
-        answers=list(dict.fromkeys(row["positive"] for row in rows)),
+        answers=list(dict.fromkeys(text for row in rows for text in right_answers(row))),
     )
 
 
@@ -102,8 +102,9 @@ def rank_row(
     nearer: float | None,
 ) -> Ranked:
     """One row's ranks, from the scores of its question with all passages and with all answers."""
+    right = set(right_answers(row))
     tasks = {
-        "answer": find(answer_scores, [text == row["positive"] for text in texts.answers]),
+        "answer": find(answer_scores, [text in right for text in texts.answers]),
     }
     top: list[tuple[str, int]] = []
     if row["anchor"]:

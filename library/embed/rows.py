@@ -1,13 +1,17 @@
 """The clean rows by split, as the language model's are split: by their texts alone."""
 
+import logging
 from dataclasses import dataclass
 from typing import cast
 
+from library.corpus.groups import find_given_away, pair_rows
 from library.corpus.splitting import check_split, find_ties, make_split
 from library.files import read_jsonl
 from library.params import SplitParams
 from library.paths import CLEAN_ROWS_PATH
 from library.records import SPLITS, CleanRow
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,35 @@ class GroupedRows:
 
 
 def read_split_rows(params: SplitParams) -> GroupedRows:
-    """data/clean/rows.jsonl, split. Raises InputError where `check_split` does."""
+    """data/clean/rows.jsonl, split. Validation and test rows whose wrong answer is right in a train
+    row are without it: training gives it away.
+
+    Raises InputError where `check_split` does.
+    """
     rows = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
     ties = find_ties(rows.values(), params)
     split = make_split(ties, params)
-    check_split(split, ties, params)
+    for fault in check_split(split, ties, params):
+        log.warning("%s (split.on_missed_shares: continue)", fault)
     by_split: dict[str, list[CleanRow]] = {name: [] for name in SPLITS}
     for key, row in rows.items():
         by_split[split.splits[key]].append(row)
+    for name in ("validation", "test"):
+        asked = by_split[name]
+        given_away = find_given_away(by_split["train"], asked, pair_rows(asked))
+        if given_away:
+            log.info(
+                "%d %s rows are without their wrong answer, which training holds",
+                len(given_away),
+                name,
+            )
+        by_split[name] = [
+            {**row, "negative": None} if row["id"] in given_away else row for row in asked
+        ]
     return GroupedRows(by_split, dict(split.groups))
+
+
+def ask(row: CleanRow) -> str:
+    """A row's question after what was said before it, by whoever asked."""
+    earlier = [turn["content"] for turn in row["turns"] if turn["role"] == "user"]
+    return "\n".join([*earlier, row["query"]])

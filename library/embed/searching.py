@@ -7,6 +7,7 @@ import numpy as np
 
 from library.embed.encoder import count_tokens, encode
 from library.embed.ranking import Ranked, Texts, prefer, rank_row
+from library.embed.rows import ask
 from library.records import CleanRow
 
 
@@ -18,7 +19,7 @@ def rank_rows(
     name: str,
 ) -> list[Ranked]:
     """How a model ranks the texts for each row's question; `name` is the system's, for progress."""
-    questions = encode(encoder, [row["query"] for row in rows], "query", f"{name}: questions")
+    questions = encode(encoder, [ask(row) for row in rows], "query", f"{name}: questions")
     passages = encode(encoder, texts.passages, "document", f"{name}: passages")
     answers = encode(encoder, texts.answers, "document", f"{name}: answers")
     wrong = {row["negative"]: 0 for row in rows if row["negative"] is not None}
@@ -45,6 +46,6 @@ def count_longer(encoder: Any, rows: Sequence[CleanRow]) -> dict[str, int]:
     """How many questions and right answers are longer than the model's longest input."""
     limit = encoder.max_seq_length
     return {
-        "questions": sum(count_tokens(encoder, row["query"], "query") > limit for row in rows),
+        "questions": sum(count_tokens(encoder, ask(row), "query") > limit for row in rows),
         "answers": sum(count_tokens(encoder, row["positive"], "document") > limit for row in rows),
     }

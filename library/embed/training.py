@@ -1,7 +1,8 @@
 """Train an embedding model on questions and what answers them, by sentence-transformers."""
 
+import logging
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from library.corpus.passages import rank_passages
+from library.embed.rows import ask
 from library.errors import InputError
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.params import EmbedParams
 from library.records import CleanRow
+
+log = logging.getLogger(__name__)
 
 METRIC = "eval_validation_cosine_ndcg@10"
 HISTORY = {"step": "step", "epoch": "epoch", "loss": "loss", METRIC: "ndcg_at_10"}
@@ -37,7 +41,7 @@ def choose_passage(row: CleanRow, passages: Sequence[str]) -> str:
     """The passage of a train row's own context that its question and answer are most like: it is
     trained on, never judged by.
     """
-    return passages[rank_passages(passages, f"{row['query']} {row['positive']}")[0]]
+    return passages[rank_passages(passages, f"{ask(row)} {row['positive']}")[0]]
 
 
 def make_pairs(
@@ -49,7 +53,7 @@ def make_pairs(
     pairs: dict[str, list[dict[str, str]]] = {"answer": [], "contrast": [], "passage": []}
     cuts: dict[str, Sequence[str]] = {}
     for row in rows:
-        pair = {"id": row["id"], "query": row["query"], "positive": row["positive"]}
+        pair = {"id": row["id"], "query": ask(row), "positive": row["positive"]}
         if row["negative"] is None:
             pairs["answer"].append(pair)
         else:
@@ -62,38 +66,44 @@ def make_pairs(
     return {kind: made for kind, made in pairs.items() if made}
 
 
-class OneOfEachGroup(DefaultBatchSampler):  # type: ignore[misc]  # its types are not strict ones
-    """Batches in which no group comes twice: another row of it could be right, too, and would be
-    trained on as wrong. Every row comes once an epoch.
+class NothingTwice(DefaultBatchSampler):  # type: ignore[misc]  # its types are not strict ones
+    """Batches in which no row shares a group, a question or a right text with another: what is
+    right for one could be right for the other, and would be trained on as wrong.
 
-    Rows are dealt out like cards, group by group in an order drawn from seed and epoch, to as many
-    batches as the largest group has rows, or as the batch size asks for. Batches differ by one row
-    at most.
+    Each row is put into the emptiest batch that it fits, those that share most first, in an order
+    drawn from the seed. Batches are the same in each epoch, and come in another order: so their
+    number is known beforehand, and every row comes once.
     """
 
-    def __init__(self, groups: Sequence[str], batch_size: int, seed: int) -> None:
-        self.members: dict[str, list[int]] = defaultdict(list)
-        for at, group in enumerate(groups):
-            self.members[group].append(at)
-        largest = max(map(len, self.members.values()))
-        self.batches = max(-(-len(groups) // batch_size), largest)
-        super().__init__(range(len(groups)), batch_size, drop_last=False, seed=seed)
+    def __init__(self, keys: Sequence[frozenset[str]], batch_size: int, seed: int) -> None:
+        super().__init__(range(len(keys)), batch_size, drop_last=False, seed=seed)
+        shared = Counter(key for own in keys for key in own)
+        drawn = random.Random(seed)
+        order = drawn.sample(range(len(keys)), len(keys))
+        order.sort(key=lambda at: -max(shared[key] for key in keys[at]))
+        self.batches: list[list[int]] = [[] for _ in range(-(-len(keys) // batch_size))]
+        held: list[set[str]] = [set() for _ in self.batches]
+        for at in order:
+            open_to_it = [
+                number
+                for number, batch in enumerate(self.batches)
+                if len(batch) < batch_size and held[number].isdisjoint(keys[at])
+            ]
+            if not open_to_it:
+                open_to_it = [len(self.batches)]
+                self.batches.append([])
+                held.append(set())
+            number = min(open_to_it, key=lambda number: len(self.batches[number]))
+            self.batches[number].append(at)
+            held[number] |= keys[at]
 
     def __len__(self) -> int:
-        return self.batches
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        drawn = random.Random(f"{self.seed}:{self.epoch}")
-        groups = list(self.members)
-        drawn.shuffle(groups)
-        dealt = [
-            at
-            for group in groups
-            for at in drawn.sample(self.members[group], len(self.members[group]))
-        ]
-        batches = [dealt[start :: self.batches] for start in range(self.batches)]
-        drawn.shuffle(batches)
-        yield from batches
+        yield from random.Random(f"{self.seed}:{self.epoch}").sample(
+            self.batches, len(self.batches)
+        )
 
 
 class NdcgProgress(Progress):
@@ -102,9 +112,9 @@ class NdcgProgress(Progress):
     measure, title = METRIC, "validation nDCG@10"
 
 
-class GroupTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """sentence-transformers' trainer with batches of OneOfEachGroup; `group_of` has the group of
-    each question and what answers it.
+class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
+    """sentence-transformers' trainer with batches of NothingTwice; `group_of` has the group of each
+    question and what answers it.
     """
 
     group_of: Mapping[tuple[str, str], str]
@@ -114,10 +124,40 @@ class GroupTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, *_: Any, seed: int = 0, **__: Any
-    ) -> OneOfEachGroup:
+    ) -> NothingTwice:
         """The sampler of one kind of pairs."""
-        groups = [self.group_of[pair["query"], pair["positive"]] for pair in dataset]
-        return OneOfEachGroup(groups, batch_size, seed)
+        keys = [
+            frozenset((self.group_of[query, right], f"query: {query}", f"right: {right}"))
+            for query, right in zip(dataset["query"], dataset["positive"], strict=True)
+        ]
+        sampler = NothingTwice(keys, batch_size, seed)
+        if 2 * len(keys) < batch_size * len(sampler) and len(sampler) > 1:
+            log.warning(
+                "batches hold %.1f rows, not %d: many share a group, a question or a right text; "
+                "they teach less",
+                *(len(keys) / len(sampler), batch_size),
+            )
+        return sampler
+
+
+def fold_small_kinds(
+    pairs: Mapping[str, Sequence[Mapping[str, str]]], groups: Mapping[str, str]
+) -> dict[str, Sequence[Mapping[str, str]]]:
+    """The pairs by kind, wrong answers left out where only one group has any.
+
+    Raises InputError where all rows are of one group: nothing could be told from another.
+    """
+    kinds = dict(pairs)
+    contrast = kinds.get("contrast", ())
+    if contrast and len({groups[pair["id"]] for pair in contrast}) < 2:
+        log.warning("the wrong answers of train rows are all of one group, and are not trained on")
+        plain = [{k: v for k, v in pair.items() if k != "negative"} for pair in contrast]
+        kinds["answer"] = [*kinds.get("answer", ()), *plain]
+        del kinds["contrast"]
+    for kind, made in kinds.items():
+        if len({groups[pair["id"]] for pair in made}) < 2:
+            raise InputError(f"embed_sft: {kind}: the train rows are of one group; it needs two")
+    return kinds
 
 
 def make_evaluator(
@@ -133,7 +173,7 @@ def make_evaluator(
             corpus[key] = pair["positive"]
             relevant.setdefault(pair["id"], set()).add(key)
     return InformationRetrievalEvaluator(
-        queries={row["id"]: row["query"] for row in rows},
+        queries={row["id"]: ask(row) for row in rows},
         corpus=corpus,
         relevant_docs=relevant,
         name="validation",
@@ -160,18 +200,21 @@ def build_trainer(
     params: EmbedParams,
     learning_rate: float,
     output_dir: Path,
-) -> GroupTrainer:
+) -> PairTrainer:
     """A trainer with its data and `ranking_loss`; the weights with the best validation nDCG are
     those that it ends with.
 
     Raises InputError where a kind of pairs has too few rows to tell one from another.
     """
-    for kind, made in pairs.items():
-        if len({groups[pair["id"]] for pair in made}) < 2:
-            raise InputError(f"embed_sft: {kind}: the train rows are of one group; it needs two")
+    pairs = fold_small_kinds(pairs, groups)
     if params.lora is not None:
         torch.manual_seed(params.seed)
-        encoder.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", **params.lora.model_dump()))
+        try:
+            encoder.add_adapter(
+                LoraConfig(task_type="FEATURE_EXTRACTION", **params.lora.model_dump())
+            )
+        except ValueError as error:
+            raise InputError(f"params.yaml: embed.lora: {error}") from error
     datasets = DatasetDict(
         {
             kind: Dataset.from_list([{k: v for k, v in pair.items() if k != "id"} for pair in made])
@@ -214,7 +257,7 @@ def build_trainer(
         disable_tqdm=True,
     )
     patience = params.early_stopping_patience
-    trainer = GroupTrainer(
+    trainer = PairTrainer(
         model=encoder,
         args=arguments,
         train_dataset=datasets,

@@ -11,7 +11,7 @@ from library.llm.prompts import build_messages, build_prompt
 from library.params import FormatParams
 from library.records import CleanRow, FormattedRow, Message
 
-MOST_OF_THE_BUDGET = 0.5  # that examples take: the rest is for the row's own passages
+MOST_OF_THE_BUDGET = 0.5  # that examples take where its own passages would fill the prompt
 
 
 def choose_examples(question: str, train: Sequence[FormattedRow], count: int) -> list[FormattedRow]:
@@ -20,9 +20,9 @@ def choose_examples(question: str, train: Sequence[FormattedRow], count: int) ->
     return [train[index] for index in ranked[:count]]
 
 
-def example_turns(template: Template, row: FormattedRow) -> list[Message]:
-    """A train row as it was asked, with its best passage alone, and its answer."""
-    passages = [row["best_passage"]] if row["best_passage"] else []
+def example_turns(template: Template, row: FormattedRow, with_passage: bool) -> list[Message]:
+    """A train row as it was asked, with its best passage alone or with none, and its answer."""
+    passages = [row["best_passage"]] if row["best_passage"] and with_passage else []
     return [
         build_messages(template, passages, row["question"])[-1],
         {"role": "assistant", "content": row["positive"]},
@@ -37,28 +37,41 @@ def with_examples(
     template: Template,
     params: FormatParams,
 ) -> tuple[FormattedRow, int]:
-    """A test row asked after as many examples as half of its prompt's budget holds, and how many
-    these are. The one that is most like its question stands next to it.
+    """A test row asked after as many examples as there is room for, and how many these are. The one
+    that is most like its question stands next to it.
 
-    The prompt is no longer than without them: its own passages have what is left.
+    Room is what its own passages leave of the prompt's budget, or half of that. Where it holds no
+    example with its passage, examples are questions and answers alone.
     """
     budget = params.max_length - params.max_new_tokens
     system = [turn for turn in clean["turns"] if turn["role"] == "system"]
     earlier = [turn for turn in clean["turns"] if turn["role"] != "system"]
 
-    def turns(chosen: Sequence[FormattedRow]) -> list[Message]:
-        asked = [turn for example in chosen[::-1] for turn in example_turns(template, example)]
+    def turns(count: int, with_passages: bool) -> list[Message]:
+        asked = [
+            turn
+            for example in examples[:count][::-1]
+            for turn in example_turns(template, example, with_passages)
+        ]
         return [*system, *asked, *earlier]
 
-    chosen = list(examples)
-    while chosen:
-        alone = build_messages(template, [], row["question"], turns(chosen))
-        if len(prompt_ids(tokenizer, alone)) <= MOST_OF_THE_BUDGET * budget:
-            break
-        chosen.pop()
+    def tokens(count: int, with_passages: bool) -> int:
+        alone = build_messages(template, [], row["question"], turns(count, with_passages))
+        return len(prompt_ids(tokenizer, alone))
+
+    room = max(MOST_OF_THE_BUDGET * budget, budget - row["prompt_tokens"] + tokens(0, True))
+    count, with_passages = next(
+        (
+            (count, with_passages)
+            for with_passages in (True, False)
+            for count in range(len(examples), 0, -1)
+            if tokens(count, with_passages) <= room
+        ),
+        (0, True),
+    )
     prompt = build_prompt(
         *(tokenizer, template, row["question"], clean["anchor"], budget, params.passage_characters),
-        turns(chosen),
+        turns(count, with_passages),
     )
     longer = row["tokens"] - row["prompt_tokens"]  # the longer of its answers
     return {
@@ -69,7 +82,7 @@ def with_examples(
         "prompt_tokens": len(prompt.ids),
         "prompt_hash": hash_ids(prompt.ids),
         "tokens": len(prompt.ids) + longer,
-    }, len(chosen)
+    }, count
 
 
 def few_shot_rows(
@@ -80,14 +93,14 @@ def few_shot_rows(
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
     params: FormatParams,
-) -> tuple[list[FormattedRow], int]:
+) -> tuple[list[FormattedRow], list[int]]:
     """Test rows asked after `count` train rows each, or as many as there is room for; and how many
-    of them have fewer.
+    each has.
     """
-    made, fewer = [], 0
+    made, counts = [], []
     for row in rows:
         examples = choose_examples(row["question"], train, count)
         asked, there = with_examples(row, clean[row["id"]], examples, tokenizer, template, params)
         made.append(asked)
-        fewer += there < count
-    return made, fewer
+        counts.append(there)
+    return made, counts

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, cast
 
 import torch
@@ -29,7 +30,7 @@ from library.llm.preparing import prepare_base
 from library.llm.processes import start_processes
 from library.llm.prompts import load_asked_prompt
 from library.llm.session import AnsweringSession, open_session
-from library.llm.thinking import answer_after_thoughts
+from library.llm.thinking import CLOSING, answer_after_thoughts
 from library.params import Params, list_others, load_model_file
 from library.paths import (
     BASE_DIR,
@@ -54,10 +55,14 @@ def ask_others(params: Params) -> None:
     if state.is_main_process:
         shutil.rmtree(OTHERS_PATH.parent, ignore_errors=True)
     test = read_formatted("test")
+    # what can be refused is refused before anything is asked
+    thinking = _load_thinking_tokenizer(params) if params.evaluate.thinking_tokens else None
+    examples: dict[str, float] = {}
     if params.evaluate.few_shot:
-        _ask(FEW_SHOT, params.model, BASE_DIR, _few_shot(test, params))
-    if params.evaluate.thinking_tokens:
-        _ask_thinking(test, params)
+        rows, examples = _few_shot(test, params)
+        _ask(FEW_SHOT, params.model, BASE_DIR, rows)
+    if thinking is not None:
+        _ask_thinking(test, thinking, params)
     for name in params.evaluate.rivals:
         base_dir = RIVALS_DIR / name
         if state.is_main_process:
@@ -66,7 +71,10 @@ def ask_others(params: Params) -> None:
         rows = _rows_in_tokens(test, load_tokenizer(base_dir), base_dir, f"evaluate.rivals: {name}")
         _ask(name, name, base_dir, rows)
     if state.is_main_process:
-        write_json(OTHERS_PATH, {"systems": list_others(params.evaluate)})
+        systems = list_others(params.evaluate)
+        write_json(
+            OTHERS_PATH, {"systems": systems, **({"examples": examples} if examples else {})}
+        )
 
 
 def _ask(system: str, model: str, base_dir: Path, rows: Sequence[FormattedRow]) -> None:
@@ -74,12 +82,20 @@ def _ask(system: str, model: str, base_dir: Path, rows: Sequence[FormattedRow]) 
     _close(session, system, session.answer("test", system))
 
 
-def _ask_thinking(test: Sequence[FormattedRow], params: Params) -> None:
-    count = params.evaluate.thinking_tokens
+def _load_thinking_tokenizer(params: Params) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(find_model_folder(read_json(MANIFEST_PATH)["source"]))
     adapt_template(tokenizer, load_model_file(params.model).chat_template_kwargs, thinking=True)
+    return tokenizer
+
+
+def _ask_thinking(
+    test: Sequence[FormattedRow], tokenizer: PreTrainedTokenizerBase, params: Params
+) -> None:
+    count = params.evaluate.thinking_tokens
     name = "evaluate.thinking_tokens"
-    rows = _rows_in_tokens(test, tokenizer, BASE_DIR, name, count + params.format.max_new_tokens)
+    rows = _rows_in_tokens(
+        test, tokenizer, BASE_DIR, name, count + CLOSING + params.format.max_new_tokens
+    )
     session = _open(rows={"test": rows}, thinking_tokens=count)
     answers = answer_after_thoughts(
         *(session.model, tokenizer, rows, count, session.max_new_tokens),
@@ -99,16 +115,25 @@ def _close(session: AnsweringSession, system: str, answers: Sequence[Prediction]
     session.close(other_name(system), {other_name(system): answers})
 
 
-def _few_shot(test: Sequence[FormattedRow], params: Params) -> list[FormattedRow]:
+def _few_shot(
+    test: Sequence[FormattedRow], params: Params
+) -> tuple[list[FormattedRow], dict[str, float]]:
     clean = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
     count = params.evaluate.few_shot
     template = load_asked_prompt(params.format.prompt)
-    rows, fewer = few_shot_rows(
+    rows, counts = few_shot_rows(
         *(test, clean, read_formatted("train"), count),
         *(load_tokenizer(BASE_DIR), template, params.format),
     )
-    log.info("few-shot: %d rows, %d with room for fewer than %d examples", len(rows), fewer, count)
-    return rows
+    if not any(counts):
+        raise InputError(
+            f"evaluate.few_shot: of {len(rows)} test rows none has room for an example: raise "
+            "format.max_length, or set it to 0"
+        )
+    log.info("few-shot: %.1f examples a row, of %d that were asked for", mean(counts), count)
+    if 0 in counts:
+        log.warning("few-shot: %d rows have room for none", counts.count(0))
+    return rows, {"asked": count, "mean": mean(counts), "rows_without": counts.count(0)}
 
 
 def _rows_in_tokens(

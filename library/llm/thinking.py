@@ -10,6 +10,7 @@ from library.llm.chat_template import THINK_END, prompt_ids
 from library.llm.generation import generate_answers, generate_ids
 from library.records import FormattedRow, ThoughtfulPrediction
 
+CLOSING = 8  # tokens at most, of BREAKS and the end of thoughts
 BREAKS = "\n", "\n\n"  # what models write before the end of their thoughts, and before the answer
 
 

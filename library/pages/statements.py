@@ -310,10 +310,23 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
                 f"({tuned['delta']:+.3f}, interval {format_interval(tuned)}, Holm "
                 f"{format_p(tuned['p_holm'])}). Against zero-shot, {name} is "
                 f"{against['delta']:+.3f} (interval {format_interval(against)})."
-                f"{_told_sentence(judged, system)}",
+                f"{_examples_sentence(judged)}{_told_sentence(judged, system)}",
             )
         )
     return said
+
+
+def _examples_sentence(judged: Mapping[str, Any]) -> str:
+    """How many examples there was room for, where that is fewer than were asked for."""
+    examples = judged.get("examples")
+    if examples is None or examples["mean"] == examples["asked"]:
+        return ""
+    without = examples["rows_without"]
+    none = f", and {plural(without, 'row')} had none" if without else ""
+    return (
+        f" Of {examples['asked']} examples a row there was room for {examples['mean']:.1f} on "
+        f"average{none}; format.max_length limits them."
+    )
 
 
 def _told_sentence(judged: Mapping[str, Any], system: str) -> str:

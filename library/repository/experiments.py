@@ -63,7 +63,10 @@ def read_run(name: str, revision: Revision) -> Run | None:
     if text is None or not stages:
         return None
     yaml = YAML(typ="safe", pure=True)
-    params = flatten(yaml.load(text))
+    # what only `make embed` reads makes no other run of the language model
+    params = {
+        name: value for name, value in flatten(yaml.load(text)).items() if name[:6] != "embed."
+    }
     known = params
     for path in {path for stage in stages.values() for path in stage.get("params", {})}:
         if path != str(PARAMS_PATH):

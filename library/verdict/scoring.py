@@ -51,7 +51,6 @@ from library.verdict.metrics import (
 from library.verdict.statistics import Comparison, adjust_holm, compare, decide
 from library.verdict.written import check_file, check_written
 
-BASELINES = ("no_context", "best_passage", "longer", "gold")
 ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
 ROWS_SHOWN = 5
 STYLE_MARGIN = 0.1  # bare answers that are further off one half give the right one away
@@ -123,6 +122,12 @@ def check_answerers() -> None:
             of = "with an adapter" if expected is None else f"not with that of {ADAPTER_DIR}"
             raise InputError(f"{path}: its answers were given {of}; run `dvc repro`")
     check_written()
+
+
+def read_examples() -> dict[str, float]:
+    """How many examples few-shot prompts hold; empty where it was not asked."""
+    examples: dict[str, float] = read_json(OTHERS_PATH).get("examples", {})
+    return examples
 
 
 def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]]:
@@ -254,13 +259,16 @@ def comparison_record(
 
 
 def judge(
-    scored: Sequence[ScoredRow], params: EvaluateParams, others: Sequence[str] = ()
+    scored: Sequence[ScoredRow],
+    params: EvaluateParams,
+    others: Sequence[str] = (),
+    examples: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Fine-tuned and each of the others against zero-shot by every metric that some row has under
     both, and fine-tuned against each of the others; and the verdicts.
 
-    All that is claimed but the verdict on the fine-tuned is corrected together. Raises InputError
-    where no row has the primary metric.
+    `examples` says how many examples few-shot's prompts hold. All that is claimed but the verdict
+    on the fine-tuned is corrected together. Raises InputError where no row has the primary metric.
     """
     comparisons = compare_systems(scored, METRICS, params)
     if params.primary not in comparisons:
@@ -302,6 +310,7 @@ def judge(
     beside = {
         other: {
             "verdict": verdict(ZEROSHOT, other),
+            **({"examples": dict(examples)} if examples and other == FEW_SHOT else {}),
             **records[ZEROSHOT, other],
             "tuned": {"verdict": verdict(other, SFT), **records[other, SFT]},
         }
