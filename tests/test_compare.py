@@ -329,6 +329,9 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     # carries the metrics of the run before on
     experiments("sft-only", make_run("main", 0.4), 0.004, judged=False)
     experiments("more-rows", make_run("more-rows", 0.4, rows=80), 0.008)
+    # of `make embed`: the language model's run is the same
+    edit_yaml("params.yaml", embed__eval_steps=99)
+    experiments("embed-only", make_run("main", 0.4), 0.002)
     runs = {made.name: made for made in list_runs()}
     assert runs.keys() == {"main", "other-prompt", "sft-only", "more-rows"}
     assert runs["sft-only"].metrics is None
