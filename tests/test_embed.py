@@ -22,7 +22,14 @@ from library.embed.converting import convert_pickle
 from library.embed.encoder import count_tokens, encode, find_folder, load_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import find, gather_texts
-from library.embed.training import NothingTwice, PairTrainer, choose_passage, make_pairs
+from library.embed.rows import read_split_rows
+from library.embed.training import (
+    NothingTwice,
+    PairTrainer,
+    choose_passage,
+    fold_small_kinds,
+    make_pairs,
+)
 from library.embedding_models import (
     EmbeddingModel,
     HubEmbeddingModel,
@@ -32,6 +39,7 @@ from library.embedding_models import (
 )
 from library.errors import InputError
 from library.files import hash_file, read_json, read_jsonl
+from library.params import load_params
 from library.paths import EMBED_HISTORY_PATH, EMBEDDER_DIR
 from library.verdict.retrieval import judge_rankings, score_found
 from stages import clean, embed_evaluate, embed_sft, embed_zeroshot
@@ -377,6 +385,56 @@ def test_from_rows_to_a_verdict_and_after_a_kill_to_the_same_bytes(embedded, mon
     embed_sft.main()
     assert [path.read_bytes() for path in made] == first
     assert not list(Path("checkpoints").glob("embed_sft-*"))
+
+
+def test_without_contexts_only_answers_are_looked_for(embedded):
+    rows = [{"query": row["query"], "positive": row["positive"]} for row in make_rows(40)]
+    Path("rows.json").write_text(json.dumps(rows))
+    edit_yaml("params.yaml", data__columns__anchor=None, data__columns__negative=None)
+    clean.main()
+    with pytest.raises(
+        InputError, match=r"embed\.primary: passage: the test rows have no context; set"
+    ):
+        embed_zeroshot.main()
+    edit_yaml("params.yaml", embed__primary="answer")
+    for stage in (embed_zeroshot, embed_sft, embed_evaluate):
+        stage.main()
+    metrics = read_json(Path("metrics/embedding.json"))
+    assert "answer" in metrics
+    assert not metrics.keys() & {"passage", "context", "nearer"}
+
+
+def test_a_wrong_answer_that_training_holds_as_right_is_not_asked_about(embedded):
+    rows = make_rows(40)
+    before = read_split_rows(load_params().split)
+    known = before.splits["train"][0]["positive"]
+    asked = before.splits["test"][0]
+    for row in rows:
+        if row["query"] == asked["query"]:
+            row["negative"] = known
+    Path("rows.json").write_text(json.dumps(rows))
+    clean.main()
+    after = {row["id"]: row for row in read_split_rows(load_params().split).splits["test"]}
+    assert asked["negative"] is not None
+    (found,) = [row for row in after.values() if row["query"] == asked["query"]]
+    assert found["negative"] is None
+
+
+def test_layers_that_are_not_there_are_named(embedded):
+    embed_zeroshot.main()
+    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["nosuch"]}
+    edit_yaml("params.yaml", embed__lora=lora)
+    with pytest.raises(InputError, match=r"params\.yaml: embed\.lora: .*nosuch"):
+        embed_sft.main()
+
+
+def test_wrong_answers_of_one_group_alone_are_left_out_and_rows_of_one_group_refused():
+    made = [{"id": str(at), "query": f"q{at}", "positive": f"p{at}"} for at in range(3)]
+    pairs = {"answer": made[:2], "contrast": [made[2] | {"negative": "n"}]}
+    groups = {"0": "a", "1": "b", "2": "c"}
+    assert fold_small_kinds(pairs, groups) == {"answer": made}
+    with pytest.raises(InputError, match="answer: the train rows are of one group"):
+        fold_small_kinds(pairs, dict.fromkeys("012", "a"))
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch, small_dir):

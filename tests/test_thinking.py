@@ -116,7 +116,7 @@ def test_it_is_judged_beside_zero_shot_and_fine_tuned(project, tokenizer):  # no
     judged = read_json(Path("metrics/evaluation.json"))["others"]["thinking"]
     assert judged["rouge_l"].keys() >= {"zeroshot", "thinking", "delta", "p_holm"}
     assert not judged.keys() & {"bits_per_byte", "contrastive", "pair_matching"}
-    assert "| zero-shot, thinking first | " in Path("reports/report.md").read_text()
+    assert "| thinking | " in Path("reports/report.md").read_text()
     cost = read_json(Path("reports/costs.json"))["thinking"]
     assert cost["tokens_per_answer"] > 6
     assert json.dumps(rows[0]["thoughts"]) not in Path("reports/report.html").read_text()

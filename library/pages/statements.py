@@ -20,7 +20,7 @@ MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
 SYSTEM_NAMES = {
     ZEROSHOT: "zero-shot",
     FEW_SHOT: "few-shot",
-    THINKING: "zero-shot, thinking first",
+    THINKING: "thinking",
     SFT: "fine-tuned",
 }
 TITLES = {
