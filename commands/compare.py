@@ -80,11 +80,15 @@ def result(run: Run) -> Mapping[str, Any]:
     return primary
 
 
+def others_of(run: Run) -> Mapping[str, Any]:
+    """How the other systems that a run was held against were judged, by name."""
+    others: Mapping[str, Any] = (run.metrics or {}).get("others", {})
+    return others
+
+
 def list_others(runs: Sequence[Run]) -> list[str]:
     """The systems that some run was held against, beside zero-shot."""
-    return list(
-        dict.fromkeys(name for run in runs for name in (run.metrics or {}).get("others", {}))
-    )
+    return list(dict.fromkeys(name for run in runs for name in others_of(run)))
 
 
 def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
@@ -172,9 +176,7 @@ def other_sentences(group: Sequence[Run]) -> list[str]:
     said = []
     for system in list_others(group):
         verdicts = [
-            run.metrics["others"][system]["tuned"]["verdict"]
-            for run in group
-            if run.metrics is not None and system in run.metrics.get("others", {})
+            others_of(run)[system]["tuned"]["verdict"] for run in group if system in others_of(run)
         ]
         better, worse = verdicts.count(1), verdicts.count(-1)
         said.append(
@@ -215,8 +217,7 @@ def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
 
 def _beside(run: Run) -> dict[str, float]:
     """The primary metric of the other systems that a run was held against."""
-    judged = (run.metrics or {}).get("others", {})
-    return {system: result[run.primary][system] for system, result in judged.items()}
+    return {system: result[run.primary][system] for system, result in others_of(run).items()}
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -328,7 +328,7 @@ class EmbedParams(Section):
     num_train_epochs: Annotated[float, Field(gt=0)]
     """How often every train row is seen."""
     batch_size: Annotated[int, Field(ge=2)]
-    """Questions that are told from each other's texts at once, no two of one group."""
+    """Questions that are told from each other's texts at once; no two share a group or a text."""
     mini_batch_size: Count
     """How many of these are in memory at once; the result is the same up to rounding."""
     learning_rate: Annotated[float, Field(gt=0)] | None
@@ -488,7 +488,7 @@ def validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> 
     except ValidationError as error:
         problems = []
         for problem in error.errors():
-            key = "".join(f"{part}." for part in problem["loc"]).rstrip(".")
+            key = ".".join(map(str, problem["loc"]))
             where = f"{path}: {key}" if key else str(path)
             if problem["type"] == "extra_forbidden":
                 problems.append(f"{where}: unknown parameter")

@@ -24,6 +24,7 @@ from library.embedding_models import (
 )
 from library.errors import InputError, describe_error
 from library.files import hash_file, read_json, write_json
+from library.llm.devices import pick_device
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
     pooling = Pooling(transformer.get_embedding_dimension(), model.pooling)
     return SentenceTransformer(
         modules=[transformer, pooling, Normalize()],
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=str(pick_device()),
         prompts={"query": model.query_prompt, "document": model.document_prompt},
     )
 

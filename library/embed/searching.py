@@ -22,8 +22,8 @@ def rank_rows(
     questions = encode(encoder, [ask(row) for row in rows], "query", f"{name}: questions")
     passages = encode(encoder, texts.passages, "document", f"{name}: passages")
     answers = encode(encoder, texts.answers, "document", f"{name}: answers")
-    wrong = {row["negative"]: 0 for row in rows if row["negative"] is not None}
-    vectors = encode(encoder, list(wrong), "document", f"{name}: wrong answers")
+    wrong = list(dict.fromkeys(row["negative"] for row in rows if row["negative"] is not None))
+    vectors = encode(encoder, wrong, "document", f"{name}: wrong answers")
     place = {text: at for at, text in enumerate(texts.answers)}
     wrong_place = {text: at for at, text in enumerate(wrong)}
     ranked = []

@@ -27,6 +27,7 @@ from transformers.trainer_callback import PrinterCallback
 from library.corpus.passages import rank_passages
 from library.embed.rows import ask
 from library.errors import InputError
+from library.llm.devices import pick_device, pick_dtype
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.params import EmbedParams
 from library.records import CleanRow
@@ -227,6 +228,8 @@ def build_trainer(
         for pair in made
     }
 
+    device = pick_device()
+    dtype = pick_dtype(device)
     prompts = {"query": encoder.prompts["query"]} | dict.fromkeys(
         ("positive", "negative"), encoder.prompts["document"]
     )
@@ -239,9 +242,9 @@ def build_trainer(
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0),
-        fp16=torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0),
+        use_cpu=device.type == "cpu",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         eval_strategy="steps",
         eval_steps=params.eval_steps,
         save_strategy="steps",
@@ -253,7 +256,7 @@ def build_trainer(
         greater_is_better=True,
         logging_steps=max(1, params.eval_steps // 2),
         report_to="none",
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
     )
     patience = params.early_stopping_patience

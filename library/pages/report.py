@@ -1,6 +1,6 @@
 """The report: gathered once as data, and rendered as Markdown, as a page and for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,19 +257,24 @@ def render_systems(metrics: Mapping[str, Any], primary: str) -> str:
     rows = systems_table(metrics, primary)
     if not rows:
         return ""
-    heads = [head.format(title(primary)) for head in SYSTEMS_HEADS]
+    return _markdown_table([head.format(title(primary)) for head in SYSTEMS_HEADS], rows)
+
+
+def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is names, to the left, and the others numbers, to the right."""
     lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
 def render_baselines(metrics: Mapping[str, Any]) -> str:
     """The same as a Markdown table."""
-    heads = ["metric", *baseline_heads(metrics)]
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
-    for name, values in baselines_table(metrics).items():
-        cells = ["" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {title(name)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return _markdown_table(
+        ["metric", *baseline_heads(metrics)],
+        (
+            [title(name), *("" if value is None else f"{value:.3f}" for value in values)]
+            for name, values in baselines_table(metrics).items()
+        ),
+    )
 
 
 def render_case(case: Case, primary: str) -> str:

@@ -64,9 +64,7 @@ def read_run(name: str, revision: Revision) -> Run | None:
         return None
     yaml = YAML(typ="safe", pure=True)
     # what only `make embed` reads makes no other run of the language model
-    params = {
-        name: value for name, value in flatten(yaml.load(text)).items() if name[:6] != "embed."
-    }
+    params = flatten({name: part for name, part in yaml.load(text).items() if name != "embed"})
     known = params
     for path in {path for stage in stages.values() for path in stage.get("params", {})}:
         if path != str(PARAMS_PATH):

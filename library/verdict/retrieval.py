@@ -16,11 +16,10 @@ BM25 = "bm25"
 PRIMARY_METRIC = "ndcg_at_10"
 CUT_OFF = 10
 RECALLS = (1, 5, 10)
-METRICS = ("ndcg_at_10", "mrr_at_10", *(f"recall_at_{k}" for k in RECALLS), "accuracy_at_1")
 
 
 def score_found(found: Mapping[str, Any]) -> dict[str, float]:
-    """METRICS of one question: `found` has the `ranks` of the right texts among the first ten,
+    """The metrics of one question: `found` has the `ranks` of the right texts among the first ten,
     counted from 1, and how many texts are `right`.
 
     As sentence-transformers' InformationRetrievalEvaluator and MTEB have them, each right text
