@@ -6,15 +6,47 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from library.errors import InputError
-from library.params import Count, Section, read_yaml, validate_values
+from library.params import Count, Name, Section, read_yaml, validate_values
 from library.paths import EMBEDDING_MODELS_DIR
+
+
+class EncoderConfig(Section):
+    """What an embedding model's memory follows from, as its config.json says it."""
+
+    model_type: Name
+    """The architecture, as transformers names it."""
+    hidden_size: Count
+    """The width of the residual stream."""
+    intermediate_size: Count
+    """The width of the feed-forward layers."""
+    num_hidden_layers: Count
+    """How many layers there are."""
+    num_attention_heads: Count
+    """Heads of queries in a layer."""
+    num_key_value_heads: Count | None
+    """Heads of keys and values, or null where there are as many."""
+    num_local_experts: Count | None
+    """Feed-forward parts of which a token takes some, or null where there is one."""
+    vocab_size: Count
+    """Rows of the embedding."""
 
 
 class EmbeddingModel(Section):
     """What the file of every embedding model says."""
 
+    dtype: Literal["float32", "bfloat16"]
+    """What its weights are loaded in on CUDA; on a CPU it is float32. Training all weights takes
+    float32."""
+    quantization: Literal["nf4", "none"]
+    """`nf4` keeps its linear layers in 4 bits, by bitsandbytes; `embed.lora` then trains."""
+    gradient_checkpointing: bool
+    """Whether training keeps one tensor for each layer and computes the rest again."""
+    is_causal: bool
+    """Whether a token sees those before it alone; false gives a decoder attention both ways."""
     pooling: Literal["mean", "cls", "lasttoken"]
     """How the tokens' vectors become one."""
+    include_prompt: bool
+    """Whether the prompt's tokens are pooled with the text's."""
     max_length: Count
     """The longest input in tokens, special ones and prompt counted: passages are no longer."""
     query_prompt: str
@@ -36,6 +68,8 @@ class HubEmbeddingModel(EmbeddingModel):
     """The commit, 40 hexadecimal digits."""
     pickle: Annotated[str, Field(pattern=r"^[\w.-]+\.bin$")] | None
     """Where its weights are a pickle alone, that file: it is converted once; else null."""
+    config: EncoderConfig
+    """As in its config.json, so that its memory is known before it is downloaded."""
 
 
 class PackagedEmbeddingModel(EmbeddingModel):
@@ -59,6 +93,11 @@ class LocalEmbeddingModel(EmbeddingModel):
 AnyEmbeddingModel = HubEmbeddingModel | PackagedEmbeddingModel | LocalEmbeddingModel
 
 
+def list_embedding_models(models_dir: Path = EMBEDDING_MODELS_DIR) -> list[str]:
+    """The names of all files of embedding models."""
+    return sorted(path.stem for path in models_dir.glob("*.yaml"))
+
+
 def load_embedding_model_file(
     name: str, models_dir: Path = EMBEDDING_MODELS_DIR
 ) -> AnyEmbeddingModel:
@@ -69,7 +108,7 @@ def load_embedding_model_file(
     """
     path = models_dir / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(other.stem for other in models_dir.glob("*.yaml")))
+        known = ", ".join(list_embedding_models(models_dir))
         raise InputError(f"params.yaml: embed.model: {path} does not exist; there are: {known}")
     values = read_yaml(path)
     kinds: dict[str, type[AnyEmbeddingModel]] = {

@@ -329,8 +329,9 @@ class EmbedParams(Section):
     """How often every train row is seen."""
     batch_size: Annotated[int, Field(ge=2)]
     """Questions that are told from each other's texts at once; no two share a group or a text."""
-    mini_batch_size: Count
-    """How many of these are in memory at once; the result is the same up to rounding."""
+    mini_batch_size: Count | None
+    """How many of these are in memory at once, or null for as many as fit; the result is the same
+    up to rounding."""
     learning_rate: Annotated[float, Field(gt=0)] | None
     """The largest learning rate, or null for that of the model's file."""
     warmup_steps: Annotated[float, Field(ge=0)]

@@ -8,12 +8,22 @@ data/rankings/sft.jsonl. A killed run goes on at its last checkpoint.
 import logging
 import shutil
 
-from library.embed.encoder import find_folder, load_encoder, save_encoder
+from library.embed.encoder import save_encoder
+from library.embed.memory import plan_encoding, plan_step
+from library.embed.opening import open_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import Texts
 from library.embed.rows import read_split_rows
 from library.embed.searching import rank_rows
-from library.embed.training import build_trainer, history_csv, make_evaluator, make_pairs
+from library.embed.training import (
+    build_trainer,
+    check_trainable,
+    history_csv,
+    longest_text,
+    make_evaluator,
+    make_pairs,
+    prove_memory,
+)
 from library.embedding_models import load_embedding_model_file
 from library.entry import run_main
 from library.files import read_json, write_jsonl, write_text
@@ -38,7 +48,8 @@ def main() -> None:
     embed = params.embed
     rows = read_split_rows(params.split)
     model = load_embedding_model_file(embed.model)
-    encoder = load_encoder(model, find_folder(model))
+    check_trainable(model, embed.lora)
+    encoder, folder = open_encoder(model)
 
     def cut(context: str) -> list[str]:
         return cut_context(encoder, context, embed.passage_characters)
@@ -54,10 +65,13 @@ def main() -> None:
         ],
     )
     pairs = make_pairs(rows.splits["train"], cut)
-    evaluator = make_evaluator(rows.splits["validation"], cut)
-    rate = embed.learning_rate or model.learning_rate
-    trainer = build_trainer(encoder, pairs, rows.groups, evaluator, embed, rate, checkpoints)
+    asked = make_pairs(rows.splits["validation"], cut)
+    longest = longest_text(encoder, pairs, asked)
+    evaluator = make_evaluator(asked, plan_encoding(model, folder, longest))
+    choices = plan_step(model, folder, embed, longest)
+    trainer = build_trainer(encoder, pairs, rows.groups, evaluator, embed, model, checkpoints)
     log.info("%s", ", ".join(f"{len(made)} pairs of {kind}" for kind, made in pairs.items()))
+    prove_memory(trainer, choices)
     if (checkpoint := find_checkpoint(checkpoints)) is not None:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -68,7 +82,10 @@ def main() -> None:
     save_encoder(encoder, model, EMBEDDER_DIR)
     write_text(EMBED_HISTORY_PATH, history_csv(trainer.state.log_history))
     texts = Texts.from_record(read_json(RANKED_TEXTS_PATH))
-    ranked = rank_rows(encoder, rows.splits["test"], rows.groups, texts, SFT)
+    ranked = rank_rows(
+        *(encoder, rows.splits["test"], rows.groups, texts, SFT),
+        lambda length: plan_encoding(model, folder, length),
+    )
     write_jsonl(rankings_path(SFT), ranked)
     shutil.rmtree(checkpoints)
 

@@ -7,7 +7,8 @@ longer than the model's longest input. A hub's model that is not in the cache is
 
 import logging
 
-from library.embed.encoder import find_folder, load_encoder
+from library.embed.memory import plan_encoding
+from library.embed.opening import open_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import gather_texts
 from library.embed.rows import read_split_rows
@@ -34,7 +35,7 @@ def main() -> None:
             "set it to answer"
         )
     model = load_embedding_model_file(params.embed.model)
-    encoder = load_encoder(model, find_folder(model))
+    encoder, folder = open_encoder(model)
     texts = gather_texts(
         test, lambda context: cut_context(encoder, context, params.embed.passage_characters)
     )
@@ -45,7 +46,10 @@ def main() -> None:
                 "the model sees %d tokens; the ends of longer test %s, %d of %d, it does not see",
                 *(model.max_length, kind, count, len(test)),
             )
-    ranked = rank_rows(encoder, test, rows.groups, texts, ZEROSHOT)
+    ranked = rank_rows(
+        *(encoder, test, rows.groups, texts, ZEROSHOT),
+        lambda length: plan_encoding(model, folder, length),
+    )
     write_jsonl(rankings_path(ZEROSHOT), ranked)
     write_json(RANKED_TEXTS_PATH, {**texts.to_record(), "longer": longer})
     log.info(

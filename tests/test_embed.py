@@ -50,12 +50,34 @@ PROMPTS = {
     "minilm": ("", ""),
     "all-minilm-l6-v2": ("", ""),
     "bge-m3": ("", ""),
+    **dict.fromkeys(
+        ("gritlm-7b", "gritlm-8x7b"),
+        (
+            "<|user|>\nGiven a question, retrieve passages that answer the question\n<|embed|>\n",
+            "<|embed|>\n",
+        ),
+    ),
     "e5-small-v2": ("query: ", "passage: "),
     "multilingual-e5-large-instruct": (
         "Instruct: Given a question, retrieve passages that answer the question\nQuery: ",
         "",
     ),
 }
+
+
+SMALL = EmbeddingModel(
+    dtype="float32",
+    quantization="none",
+    gradient_checkpointing=False,
+    is_causal=False,
+    pooling="mean",
+    include_prompt=True,
+    max_length=64,
+    query_prompt="",
+    document_prompt="",
+    learning_rate=1e-3,
+    license="MIT",
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +107,7 @@ def embedded(tmp_path, monkeypatch, small_dir):
     Path("rows.json").write_text(json.dumps(make_rows(40)))
     path, sha256 = small_dir.as_posix(), hash_file(small_dir / "model.safetensors")
     text = (ROOT / "models/embedding/minilm.yaml").read_text()
-    head = text.index("pooling:")
+    head = text.index("dtype:")
     Path("models/embedding").mkdir(exist_ok=True)
     Path("models/embedding/small.yaml").write_text(f"path: {path}\nsha256: {sha256}\n{text[head:]}")
     edit_yaml("models/embedding/small.yaml", learning_rate=1e-3)
@@ -125,9 +147,8 @@ def test_a_model_put_together_from_its_file_is_the_one_its_makers_published(enco
 
 
 def test_a_prompt_stands_before_the_text_and_is_pooled_with_it(small_dir):
-    values = {"pooling": "mean", "max_length": 64, "learning_rate": 1e-3, "license": "MIT"}
-    asked = EmbeddingModel(query_prompt="query: ", document_prompt="passage: ", **values)
-    plain = EmbeddingModel(query_prompt="", document_prompt="", **values)
+    asked = SMALL.model_copy(update={"query_prompt": "query: ", "document_prompt": "passage: "})
+    plain = SMALL
     one, other = load_encoder(asked, small_dir), load_encoder(plain, small_dir)
     for kind, prompt in (("query", "query: "), ("document", "passage: ")):
         ours = encode(one, ["a valve"], kind, "x")
@@ -136,10 +157,7 @@ def test_a_prompt_stands_before_the_text_and_is_pooled_with_it(small_dir):
 
 
 def test_files_that_can_not_be_used_are_refused_in_words(tmp_path, small_dir):
-    values = {
-        **{"pooling": "mean", "max_length": 64, "learning_rate": 1e-3, "license": "MIT"},
-        **{"query_prompt": "", "document_prompt": ""},
-    }
+    values = SMALL.model_dump()
     other = LocalEmbeddingModel(path=str(small_dir), sha256="0" * 64, **values)
     with pytest.raises(InputError, match=r"its SHA-256 is .*, not the file's own"):
         find_folder(other)

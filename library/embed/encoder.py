@@ -13,6 +13,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from numpy.typing import NDArray
+from safetensors import safe_open
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from library.embed.converting import convert_pickle
@@ -24,7 +26,9 @@ from library.embedding_models import (
 )
 from library.errors import InputError, describe_error
 from library.files import hash_file, read_json, write_json
-from library.llm.devices import pick_device
+from library.llm.devices import pick_device, pick_dtype
+from library.llm.memory.measuring import explain_out_of_memory
+from library.llm.quantizing import nf4_config
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +76,11 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
 
 
 def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
-    """A SentenceTransformer of a folder's weights in float32, whose prompts are `query` and
-    `document`.
+    """A SentenceTransformer of a folder's weights, whose prompts are `query` and `document`.
 
     It is put together from the model's file: what a folder says of pooling and length is not asked,
-    and no code of it is run. Raises InputError where the library is missing or it can't be loaded.
+    and no code of it is run. Raises InputError where the library is missing, it can't be loaded, or
+    weights are missing, which transformers would fill with random numbers.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -92,29 +96,94 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
         ) from error
     disable_progress_bar()
     loading = {"local_files_only": True, "trust_remote_code": False}
+    device = pick_device()
+    weights: dict[str, Any] = {
+        "dtype": torch.float32
+        if device.type == "cpu" or model.dtype == "float32"
+        else pick_dtype(device),
+        "use_safetensors": True,
+    }
+    if model.quantization == "nf4":
+        weights |= {
+            "quantization_config": nf4_config(pick_dtype(device)),
+            "device_map": {"": device},
+        }
     try:
-        transformer = Transformer(
-            str(folder),
-            max_seq_length=model.max_length,
-            model_kwargs={**loading, "dtype": torch.float32, "use_safetensors": True},
-            config_kwargs=loading,
-            processor_kwargs=loading,
-        )
+        with explain_out_of_memory(device, "choose a smaller embed.model"):
+            transformer = Transformer(
+                str(folder),
+                max_seq_length=model.max_length,
+                model_kwargs=loading | weights,
+                config_kwargs=loading,
+                processor_kwargs=loading,
+            )
+            check_weights(transformer.auto_model, folder)
+            transformer.auto_model.config.use_cache = False
+            if not model.is_causal:
+                see_both_ways(transformer.auto_model)
+            encoder = SentenceTransformer(
+                modules=[
+                    transformer,
+                    Pooling(
+                        transformer.get_embedding_dimension(),
+                        model.pooling,
+                        include_prompt=model.include_prompt,
+                    ),
+                    Normalize(),
+                ],
+                device=str(device),
+                prompts={"query": model.query_prompt, "document": model.document_prompt},
+            )
+    except InputError:
+        raise
     except Exception as error:  # of whatever kind: its files are at fault
         raise InputError(f"embed.model: {folder}: {describe_error(error)}") from error
-    pooling = Pooling(transformer.get_embedding_dimension(), model.pooling)
-    return SentenceTransformer(
-        modules=[transformer, pooling, Normalize()],
-        device=str(pick_device()),
-        prompts={"query": model.query_prompt, "document": model.document_prompt},
-    )
+    return encoder
+
+
+def see_both_ways(model: PreTrainedModel) -> None:
+    """Let each token of a decoder see those after it, too, as GritLM embeds; an encoder's do.
+
+    A mask does it, as transformers makes one where the config says so, and where a batch needs no
+    mask the attention layers' own word.
+    """
+    model.config.is_causal = False
+    model.config.sliding_window = None
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+
+
+def check_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Raise InputError where a folder's files lack weights of a model: transformers fills them with
+    random numbers. Poolers are not asked; a mixture's experts and gate have other names in files.
+    """
+    stored: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored |= set(file.keys())
+    ends = {".".join(name.split(".")[at:]) for name in stored for at in range(3)}
+    missing = [
+        name
+        for name, _ in model.named_parameters()
+        if name not in ends and not any(part in name for part in ("pooler", ".experts.", ".gate."))
+    ]
+    if missing:
+        raise InputError(
+            f"embed.model: {folder}: {len(missing)} of its weights are not in its files, such as "
+            f"{missing[0]}"
+        )
 
 
 def encode(
-    encoder: Any, texts: Sequence[str], kind: Literal["query", "document"], name: str
+    encoder: Any,
+    texts: Sequence[str],
+    kind: Literal["query", "document"],
+    name: str,
+    batch_size: int = 32,
 ) -> Vectors:
-    """Unit vectors of texts, (texts, dimension); `name` is for progress. The same text is encoded
-    once.
+    """Unit vectors of texts, (texts, dimension), float32; `name` is for progress. The same text is
+    encoded once.
     """
     distinct = list(dict.fromkeys(texts))
     if not distinct:
@@ -123,10 +192,10 @@ def encode(
     vectors = encoder.encode(
         distinct,
         prompt_name=kind,
-        batch_size=32,
-        normalize_embeddings=True,
+        batch_size=batch_size,
         show_progress_bar=len(distinct) > 100,
-    )
+    ).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # 16 bits leave lengths of 0.99
     place = {text: at for at, text in enumerate(distinct)}
     found: Vectors = vectors[[place[text] for text in texts]]
     return found
@@ -136,6 +205,15 @@ def count_tokens(encoder: Any, text: str, kind: Literal["query", "document"]) ->
     """Tokens of a text as the model would see it whole, prompt and special ones among them."""
     whole = encoder.tokenizer(encoder.prompts[kind] + text, truncation=False, verbose=False)
     return len(whole["input_ids"])
+
+
+def count_longest(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> int:
+    """Tokens of the longest text as the model sees it: no more than its longest input."""
+    longest = max(
+        *(count_tokens(encoder, text, "query") for text in dict.fromkeys(queries)),
+        *(count_tokens(encoder, text, "document") for text in dict.fromkeys(documents)),
+    )
+    return min(longest, int(encoder.max_seq_length))
 
 
 def save_encoder(encoder: Any, model: EmbeddingModel, folder: Path) -> None:

@@ -1,11 +1,11 @@
 """Every test question asked of an embedding model, against all test texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from library.embed.encoder import count_tokens, encode
+from library.embed.encoder import count_longest, count_tokens, encode
 from library.embed.ranking import Ranked, Texts, prefer, rank_row
 from library.embed.rows import ask
 from library.records import CleanRow
@@ -17,13 +17,18 @@ def rank_rows(
     groups: Mapping[str, str],
     texts: Texts,
     name: str,
+    plan: Callable[[int], int],
 ) -> list[Ranked]:
-    """How a model ranks the texts for each row's question; `name` is the system's, for progress."""
-    questions = encode(encoder, [ask(row) for row in rows], "query", f"{name}: questions")
-    passages = encode(encoder, texts.passages, "document", f"{name}: passages")
-    answers = encode(encoder, texts.answers, "document", f"{name}: answers")
+    """How a model ranks the texts for each row's question; `name` is the system's, for progress,
+    and `plan` says how many texts of so many tokens are encoded at a time.
+    """
+    asked = [ask(row) for row in rows]
     wrong = list(dict.fromkeys(row["negative"] for row in rows if row["negative"] is not None))
-    vectors = encode(encoder, wrong, "document", f"{name}: wrong answers")
+    at_once = plan(count_longest(encoder, asked, [*texts.passages, *texts.answers, *wrong]))
+    questions = encode(encoder, asked, "query", f"{name}: questions", at_once)
+    passages = encode(encoder, texts.passages, "document", f"{name}: passages", at_once)
+    answers = encode(encoder, texts.answers, "document", f"{name}: answers", at_once)
+    vectors = encode(encoder, wrong, "document", f"{name}: wrong answers", at_once)
     place = {text: at for at, text in enumerate(texts.answers)}
     wrong_place = {text: at for at, text in enumerate(wrong)}
     ranked = []

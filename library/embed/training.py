@@ -1,5 +1,6 @@
 """Train an embedding model on questions and what answers them, by sentence-transformers."""
 
+import gc
 import logging
 import random
 from collections import Counter
@@ -25,12 +26,22 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback
 
 from library.corpus.passages import rank_passages
+from library.embed.encoder import count_longest
+from library.embed.memory import EXAMPLE_LORA, as_override
 from library.embed.rows import ask
+from library.embedding_models import EmbeddingModel
 from library.errors import InputError
 from library.llm.devices import pick_device, pick_dtype
+from library.llm.memory.measuring import (
+    OutOfMemoryError,
+    measure_peak,
+    name_out_of_memory,
+    resident_bytes,
+)
 from library.llm.trainer_callbacks import MarkComplete, Progress
-from library.params import EmbedParams
+from library.params import EmbedParams, LoraParams
 from library.records import CleanRow
+from library.units import gib
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +131,41 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 
     group_of: Mapping[tuple[str, str], str]
 
+    def measure_training_step(self) -> int:
+        """The most bytes in tensors during one step on a batch of the longest texts.
+
+        Nothing remains of it: no gradient, no number drawn. Adam's moments are there. Raises
+        torch.OutOfMemoryError where it does not fit.
+        """
+        encoder = self.model
+        if self.args.gradient_checkpointing:
+            encoder.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+        batches = [
+            (kind, sorted(rows, key=lambda row: -sum(map(len, row.values()))))
+            for kind, rows in self.train_dataset.items()
+        ]
+        kind, rows = max(batches, key=lambda entry: sum(map(len, entry[1][0].values())))
+        collated = self.data_collator(
+            [{**row, "dataset_name": kind} for row in rows[: self.args.train_batch_size]]
+        )
+        trained = [value for value in encoder.parameters() if value.requires_grad]
+        on_cuda = encoder.device.type == "cuda"
+        resident = 0 if on_cuda else resident_bytes(encoder)
+
+        def step() -> None:
+            moments = [torch.zeros_like(value) for value in trained for _ in range(2)]
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(encoder, self._prepare_inputs(collated))
+            loss.backward()
+            del moments
+
+        encoder.train()
+        with torch.random.fork_rng([encoder.device] if on_cuda else []):
+            try:
+                return resident + measure_peak(encoder.device, step)
+            finally:
+                encoder.zero_grad(set_to_none=True)
+
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """None: it would encode texts for a card that is not kept."""
 
@@ -162,35 +208,86 @@ def fold_small_kinds(
 
 
 def make_evaluator(
-    rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]
+    pairs: Mapping[str, Sequence[Mapping[str, str]]], batch_size: int
 ) -> InformationRetrievalEvaluator:
-    """nDCG@10 of validation questions among the validation rows' answers and chosen passages."""
+    """nDCG@10 of validation questions among the validation rows' answers and chosen passages,
+    encoded `batch_size` at a time.
+    """
     corpus: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
     texts: dict[str, str] = {}
-    for pairs in make_pairs(rows, cut).values():
-        for pair in pairs:
+    queries: dict[str, str] = {}
+    for made in pairs.values():
+        for pair in made:
+            queries[pair["id"]] = pair["query"]
             key = texts.setdefault(pair["positive"], f"text {len(texts)}")
             corpus[key] = pair["positive"]
             relevant.setdefault(pair["id"], set()).add(key)
     return InformationRetrievalEvaluator(
-        queries={row["id"]: ask(row) for row in rows},
+        queries=queries,
         corpus=corpus,
         relevant_docs=relevant,
+        batch_size=batch_size,
         name="validation",
         write_csv=False,
     )
 
 
 def ranking_loss(
-    encoder: Any, params: EmbedParams
+    encoder: Any, batch_size: int, at_once: int
 ) -> MultipleNegativesRankingLoss | CachedMultipleNegativesRankingLoss:
     """Each question against all texts of its batch; where less than a batch is to be in memory, by
     way of cached gradients (Gao et al., Scaling Deep Contrastive Learning Batch Size, 2021).
     """
-    if params.mini_batch_size >= params.batch_size:
+    if at_once >= batch_size:
         return MultipleNegativesRankingLoss(encoder)
-    return CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=params.mini_batch_size)
+    return CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=at_once)
+
+
+def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
+    """Give a trainer the loss with the most texts in memory at a time that a step on the longest
+    ones has room for.
+
+    Raises InputError where none of the choices has.
+    """
+    for at_once in choices:
+        trainer.loss = ranking_loss(trainer.model, trainer.args.train_batch_size, at_once)
+        try:
+            with name_out_of_memory(trainer.model.device):
+                peak = trainer.measure_training_step()
+        except OutOfMemoryError:
+            log.warning("out of memory before the first step with %d rows at a time", at_once)
+            gc.collect()
+            torch.cuda.empty_cache()
+            continue
+        log.info(
+            "proved on the longest texts: a step, %d rows at a time, takes %s", at_once, gib(peak)
+        )
+        return
+    raise InputError(
+        f"embed_sft: out of memory with {choices[-1]} rows at a time; lower max_length in the "
+        "model's file, or set embed.mini_batch_size to null"
+    )
+
+
+def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
+    """Raise InputError where all weights are to be trained that are of 4 or 16 bits."""
+    if lora is None and (model.quantization == "nf4" or model.dtype == "bfloat16"):
+        kept = "4 bits" if model.quantization == "nf4" else "bfloat16"
+        raise InputError(
+            f"embed.lora: null trains all weights, and those of this model are kept in {kept}; "
+            f"train an adapter: dvc exp run embedding/dvc.yaml -S '{as_override(EXAMPLE_LORA)}'"
+        )
+
+
+def longest_text(encoder: Any, *pairs: Mapping[str, Sequence[Mapping[str, str]]]) -> int:
+    """Tokens of the longest text of pairs, as the model sees it."""
+    rows = [pair for kinds in pairs for made in kinds.values() for pair in made]
+    return count_longest(
+        encoder,
+        [pair["query"] for pair in rows],
+        [pair[name] for pair in rows for name in ("positive", "negative") if name in pair],
+    )
 
 
 def build_trainer(
@@ -199,11 +296,11 @@ def build_trainer(
     groups: Mapping[str, str],
     evaluator: InformationRetrievalEvaluator,
     params: EmbedParams,
-    learning_rate: float,
+    model: EmbeddingModel,
     output_dir: Path,
 ) -> PairTrainer:
-    """A trainer with its data and `ranking_loss`; the weights with the best validation nDCG are
-    those that it ends with.
+    """A trainer with its data; `prove_memory` gives it its loss. The weights with the best
+    validation nDCG are those that it ends with.
 
     Raises InputError where a kind of pairs has too few rows to tell one from another.
     """
@@ -216,6 +313,9 @@ def build_trainer(
             )
         except ValueError as error:
             raise InputError(f"params.yaml: embed.lora: {error}") from error
+        for weight in encoder.parameters():
+            if weight.requires_grad:  # those of 4-bit layers come in 16 bits
+                weight.data = weight.data.float()
     datasets = DatasetDict(
         {
             kind: Dataset.from_list([{k: v for k, v in pair.items() if k != "id"} for pair in made])
@@ -238,7 +338,7 @@ def build_trainer(
         seed=params.seed,
         num_train_epochs=params.num_train_epochs,
         per_device_train_batch_size=params.batch_size,
-        learning_rate=learning_rate,
+        learning_rate=params.learning_rate or model.learning_rate,
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         prompts={name: prompt for name, prompt in prompts.items() if prompt} or None,
@@ -258,13 +358,15 @@ def build_trainer(
         report_to="none",
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
+        gradient_checkpointing=model.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     patience = params.early_stopping_patience
     trainer = PairTrainer(
         model=encoder,
         args=arguments,
         train_dataset=datasets,
-        loss=ranking_loss(encoder, params),
+        loss=ranking_loss(encoder, params.batch_size, params.batch_size),
         evaluator=evaluator,
         callbacks=[EarlyStoppingCallback(early_stopping_patience=patience), MarkComplete()],
     )

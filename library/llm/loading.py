@@ -5,8 +5,6 @@ No code of a model's author is ever run, and weights are safetensors alone.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,20 +24,11 @@ from library.llm.architectures import pick_attention, read_config
 from library.llm.chat_template import load_tokenizer
 from library.llm.devices import lacks_bfloat16, pick_device, pick_dtype
 from library.llm.manifest import check_manifest, find_model_folder, source_name
-from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
+from library.llm.memory.measuring import explain_out_of_memory
 from library.llm.patches import keep_weights_unpacked, repeat_key_value_heads
+from library.llm.quantizing import nf4_config
 from library.llm.sharding import find_sharding, shard_layers
 from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS
-
-
-@contextmanager
-def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
-    """Raise InputError with advice where memory runs out in loading."""
-    try:
-        with name_out_of_memory(device):
-            yield
-    except OutOfMemoryError:
-        raise InputError(f"out of memory while the model is loaded; {advice}") from None
 
 
 def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
@@ -145,14 +134,8 @@ def load_model(
     if lacks_bfloat16(device):
         repeat_key_value_heads()
     sharded = find_sharding() is not None
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        # FSDP takes floating-point types alone
-        bnb_4bit_quant_storage=dtype if sharded else torch.uint8,
-    )
+    # FSDP takes floating-point types alone
+    config = nf4_config(dtype, dtype if sharded else torch.uint8)
     model = _read_weights(
         folder,
         source_name(manifest["source"]),

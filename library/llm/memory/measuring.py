@@ -95,6 +95,16 @@ def name_out_of_memory(device: torch.device) -> Iterator[None]:
         raise OutOfMemoryError from None
 
 
+@contextmanager
+def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Raise InputError with advice where memory runs out in loading."""
+    try:
+        with name_out_of_memory(device):
+            yield
+    except OutOfMemoryError:
+        raise InputError(f"out of memory while the model is loaded; {advice}") from None
+
+
 def resident_bytes(model: torch.nn.Module) -> int:
     """Bytes of a process's share of parameters, gradients and buffers, what bitsandbytes needs to
     read 4-bit ones included.

@@ -1,0 +1,384 @@
+"""How much memory an embedding model needs, predicted from its config alone, and how many texts fit
+at a time.
+
+Predictions count tensors, in bytes. Their coefficients are those of BERT and Mistral layers of
+several widths on a CPU; benchmarks/embedding_memory.py fits them again, and checks them on other
+shapes.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+
+from library.embedding_models import (
+    AnyEmbeddingModel,
+    EmbeddingModel,
+    HubEmbeddingModel,
+    list_embedding_models,
+    load_embedding_model_file,
+)
+from library.errors import InputError
+from library.llm.devices import pick_device, pick_dtype
+from library.llm.memory.formula import NF4_SCALES_BYTES, NF4_STORED_BYTES
+from library.llm.memory.measuring import SPARE, measure_free
+from library.llm.memory.misfit import describe_free_memory
+from library.params import EmbedParams, LoraParams
+from library.units import gib
+
+log = logging.getLogger(__name__)
+
+MOST_TEXTS = 32  # that are encoded at a time
+EXAMPLE_LORA = LoraParams(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
+SHORTEST = 64  # tokens of a text that is offered
+MODELS_OFFERED = 3  # where a model does not fit
+
+# Bytes per token and per element of the width: what one layer takes without gradients; what each
+# layer keeps for its backward pass, and what the last one's adds. Keyed by whether the feed-forward
+# layers are gated, as decoders' are, and by the bytes of the computing type.
+FORWARD = {
+    False: {"hidden": 16.7, "intermediate": 7.2},
+    True: {"hidden": 18.0, "intermediate": 12.0},
+}
+KEPT = {
+    (False, 4): {"hidden": 40.7, "intermediate": 8.2},
+    (False, 2): {"hidden": 28.4, "intermediate": 4.1},
+    (True, 4): {"hidden": 40.7, "intermediate": 16.2},
+    (True, 2): {"hidden": 34.3, "intermediate": 8.1},
+}
+ADDED = {4: {"hidden": 11.2, "intermediate": 7.1}, 2: {"hidden": 22.0, "intermediate": 1.1}}
+# for each pair of tokens and head, where PyTorch writes scores out: on a CPU, where some of them
+# are dropped
+SCORE_BYTES = 12
+# for each element that goes into an adapter: what is left after dropout, and which that was
+LORA_INPUT_BYTES = {4: 5.0, 2: 4.5}
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    """A model in numbers of parameters, and its widths."""
+
+    linear: int  # in linear layers: what is quantized
+    other: int  # embeddings, norms, biases, experts
+    lora: int
+    lora_inputs: int  # elements for each token that go into an adapter
+    layers: int
+    hidden: int
+    intermediate: int  # of as many experts as a token takes
+    heads: int
+    gated: bool
+    drops_scores: bool
+
+    def per_token(self, coefficients: Mapping[str, float]) -> float:
+        """Bytes for each token in one layer."""
+        return sum(factor * int(getattr(self, width)) for width, factor in coefficients.items())
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What a prediction depends on beside the model's config: how it is loaded and trained."""
+
+    nf4: bool
+    gradient_checkpointing: bool
+    all_weights: bool  # are trained, not an adapter
+    weight_bytes: int  # of a number as it is loaded
+    computing_bytes: int  # of a number as training computes it
+    device_type: str
+
+
+@dataclass(frozen=True)
+class EncoderEstimate:
+    """Bytes by what they are for."""
+
+    weights: int
+    trained: int  # gradients and Adam's two moments
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Most bytes in tensors at one time."""
+        return self.weights + self.trained + self.activations
+
+    def fits(self, free: int) -> bool:
+        """Whether it leaves a little of what is free."""
+        return self.peak <= free * (1 - SPARE)
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "gradients and moments": self.trained,
+            "activations": self.activations,
+        }
+        named = ", ".join(f"{name} {gib(size)}" for name, size in parts.items() if size)
+        return f"{gib(self.peak)} ({named})"
+
+
+def read_encoder_config(model: AnyEmbeddingModel, folder: Path | None) -> PreTrainedConfig:
+    """The config.json of a model's folder, or, while that is not here, what its file says.
+
+    Raises InputError where neither is to be had.
+    """
+    if folder is not None:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        return config
+    assert isinstance(model, HubEmbeddingModel)
+    return AutoConfig.for_model(**model.config.model_dump(exclude_none=True))
+
+
+def measure_encoder(config: PreTrainedConfig, lora: LoraParams | None) -> EncoderSizes:
+    """Count a model's parameters without its weights: it is built where tensors have shapes only.
+
+    Raises InputError where an adapter names a linear layer that the model does not have.
+    """
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    targets = [] if lora is None or lora.target_modules == "all-linear" else lora.target_modules
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+            raise InputError(
+                f"params.yaml: embed.lora: target_modules: the model has no linear layer "
+                f"{target!r}, but {there}"
+            )
+    adapted = [
+        module
+        for name, module in linear.items()
+        if lora is not None
+        and (not targets or any(f".{name}".endswith(f".{target}") for target in targets))
+    ]
+    rank = 0 if lora is None else lora.r
+    quantized = sum(module.weight.numel() for module in linear.values())
+    dropped = (
+        getattr(config, name, 0) for name in ("attention_probs_dropout_prob", "attention_dropout")
+    )
+    return EncoderSizes(
+        linear=quantized,
+        other=sum(parameter.numel() for parameter in model.parameters()) - quantized,
+        lora=rank * sum(module.in_features + module.out_features for module in adapted),
+        lora_inputs=sum(module.in_features for module in adapted),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size * getattr(config, "num_experts_per_tok", 1),
+        heads=config.num_attention_heads,
+        gated=any("gate" in name for name, _ in model.named_parameters()),
+        drops_scores=any(dropped),
+    )
+
+
+def make_encoder_settings(
+    model: EmbeddingModel, lora: LoraParams | None, device: torch.device
+) -> EncoderSettings:
+    """How the stages load and train a model on a device."""
+    return EncoderSettings(
+        nf4=model.quantization == "nf4",
+        gradient_checkpointing=model.gradient_checkpointing,
+        all_weights=lora is None,
+        weight_bytes=4 if device.type == "cpu" or model.dtype == "float32" else 2,
+        computing_bytes=pick_dtype(device).itemsize,
+        device_type=device.type,
+    )
+
+
+def _weights(sizes: EncoderSizes, settings: EncoderSettings) -> float:
+    stored = NF4_STORED_BYTES + NF4_SCALES_BYTES if settings.nf4 else settings.weight_bytes
+    return sizes.linear * stored + sizes.other * settings.weight_bytes
+
+
+def predict_encoding(
+    sizes: EncoderSizes, settings: EncoderSettings, texts: int, length: int
+) -> EncoderEstimate:
+    """Bytes of encoding so many texts of `length` tokens at a time, without gradients."""
+    size = settings.weight_bytes
+    layer = texts * length * sizes.per_token(FORWARD[sizes.gated])
+    unpacked = settings.nf4 * sizes.hidden * sizes.intermediate * size
+    mask = texts * length**2 * size
+    return EncoderEstimate(int(_weights(sizes, settings)), 0, int(layer + unpacked + mask))
+
+
+def predict_step(
+    sizes: EncoderSizes, settings: EncoderSettings, texts: int, length: int
+) -> EncoderEstimate:
+    """Bytes of one training step whose gradients are those of `texts` texts of `length` tokens at a
+    time.
+    """
+    tokens, size = texts * length, settings.computing_bytes
+    kept = tokens * sizes.per_token(KEPT[sizes.gated, size])
+    scores = texts * length**2 * size  # the mask
+    if settings.device_type == "cpu" and sizes.drops_scores:
+        scores += texts * length**2 * sizes.heads * SCORE_BYTES
+    kept += tokens * sizes.lora_inputs / sizes.layers * LORA_INPUT_BYTES[size]
+    added = tokens * sizes.per_token(ADDED[size])
+    if settings.gradient_checkpointing:
+        activations = tokens * 4 * sizes.layers * sizes.hidden + kept + scores + added
+    else:
+        activations = sizes.layers * (kept + scores) + added
+    weights = _weights(sizes, settings)
+    if settings.nf4:  # one layer's in the computing type
+        weights += sizes.hidden * sizes.intermediate * size
+    elif size < settings.weight_bytes:  # autocast keeps copies
+        weights += sizes.linear * size
+    trained = 12 * (sizes.linear + sizes.other) if settings.all_weights else 16 * sizes.lora
+    return EncoderEstimate(int(weights), trained, int(activations))
+
+
+def plan_encoding(model: AnyEmbeddingModel, folder: Path | None, length: int) -> int:
+    """How many texts of at most `length` tokens to encode at a time.
+
+    Raises InputError where one is predicted not to fit.
+    """
+    device = pick_device()
+    settings = make_encoder_settings(model, None, device)
+    sizes = measure_encoder(read_encoder_config(model, folder), None)
+    free = measure_free(device)
+    texts = MOST_TEXTS
+    while texts > 1 and not predict_encoding(sizes, settings, texts, length).fits(free):
+        texts //= 2
+    predicted = predict_encoding(sizes, settings, texts, length)
+    if not predicted.fits(free):
+        smaller = "".join(
+            f"\n  {change}: {other}"
+            for change, other in _models_that_fit(
+                lambda sizes, settings: predict_encoding(sizes, settings, 1, length),
+                *(sizes, None, device, free),
+            )
+        )
+        raise InputError(
+            f"embed.model: encoding a text of {length} tokens needs {predicted}; "
+            f"{describe_free_memory(free, device.type)}"
+            + (f"\nwhat would fit:{smaller}" if smaller else "")
+        )
+    return texts
+
+
+def plan_step(
+    model: AnyEmbeddingModel, folder: Path | None, params: EmbedParams, length: int
+) -> list[int]:
+    """How many texts to have in memory at a time in training, the largest first: those that are
+    predicted to fit, of which the first that does is taken.
+
+    A batch in one piece has its questions, passages and wrong answers in memory together, three
+    texts for each row. `embed.mini_batch_size` leaves that number alone, and is warned of. Raises
+    InputError where one text at a time is too much, with what would fit and how much that takes.
+    """
+    device = pick_device()
+    settings = make_encoder_settings(model, params.lora, device)
+    config = read_encoder_config(model, folder)
+    sizes = measure_encoder(config, params.lora)
+    free = measure_free(device)
+
+    def need(rows: int) -> EncoderEstimate:
+        texts = 3 * rows if rows == params.batch_size else rows
+        return predict_step(sizes, settings, texts, length)
+
+    wanted = params.mini_batch_size
+    choices = batch_choices(params.batch_size) if wanted is None else [wanted]
+    fitting = [rows for rows in choices if need(rows).fits(free)]
+    if fitting:
+        log.info(
+            "%d of a batch's %d rows at a time, of at most %d tokens, need %s; %s are free",
+            *(fitting[0], params.batch_size, length, need(fitting[0]), gib(free)),
+        )
+        return fitting
+    if wanted is not None:
+        log.warning(
+            "embed.mini_batch_size: %d at a time need %s; %s. With null, what fits is taken",
+            *(wanted, need(wanted), describe_free_memory(free, device.type)),
+        )
+        return choices
+    found = list(_alternatives(config, settings, params, length, free))
+    lines = [
+        f"embed_sft: one text of {length} tokens at a time needs {need(1)}; "
+        f"{describe_free_memory(free, device.type)}",
+        "what would fit:" if found else "no change of one or two things would fit",
+        *(f"  {change}: {predicted}" for change, predicted in found),
+    ]
+    raise InputError("\n".join(lines))
+
+
+def batch_choices(batch_size: int) -> list[int]:
+    """A batch, and its halves down to one."""
+    choices = [batch_size]
+    while choices[-1] > 1:
+        choices.append(choices[-1] // 2)
+    return choices
+
+
+def _alternatives(
+    config: PreTrainedConfig,
+    settings: EncoderSettings,
+    params: EmbedParams,
+    length: int,
+    free: int,
+) -> Iterator[tuple[str, EncoderEstimate]]:
+    """Overrides with which one text at a time fits: of how it is trained, each added to those
+    before; then of its length, and other models.
+    """
+    file = f"models/embedding/{params.model}.yaml"
+    changed, lora = settings, params.lora
+    said = ""
+    steps = (
+        (replace(settings, gradient_checkpointing=True), f"{file}:gradient_checkpointing=true"),
+        (
+            replace(settings, gradient_checkpointing=True, all_weights=False),
+            f"'{as_override(EXAMPLE_LORA)}'",
+        ),
+        (
+            replace(settings, gradient_checkpointing=True, all_weights=False, nf4=True),
+            f"{file}:quantization=nf4",
+        ),
+    )
+    for other, override in steps:
+        if other == changed:
+            continue
+        changed, said = other, f"{said} -S {override}".strip()
+        lora = EXAMPLE_LORA if lora is None and not changed.all_weights else lora
+        predicted = predict_step(measure_encoder(config, lora), changed, 1, length)
+        if predicted.fits(free):
+            yield said, predicted
+    sizes = measure_encoder(config, params.lora)
+    shorter = length // 2
+    while shorter >= SHORTEST and not predict_step(sizes, settings, 1, shorter).fits(free):
+        shorter //= 2
+    if shorter >= SHORTEST:
+        yield f"-S {file}:max_length={shorter}", predict_step(sizes, settings, 1, shorter)
+    yield from _models_that_fit(
+        lambda sizes, settings: predict_step(sizes, settings, 1, length),
+        *(sizes, params.lora, pick_device(), free),
+    )
+
+
+def as_override(lora: LoraParams) -> str:
+    """`embed.lora` as `dvc exp run -S` takes it."""
+    values = ", ".join(f"{name}: {value}" for name, value in lora.model_dump().items())
+    return f"embed.lora={{{values}}}"
+
+
+def _models_that_fit(
+    predict: Callable[[EncoderSizes, EncoderSettings], EncoderEstimate],
+    sizes: EncoderSizes,
+    lora: LoraParams | None,
+    device: torch.device,
+    free: int,
+) -> Iterator[tuple[str, EncoderEstimate]]:
+    """Models of a hub with fewer parameters that would fit, the largest first."""
+    smaller = []
+    for name in list_embedding_models():
+        model = load_embedding_model_file(name)
+        if isinstance(model, HubEmbeddingModel):
+            other = measure_encoder(read_encoder_config(model, None), lora)
+            if other.linear + other.other < sizes.linear + sizes.other:
+                settings = make_encoder_settings(model, lora, device)
+                smaller.append((name, other, predict(other, settings)))
+    smaller.sort(key=lambda entry: -(entry[1].linear + entry[1].other))
+    found = [(f"-S embed.model={name}", need) for name, _, need in smaller if need.fits(free)]
+    yield from found[:MODELS_OFFERED]
