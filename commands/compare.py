@@ -4,6 +4,7 @@ Prints one line for each experiment that DVC knows, and writes reports/compare.h
 answered the same test questions are compared row by row where the cache still has the scores of
 both; a difference counts where it is larger than what the choice of test rows explains, corrected
 for how many pairs there are. Few-shot and rivals that a run was held against stand beside it.
+Embedding models (`make embed`) have a table of their own.
 """
 
 import itertools
@@ -16,18 +17,27 @@ from typing import Any
 from library.entry import run_main
 from library.errors import InputError
 from library.files import write_text
+from library.pages.embedding import TASK_TITLES
 from library.pages.rendering import plural, render_page
 from library.pages.statements import system_name, title
 from library.params import EvaluateParams, load_params
 from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
-from library.repository.experiments import Run, list_runs
+from library.repository.experiments import (
+    EmbeddingRun,
+    Run,
+    list_embedding_runs,
+    list_revisions,
+    list_runs,
+)
 from library.verdict.metrics import LOWER_IS_BETTER
+from library.verdict.retrieval import BM25, PRIMARY_METRIC
 from library.verdict.scoring import compare_systems
 from library.verdict.statistics import adjust_holm, decide
 
 PAGE_PATH = Path("reports/compare.html")
 VERDICTS = {1: "better", -1: "worse", 0: "no evidence"}
-SEED = "sft.seed"
+SEED, EMBED_SEED = "sft.seed", "embed.seed"
+JUDGED = ["zero-shot", "fine-tuned", "gain", "low", "high", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -76,12 +86,29 @@ def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
 def result(run: Run) -> Mapping[str, Any]:
     """The primary metric of a judged run."""
     assert run.metrics is not None
-    primary: Mapping[str, Any] = run.metrics["primary"]
+    primary: Mapping[str, Any] = (
+        run.metrics[run.primary][PRIMARY_METRIC]
+        if isinstance(run, EmbeddingRun)
+        else run.metrics["primary"]
+    )
     return primary
+
+
+def metric_title(run: Run) -> str:
+    """What the primary metric is called; of an embedding model, its task."""
+    return TASK_TITLES[run.primary] if isinstance(run, EmbeddingRun) else title(run.primary)
+
+
+def name_system(system: str) -> str:
+    """A system that a run was held against, as a reader knows it."""
+    return "BM25" if system == BM25 else system_name(system)
 
 
 def others_of(run: Run) -> Mapping[str, Any]:
     """How the other systems that a run was held against were judged, by name."""
+    if isinstance(run, EmbeddingRun):
+        against = (run.metrics or {})["against_bm25"][run.primary]
+        return {BM25: {run.primary: against, "tuned": against}}
     others: Mapping[str, Any] = (run.metrics or {}).get("others", {})
     return others
 
@@ -131,24 +158,24 @@ def compare_runs(group: Sequence[Run], params: EvaluateParams) -> list[Differenc
     return differences
 
 
-def seed_sentence(group: Sequence[Run]) -> str:
+def seed_sentence(group: Sequence[Run], seed: str = SEED) -> str:
     """What training's own chance adds, which no interval here holds.
 
     It is told from runs that differ in nothing but their seed.
     """
     alike: dict[str, dict[Any, float]] = {}
     for run in group:
-        rest = str(sorted((name, str(value)) for name, value in run.params.items() if name != SEED))
-        alike.setdefault(rest, {})[run.params.get(SEED)] = result(run)[SFT]
+        rest = str(sorted((name, str(value)) for name, value in run.params.items() if name != seed))
+        alike.setdefault(rest, {})[run.params.get(seed)] = result(run)[SFT]
     spreads = [stdev(by_seed.values()) for by_seed in alike.values() if len(by_seed) > 1]
     if not spreads:
         return (
-            f"No two of these runs differ in {SEED} alone: how much the chance of training moves "
+            f"No two of these runs differ in {seed} alone: how much the chance of training moves "
             "them is not known, and no interval here holds it. A small difference can be the "
             "seed's."
         )
     return (
-        f"Runs that differ in {SEED} alone have a standard deviation of up to {max(spreads):.3f}. "
+        f"Runs that differ in {seed} alone have a standard deviation of up to {max(spreads):.3f}. "
         "No interval here holds that: a difference of this size can be the seed's, however sure it "
         "is over test rows."
     )
@@ -180,7 +207,7 @@ def other_sentences(group: Sequence[Run]) -> list[str]:
         ]
         better, worse = verdicts.count(1), verdicts.count(-1)
         said.append(
-            f"Against {system_name(system)}, fine-tuning is better in {better} of "
+            f"Against {name_system(system)}, fine-tuning is better in {better} of "
             f"{plural(len(verdicts), 'run')}, worse in {worse}, and in "
             f"{len(verdicts) - better - worse} there is no evidence either way."
         )
@@ -196,22 +223,45 @@ def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
     """Head and rows: name, the parameters that differ, primary metric, gain, verdict, other
     systems' primary metric, loss.
     """
-    judged = ["metric", "zero-shot", "fine-tuned", "gain", "low", "high", "verdict"]
     others = list_others(runs)
-    rows = [["experiment", *names, *judged, *map(system_name, others), "validation loss"]]
+    rows = [["experiment", *names, "metric", *JUDGED, *map(name_system, others), "validation loss"]]
     for run in runs:
         cells = ["–"] * 6 + ["not judged"]
         beside = _beside(run)
         if run.metrics is not None:
-            primary = result(run)
-            means = [f"{primary[system]:.3f}" for system in SYSTEMS]
-            gains = ("delta", "low", "high")
-            change = [f"{primary[name]:+.3f}" if name in primary else "–" for name in gains]
-            cells = [title(run.primary), *means, *change, VERDICTS[run.metrics["verdict"]]]
+            cells = [metric_title(run), *judged_cells(run)]
         params = [format_param(run.params.get(name)) for name in names]
         loss = "–" if run.validation_loss is None else f"{run.validation_loss:.4f}"
         means = [f"{beside[system]:.3f}" if system in beside else "–" for system in others]
         rows.append([run.name, *params, *cells, *means, loss])
+    return rows
+
+
+def judged_cells(run: Run) -> list[str]:
+    """Zero-shot, fine-tuned, gain and its interval, and the verdict of a judged run."""
+    assert run.metrics is not None
+    primary = result(run)
+    means = [f"{primary[system]:.3f}" for system in SYSTEMS]
+    gains = ("delta", "low", "high")
+    change = [f"{primary[name]:+.3f}" if name in primary else "–" for name in gains]
+    return [*means, *change, VERDICTS[run.metrics["verdict"]]]
+
+
+def embedding_rows(runs: Sequence[EmbeddingRun]) -> list[list[str]]:
+    """Head and rows: name, the parameters that differ, primary task, nDCG@10, gain, verdict.
+
+    A parameter of a model's file, `PATH:NAME`, differs where two runs of that model have it so.
+    """
+    names = [
+        name
+        for name in changed_params(runs)
+        if ":" not in name or len({str(run.params[name]) for run in runs if name in run.params}) > 1
+    ]
+    rows = [["experiment", *names, "task", "BM25", *JUDGED]]
+    for run in order_runs(runs):
+        params = [format_param(run.params.get(name)) for name in names]
+        bm25 = f"{result(run)[BM25]:.3f}"
+        rows.append([run.name, *params, metric_title(run), bm25, *judged_cells(run)])
     return rows
 
 
@@ -225,7 +275,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     columns = []
     for number, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))
-        left = number == 0 or column[0] in ("metric", "verdict")
+        left = number == 0 or column[0] in ("metric", "task", "verdict")
         columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in column])
     return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
 
@@ -266,16 +316,32 @@ def describe_gain(difference: Difference) -> str:
     return f"  {better} is better than {worse} by {gain}"
 
 
+def note_groups(groups: Sequence[Sequence[Run]], differ: str) -> list[str]:
+    """That runs of several groups are not compared."""
+    if len(groups) < 2:
+        return []
+    sizes = ", ".join(str(len(group)) for group in groups)
+    return [
+        f"The runs fall into {len(groups)} groups ({sizes}) {differ}. Between groups nothing is "
+        "compared: their numbers are about other questions."
+    ]
+
+
+def make_embedding_notes(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """What two embedding runs do not say."""
+    notes = note_groups(groups, "with other test rows or texts to search, or another primary task")
+    if any(len(group) > 1 for group in groups):
+        notes.append(
+            "Which of two embedding runs is better is undecided: DVC keeps no rankings, so they "
+            "can't be paired by test row, and intervals of the gains decide nothing between runs. "
+            "The one that is best here looks better than it is."
+        )
+    return notes
+
+
 def make_notes(groups: Sequence[Sequence[Run]], unjudged: Sequence[Run]) -> list[str]:
     """What is not compared, and what not to conclude."""
-    notes = []
-    if len(groups) > 1:
-        sizes = ", ".join(str(len(group)) for group in groups)
-        notes.append(
-            f"The runs fall into {len(groups)} groups ({sizes}) with other test rows, or another "
-            "primary metric. Between groups nothing is compared: their numbers are about other "
-            "questions."
-        )
+    notes = note_groups(groups, "with other test rows, or another primary metric")
     if unjudged:
         names = ", ".join(run.name for run in unjudged)
         notes.append(
@@ -289,7 +355,35 @@ def make_notes(groups: Sequence[Sequence[Run]], unjudged: Sequence[Run]) -> list
     return notes
 
 
-def render_comparison(runs: Sequence[Run], params: EvaluateParams) -> tuple[str, str]:
+def show_group(group: Sequence[Run]) -> dict[str, Any]:
+    """What is drawn of a group."""
+    return {
+        "runs": [(run.name, _drawn(run)) for run in group],
+        "beside": {run.name: _beside(run) for run in group},
+        "others": other_sentences(group),
+        "scale": scale(group),
+        "title": metric_title(group[0]),
+        "lower": group[0].primary in LOWER_IS_BETTER,
+        "n": result(group[0])["n"],
+    }
+
+
+def show_embeddings(runs: Sequence[EmbeddingRun]) -> dict[str, Any]:
+    """What is printed and drawn of embedding models."""
+    groups = group_runs(runs)
+    return {
+        "rows": embedding_rows(runs),
+        "notes": make_embedding_notes(groups),
+        "groups": [
+            show_group(group) | {"title": f"nDCG@10, {metric_title(group[0])}"} for group in groups
+        ],
+        "seeds": [seed_sentence(group, EMBED_SEED) for group in groups if len(group) > 1],
+    }
+
+
+def render_comparison(
+    runs: Sequence[Run], params: EvaluateParams, embedding_runs: Sequence[EmbeddingRun] = ()
+) -> tuple[str, str]:
     """What is printed, and the page."""
     names, ordered, groups = changed_params(runs), order_runs(runs), group_runs(runs)
     rows = table_rows(ordered, names)
@@ -297,43 +391,46 @@ def render_comparison(runs: Sequence[Run], params: EvaluateParams) -> tuple[str,
     for group in groups:
         differences = compare_runs(group, params) if len(group) > 1 else []
         sentences = [pair_sentence(differences), seed_sentence(group)] if differences else []
-        beside = other_sentences(group)
-        shown.append(
-            {
-                "runs": [(run.name, _drawn(run)) for run in group],
-                "beside": {run.name: _beside(run) for run in group},
-                "others": beside,
-                "scale": scale(group),
-                "title": title(group[0].primary),
-                "lower": group[0].primary in LOWER_IS_BETTER,
-                "n": result(group[0])["n"],
-                "cells": {(other.first, other.second): other for other in differences},
-                "sentences": sentences,
-            }
-        )
-        said += [*sentences, *beside]
+        cells = {(other.first, other.second): other for other in differences}
+        shown.append({**show_group(group), "cells": cells, "sentences": sentences})
+        said += [*sentences, *shown[-1]["others"]]
         said += [describe_gain(difference) for difference in differences if difference.decided]
-    notes = make_notes(groups, [run for run in ordered if run.metrics is None])
+    notes = make_notes(groups, [run for run in ordered if run.metrics is None]) if runs else []
+    printed = [align(rows), "\n".join([*said, *notes])] if runs else []
+
+    embedding = show_embeddings(embedding_runs) if embedding_runs else None
+    if embedding:
+        heading = "Embedding models (make embed), by nDCG@10:"
+        beside = [part for group in embedding["groups"] for part in group["others"]]
+        printed += [
+            heading,
+            align(embedding["rows"]),
+            "\n".join([*embedding["seeds"], *beside, *embedding["notes"]]),
+        ]
     page = render_page(
         "compare.html.jinja",
         rows=rows,
         groups=shown,
         notes=notes,
+        embedding=embedding,
         confidence=params.confidence,
-        system_name=system_name,
+        system_name=name_system,
     )
-    return "\n\n".join([align(rows), "\n".join([*said, *notes])]), page
+    return "\n\n".join(printed), page
 
 
 def main() -> None:
     """Print the table and write the page."""
     evaluate = load_params().evaluate
-    runs = list_runs()
+    revisions = list_revisions()
+    runs, embedding_runs = list_runs(revisions), list_embedding_runs(revisions)
     if not any(run.metrics is not None or run.validation_loss is not None for run in runs):
+        runs = []
+    if not runs and not embedding_runs:
         raise InputError(
             "no experiment has a result; run dvc repro, or dvc exp show to see what there is"
         )
-    said, page = render_comparison(runs, evaluate)
+    said, page = render_comparison(runs, evaluate, embedding_runs)
     write_text(PAGE_PATH, page)
     print(f"\n{said}\n\nThe runs with their intervals drawn: {PAGE_PATH}")
 

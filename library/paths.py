@@ -6,6 +6,7 @@ PARAMS_PATH = Path("params.yaml")
 PIPELINE_PATH = Path("dvc.yaml")
 EMBEDDING_PIPELINE_PATH = Path("embedding/dvc.yaml")
 LOCK_PATH = Path("dvc.lock")
+EMBEDDING_LOCK_PATH = Path("embedding/dvc.lock")
 
 MODELS_DIR = Path("models")
 EMBEDDING_MODELS_DIR = MODELS_DIR / "embedding"

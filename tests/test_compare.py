@@ -28,7 +28,7 @@ from commands.compare import (
 from library.errors import InputError
 from library.files import write_json, write_text
 from library.records import ScoredRow
-from library.repository.experiments import Run, list_runs
+from library.repository.experiments import Run, list_revisions, list_runs
 from library.repository.lock import is_consistent
 
 PARAMS = {"model": "tiny", "sft.seed": 7, "sft.learning_rate": 0.002, "evaluate.primary": "rouge_l"}
@@ -332,7 +332,7 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     # of `make embed`: the language model's run is the same
     edit_yaml("params.yaml", embed__eval_steps=99)
     experiments("embed-only", make_run("main", 0.4), 0.002)
-    runs = {made.name: made for made in list_runs()}
+    runs = {made.name: made for made in list_runs(list_revisions())}
     assert runs.keys() == {"main", "other-prompt", "sft-only", "more-rows"}
     assert runs["sft-only"].metrics is None
     assert runs["sft-only"].validation_loss == 0.004
@@ -347,7 +347,9 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     assert PAGE_PATH.exists()
     run("git", "reset", "--quiet", "--hard")
     run("git", "commit", "--quiet", "--allow-empty", "--message", "Later")
-    assert {made.name for made in list_runs()} == runs.keys()  # none is lost with the next commit
+    assert {
+        made.name for made in list_runs(list_revisions())
+    } == runs.keys()  # none is lost with the next commit
 
 
 def test_without_results_it_says_what_to_do(experiments):

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from library.pages.statements import TITLES, Statement, format_interval, format_p, title
-from library.records import ScoredRow
+from library.records import SYSTEMS, ScoredRow
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from library.verdict.scoring import comparison_record, pick_examples
 from library.verdict.statistics import Comparison, decide
@@ -127,6 +127,19 @@ def render_inputs(params: Mapping[str, Mapping[str, Change]], files: Mapping[str
     )
 
 
+def change_cells(
+    before: Mapping[str, Any], after: Mapping[str, Any], systems: Sequence[str] = SYSTEMS
+) -> str:
+    """Cells of a table: a metric's mean of each system, its gain and the interval of that, on the
+    base and here.
+    """
+    cells = [format_change(before.get(system), after.get(system)) for system in systems]
+    cells.append(format_change(before.get("delta"), after.get("delta"), "{:+.3f}"))
+    intervals = [format_interval(result) if result else "none" for result in (before, after)]
+    cells.append(intervals[1] if intervals[0] == intervals[1] else " → ".join(intervals))
+    return " | ".join(cells)
+
+
 def render_effect(
     head: Mapping[str, Any], base: Mapping[str, Any], changes: Mapping[str, Change], primary: str
 ) -> str:
@@ -146,18 +159,9 @@ def render_effect(
         "|---|--:|--:|--:|--:|",
     ]
     for name in [primary, *claims]:
-        before, after = base.get(name, {}), head.get(name, {})
-        cells = [
-            format_change(before.get(system), after.get(system)) for system in ("zeroshot", "sft")
-        ]
-        cells.append(format_change(before.get("delta"), after.get("delta"), "{:+.3f}"))
-        intervals = [format_interval(result) if result else "none" for result in (before, after)]
-        cells.append(intervals[1] if intervals[0] == intervals[1] else " → ".join(intervals))
+        cells = change_cells(base.get(name, {}), head.get(name, {}))
         lower = ", lower is better" if name in LOWER_IS_BETTER else ""
-        lines.append(
-            f"| {title(name)}{' (primary)' if name == primary else ''}{lower} | "
-            f"{' | '.join(cells)} |"
-        )
+        lines.append(f"| {title(name)}{' (primary)' if name == primary else ''}{lower} | {cells} |")
     others = "; ".join(title(name) for name in moved if name not in claims)
     also = (
         f" Beside these moved what describes answers, or is a control: {others}." if others else ""

@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dvc.api
 import pandas as pd
@@ -17,11 +17,13 @@ from library.errors import InputError
 from library.files import read_jsonl
 from library.params import flatten
 from library.paths import (
+    CLEAN_ROWS_PATH,
     EVALUATION_PATH,
     HISTORY_PATH,
     PARAMS_PATH,
     SCORES_PATH,
     TEST_PATH,
+    rankings_path,
 )
 from library.records import ScoredRow
 from library.repository.client import find_cache_dir, read_git
@@ -52,9 +54,38 @@ class Run:
         return str(self.params["evaluate.primary"])
 
 
+@dataclass(frozen=True)
+class EmbeddingRun(Run):
+    """One run of `make embed`, judged. No `scores`: DVC keeps no rankings.
+
+    `params` are those that its stages ran with, `test` the hashes of what tells the test rows and
+    the texts that are searched: the rows, and what BM25, which knows no model, found of them.
+    """
+
+    @property
+    def primary(self) -> str:
+        """The task that was named before the run."""
+        return str(self.params["embed.primary"])
+
+
+R = TypeVar("R", bound=Run)
+
+
 def questions_and_references(path: Path) -> list[list[Any]]:
     """The questions and references of formatted rows, without the prompt that was made of them."""
     return [[row["id"], row["group"], row["question"], row["positive"]] for row in read_jsonl(path)]
+
+
+def read_named_params(revision: Revision) -> dict[str, Any]:
+    """The parameters of the files beside params.yaml that a commit's stages name, flat, after their
+    file's name and a colon.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    params: dict[str, Any] = {}
+    named = {path for stage in revision.stages.values() for path in stage.get("params", {})}
+    for path in sorted(named - {str(PARAMS_PATH)}):
+        params |= flatten(yaml.load(revision.text(path) or "{}"), f"{path}:")
+    return params
 
 
 def read_run(name: str, revision: Revision) -> Run | None:
@@ -65,10 +96,7 @@ def read_run(name: str, revision: Revision) -> Run | None:
     yaml = YAML(typ="safe", pure=True)
     # what only `make embed` reads makes no other run of the language model
     params = flatten({name: part for name, part in yaml.load(text).items() if name != "embed"})
-    known = params
-    for path in {path for stage in stages.values() for path in stage.get("params", {})}:
-        if path != str(PARAMS_PATH):
-            known |= flatten(yaml.load(revision.text(path) or "{}"), f"{path}:")
+    params |= read_named_params(revision)
 
     def find(stage: str, kind: str, path: Path) -> tuple[str | None, Path | None]:
         """The hash that a stage has of a file, and where the cache has that."""
@@ -77,14 +105,14 @@ def read_run(name: str, revision: Revision) -> Run | None:
         return md5, None if md5 is None else revision.cached(md5)
 
     metrics = scores = None
-    if is_consistent(stages, known) and (text := revision.text(EVALUATION_PATH.as_posix())):
+    if is_consistent(stages, params) and (text := revision.text(EVALUATION_PATH.as_posix())):
         metrics = json.loads(text)
         _, cached = find("evaluate", "outs", SCORES_PATH)
         if cached is not None:
             scores = [ScoredRow.from_record(record) for record in read_jsonl(cached)]
     loss = None
     _, history = find("sft", "outs", HISTORY_PATH)
-    if history is not None and is_consistent(stages, known, "sft"):
+    if history is not None and is_consistent(stages, params, "sft"):
         losses = pd.read_csv(StringIO(history.read_text()))["eval_loss"].dropna()
         loss = None if losses.empty else float(losses.min())
     test_md5, test = find("evaluate", "deps", TEST_PATH)
@@ -95,6 +123,32 @@ def read_run(name: str, revision: Revision) -> Run | None:
         validation_loss=loss,
         test=test_md5 if test is None else questions_and_references(test),
         scores=scores,
+    )
+
+
+def read_embedding_run(name: str, revision: Revision) -> EmbeddingRun | None:
+    """A run of `make embed` by its name and commit; None where that has no result of its own.
+
+    Raises InputError where metrics/embedding.json is not what `embed_evaluate` writes.
+    """
+    revision = revision.embedding
+    text = revision.text(str(PARAMS_PATH))
+    if text is None or "embed.primary" not in revision.locked_params:
+        return None
+    params = flatten(YAML(typ="safe", pure=True).load(text)) | read_named_params(revision)
+    if not is_consistent(revision.stages, params, "embed_evaluate"):
+        return None
+    metrics = revision.embedding_metrics(revision.locked_params["embed.primary"])
+    if not metrics:
+        return None
+    paths = (CLEAN_ROWS_PATH, rankings_path("bm25"))
+    return EmbeddingRun(
+        name=name,
+        params=revision.locked_params,
+        metrics=metrics,
+        validation_loss=None,
+        test=[revision.hash(path.as_posix()) for path in paths],
+        scores=None,
     )
 
 
@@ -110,16 +164,32 @@ def find_baselines() -> list[str]:
     return list(dict.fromkeys(known))
 
 
-def list_runs() -> list[Run]:
-    """HEAD, every experiment of any commit, and the workspace where it is none of them."""
-    runs: list[Run] = []
+def list_revisions() -> list[tuple[str, Revision]]:
+    """HEAD, every experiment of any commit that has ended, and the workspace, each by its name."""
     cache_dir = find_cache_dir()
     experiments = dvc.api.exp_show(revs=find_baselines())
     shown = [entry for entry in experiments if entry["rev"] != WORKSPACE]
-    for entry in [*shown, {"Experiment": None, "rev": WORKSPACE}]:
-        if entry.get("State") in ("Queued", "Running", "Failed"):
-            continue
-        run = read_run(entry["Experiment"] or entry["rev"], Revision(entry["rev"], cache_dir))
+    return [
+        (entry["Experiment"] or entry["rev"], Revision(entry["rev"], cache_dir))
+        for entry in [*shown, {"Experiment": None, "rev": WORKSPACE}]
+        if entry.get("State") not in ("Queued", "Running", "Failed")
+    ]
+
+
+def list_runs(revisions: Sequence[tuple[str, Revision]]) -> list[Run]:
+    """The language model's runs."""
+    return drop_repeated(read_run(name, revision) for name, revision in revisions)
+
+
+def list_embedding_runs(revisions: Sequence[tuple[str, Revision]]) -> list[EmbeddingRun]:
+    """The runs of `make embed`: what only carries the metrics of another on is none."""
+    return drop_repeated(read_embedding_run(name, revision) for name, revision in revisions)
+
+
+def drop_repeated(found: Iterable[R | None]) -> list[R]:
+    """The first run of each parameters and metrics."""
+    runs: list[R] = []
+    for run in found:
         if run is not None and all(
             (run.params, run.metrics) != (other.params, other.metrics) for other in runs
         ):

@@ -49,18 +49,25 @@ def find_stale() -> dict[str, list[str]] | None:
     would_run = dry_run()
     if would_run.failure is None and not would_run.stages:
         return None
-    reasons: dict[str, list[str]] = {}
     # of this pipeline alone: who never asked for embeddings need not make them current
-    for stage, entries in read_dvc_json("status", str(PIPELINE_PATH), "--json").items():
-        for entry in entries:
-            found = [entry] if isinstance(entry, str) else _changed_paths(entry)
-            if found:
-                reasons.setdefault(stage, []).extend(found)
-    if reasons:
+    if reasons := find_changes(PIPELINE_PATH):
         return reasons
     if would_run.stages:
         return {stage: ["runs anew"] for stage in would_run.stages}
     return {"dvc repro": [would_run.failure or "fails"]}
+
+
+def find_changes(pipeline_path: Path) -> dict[str, list[str]]:
+    """What changed since the stages of one pipeline ran, by stage; data that is only not here
+    doesn't count.
+    """
+    changes: dict[str, list[str]] = {}
+    for stage, entries in read_dvc_json("status", str(pipeline_path), "--json").items():
+        for entry in entries:
+            found = [entry] if isinstance(entry, str) else _changed_paths(entry)
+            if found:  # of a pipeline in a folder, stages are named PATH:STAGE
+                changes.setdefault(stage.rpartition(":")[2], []).extend(found)
+    return changes
 
 
 def _changed_paths(entry: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from ruamel.yaml.error import YAMLError
 
 from library.errors import InputError
 from library.files import read_jsonl
+from library.params import flatten
+from library.paths import EMBEDDING_LOCK_PATH, EMBEDDING_PATH, LOCK_PATH, PARAMS_PATH
 from library.repository.client import read_git
 
 
@@ -36,11 +38,12 @@ class Revision:
     """A commit, or the workspace: its files, and what its dvc.lock names, as far as the cache has
     it.
 
-    `commit` is WORKSPACE for the latter.
+    `commit` is WORKSPACE for the latter. `lock_path` is that of the pipeline that is asked about.
     """
 
     commit: str
     cache_dir: Path
+    lock_path: Path = LOCK_PATH
 
     def __str__(self) -> str:
         return self.commit if self.commit == WORKSPACE else self.commit[:7]
@@ -68,16 +71,52 @@ class Revision:
     @cached_property
     def stages(self) -> dict[str, Any]:
         """The stages of dvc.lock; empty where the commit has none."""
+        path = self.lock_path.as_posix()
         try:
-            lock = YAML(typ="safe", pure=True).load(self.text("dvc.lock") or "{}")
+            lock = YAML(typ="safe", pure=True).load(self.text(path) or "{}")
         except YAMLError as error:
-            raise InputError(f"dvc.lock in {self}: not YAML: {error}") from error
+            raise InputError(f"{path} in {self}: not YAML: {error}") from error
         stages = lock.get("stages") or {} if isinstance(lock, dict) else None
         if not isinstance(stages, dict) or not all(
             isinstance(stage, dict) for stage in stages.values()
         ):
-            raise InputError(f"dvc.lock in {self}: expected stages by name")
+            raise InputError(f"{path} in {self}: expected stages by name")
         return stages
+
+    @property
+    def embedding(self) -> "Revision":
+        """The same commit, asked about `make embed`."""
+        return replace(self, lock_path=EMBEDDING_LOCK_PATH)
+
+    @cached_property
+    def locked_params(self) -> dict[str, Any]:
+        """The parameters that the stages ran with, flat, those of another file than params.yaml
+        after its name and a colon.
+        """
+        params: dict[str, Any] = {}
+        for stage in self.stages.values():
+            for path, values in stage.get("params", {}).items():
+                params |= flatten(values, "" if path == str(PARAMS_PATH) else f"{path}:")
+        return params
+
+    def embedding_metrics(self, primary: str) -> dict[str, Any]:
+        """What metrics/embedding.json says of a primary task; empty where the commit has none.
+
+        Raises InputError where a number is missing that is said wherever the task is.
+        """
+        path = EMBEDDING_PATH.as_posix()
+        metrics = self.metrics(path)
+        if not metrics:
+            return {}
+        flat = flatten(metrics)
+        verdicts = ("verdict", f"against_bm25.{primary}.verdict")
+        means = ("bm25", "zeroshot", "sft", "delta", "p", "n", "groups")
+        for name in (*verdicts, *(f"{primary}.ndcg_at_10.{mean}" for mean in means)):
+            if name not in flat:
+                raise InputError(f"{path} in {self}: {name} is missing; run `make embed`")
+            if name in verdicts and flat[name] not in (-1, 0, 1):
+                raise InputError(f"{path} in {self}: {name}: expected -1, 0 or 1")
+        return metrics
 
     def _files(self, kind: str) -> dict[str, str]:
         return {
