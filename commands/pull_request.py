@@ -2,8 +2,8 @@
 
 Compares the commit HEAD with its merge base: metrics and parameters as git has them, by `dvc
 metrics diff` and `dvc params diff`; rows and answers as dvc.lock names them, where the cache has
-them. Writes reports/pull_request.md and prints it. It is no stage of dvc.yaml: it is about commits,
-and no stage knows of them.
+them; so for embedding models, where the branch touched them. Writes reports/pull_request.md and
+prints it. It is no stage of dvc.yaml: it is about commits, and no stage knows of them.
 """
 
 import argparse
@@ -30,26 +30,39 @@ from library.pages.comment import (
     render_rejects,
     tuned_statement,
 )
+from library.pages.embedding import TASK_TITLES, render_retrieval, retrieval_statement
 from library.pages.statements import result_statements, split_statement, system_name
 from library.params import Params, load_params
 from library.paths import (
     BASE_DIR,
+    CLEAN_ROWS_PATH,
+    EMBEDDING_LOCK_PATH,
+    EMBEDDING_MODELS_DIR,
+    EMBEDDING_PATH,
+    EMBEDDING_PIPELINE_PATH,
     EVALUATION_PATH,
     HISTORY_PATH,
+    PARAMS_PATH,
     SCORES_PATH,
     SPLITS_PATH,
     TEST_PATH,
     predictions_path,
+    rankings_path,
 )
 from library.records import SFT, SPLITS, SYSTEMS, ZEROSHOT, ScoredRow
 from library.repository.client import find_cache_dir, read_dvc_json, read_git
-from library.repository.lock import find_stale, is_recomputed
+from library.repository.lock import find_changes, find_stale, is_recomputed
 from library.repository.revisions import WORKSPACE, Revision, find_commits
+from library.verdict.retrieval import BM25
 from library.verdict.scoring import compare_systems
 
 COMMENT_PATH = Path("reports/pull_request.md")
-TEST, SCORES, EVALUATION, HISTORY, BASE_MODEL = (
-    path.as_posix() for path in (TEST_PATH, SCORES_PATH, EVALUATION_PATH, HISTORY_PATH, BASE_DIR)
+TEST, SCORES, EVALUATION, HISTORY, BASE_MODEL, EMBEDDING, CLEAN_ROWS = (
+    path.as_posix()
+    for path in (
+        *(TEST_PATH, SCORES_PATH, EVALUATION_PATH, HISTORY_PATH, BASE_DIR),
+        *(EMBEDDING_PATH, CLEAN_ROWS_PATH),
+    )
 )
 PREDICTIONS = {system: predictions_path(system).as_posix() for system in SYSTEMS}
 REJECTED = ("data/clean/rejected.jsonl", "data/formatted/rejected.jsonl")
@@ -281,16 +294,19 @@ def warn_of_state(head: Revision, stale: Mapping[str, Sequence[str]]) -> list[st
             )
         )
     if stale:
-        reasons = "; ".join(f"{code(stage)}: {listed(why)}" for stage, why in stale.items())
-        boxes.append(
-            alert(
-                "CAUTION",
-                f"**dvc.lock is not current.** `dvc repro` would run stages again ({reasons}), so "
-                "the numbers here may be of another state than this commit's. Run it, and commit "
-                "dvc.lock and metrics/ with the change.",
-            )
-        )
+        boxes.append(warn_of_stale("dvc.lock", "dvc repro", stale))
     return boxes
+
+
+def warn_of_stale(lock: str, command: str, stale: Mapping[str, Sequence[str]]) -> str:
+    """A box that a lock is of another state than the commit; `stale` is why, by stage."""
+    reasons = "; ".join(f"{code(stage)}: {listed(why)}" for stage, why in stale.items())
+    return alert(
+        "CAUTION",
+        f"**{lock} is not current.** `{command}` would run stages again ({reasons}), so the "
+        "numbers here may be of another state than this commit's. Run it, and commit "
+        f"{lock} and metrics/ with the change.",
+    )
 
 
 def show_loss(head: Revision, base: Revision) -> list[str]:
@@ -309,6 +325,79 @@ def show_loss(head: Revision, base: Revision) -> list[str]:
     )
 
 
+def take_embedding(
+    changed_params: dict[str, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Take the parameters that `make embed` alone reads out of those that changed."""
+    taken: dict[str, dict[str, Any]] = {}
+    for path in list(changed_params):
+        changes = changed_params[path]
+        if path.startswith(f"{EMBEDDING_MODELS_DIR.as_posix()}/"):
+            taken[path] = changed_params.pop(path)
+        elif path == PARAMS_PATH.as_posix():
+            found = {name: changes.pop(name) for name in list(changes) if is_of_embed(name)}
+            taken |= {path: found} if found else {}
+            if not changes:
+                del changed_params[path]
+    return taken
+
+
+def is_of_embed(name: str) -> bool:
+    """Whether a parameter of params.yaml is of its section `embed`."""
+    return name.split(".")[0] == "embed"
+
+
+def describe_embedding(
+    head: Revision, base: Revision, changed_params: Mapping[str, Mapping[str, Any]], params: Params
+) -> list[str]:
+    """What the branch did to the embedding model; empty where it did not touch that pipeline."""
+    here, there = head.embedding, base.embedding
+    moved = here.stages != there.stages or head.text(EMBEDDING) != base.text(EMBEDDING)
+    if not moved and not changed_params:
+        return []
+    primary = here.locked_params.get("embed.primary", params.embed.primary)
+    after, before = here.embedding_metrics(primary), there.metrics(EMBEDDING)
+
+    said = []
+    stale = find_changes(EMBEDDING_PIPELINE_PATH) if EMBEDDING_PIPELINE_PATH.exists() else {}
+    rows = {head.hash(CLEAN_ROWS), here.hash(CLEAN_ROWS)} - {None}
+    if len(rows) > 1:
+        stale.setdefault("embed_zeroshot", [CLEAN_ROWS])
+    if stale:
+        said.append(warn_of_stale(EMBEDDING_LOCK_PATH.as_posix(), "make embed", stale))
+    if not before:
+        said.append(alert("WARNING", "**The base has no embedding result to compare with.**"))
+    elif after and not same_search(here, there):
+        what = (
+            "**Not the same test as on the base.** The test rows, or the texts that are searched, "
+            "changed"
+            if there.stages
+            else f"**The base has no {EMBEDDING_LOCK_PATH.as_posix()}.** Whether the test rows are "
+            "the same is not known"
+        )
+        said.append(alert("WARNING", f"{what}: a difference may come from them alone."))
+    asked = there.locked_params.get("embed.primary", primary)
+    if before and asked != primary:
+        said.append(f"The verdict is about {TASK_TITLES[primary]}, on the base {asked}.")
+    said.append(
+        str(retrieval_statement(after, primary))
+        if after
+        else "**No result here**: run `make embed`, and commit embedding/dvc.lock and metrics/."
+    )
+    said.append(render_retrieval(after, before, primary))
+    said.append("Base → here, on each side's own test rows. What was changed for it:")
+    said.append(render_inputs(changed_params, compare_inputs(here, there) if there.stages else {}))
+    return said
+
+
+def same_search(here: Revision, there: Revision) -> bool:
+    """Whether the same questions were looked up in the same texts: by the rows, and by what BM25,
+    which knows no model, found of them.
+    """
+    paths = (CLEAN_ROWS, rankings_path(BM25).as_posix())
+    return all(here.hash(path) == there.hash(path) for path in paths)
+
+
 def describe(head: Revision, base: Revision, base_name: str, params: Params) -> str:
     """The comment. Raises InputError where HEAD has no result."""
     primary = params.evaluate.primary
@@ -320,6 +409,9 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
         )
     metrics = read_dvc_json("metrics", "diff", "--json", base.commit, head.commit)
     changed_params = read_dvc_json("params", "diff", "--json", base.commit, head.commit)
+    embedding = describe_embedding(head, base, take_embedding(changed_params), params)
+    if embedding:
+        metrics.pop(EMBEDDING, None)
     judged = metrics.get(EVALUATION, {})
     files = compare_inputs(head, base)
 
@@ -339,8 +431,9 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
             )
         )
     if not metrics and not changed_params and not stale and head.stages == base.stages:
+        pipeline = "language model's pipeline" if embedding else "pipeline"
         top.append(
-            "**Nothing changed that the pipeline reads or measures**: the result is the base's."
+            f"**Nothing changed that the {pipeline} reads or measures**: the result is the base's."
         )
     splits = head.metrics(SPLITS_PATH.as_posix())
     if splits and (said := split_statement({name: splits[name] for name in SPLITS})) is not None:
@@ -374,7 +467,7 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
             ("What that did", effect),
             ("Rows", [render_counts(metrics), render_rejects(rejected)]),
         ]
-    sections.append(("Loss", loss))
+    sections += [("Loss", loss), ("Embedding model", embedding)]
     if absent:
         sections.append(("Not in the cache", [describe_missing(absent, base)]))
     sections.append(("The same again", [commands_to_reproduce(head)]))

@@ -299,6 +299,78 @@ def test_nothing_changed_is_said_and_so_is_a_lock_that_is_not_current(repository
         report(capsys)
 
 
+def embed(answer, **changes):
+    """Write what `make embed` would, with the tuned model at `answer`, and have DVC record it."""
+    edit_yaml("params.yaml", **changes)
+    result = {"zeroshot": 0.5, "sft": answer, "bm25": 0.4, "delta": answer - 0.5, "p": 0.01}
+    result |= {"low": answer - 0.6, "high": answer - 0.4, "n": 8, "groups": 8}
+    verdict = 1 if answer > 0.6 else 0
+    metrics = {"verdict": verdict, "passage": {"ndcg_at_10": result}}
+    metrics["against_bm25"] = {"passage": {"verdict": verdict}}
+    for name in ("texts.json", "zeroshot.jsonl", "bm25.jsonl"):
+        write_text(Path("data/rankings") / name, "{}\n")
+    write_text(Path("data/rankings/sft.jsonl"), f"{answer}\n")
+    write_text(Path("artifacts/embedder/config.json"), "{}\n")
+    write_text(Path("reports/embed_history.csv"), "step\n")
+    write_json(Path("metrics/embedding.json"), metrics)
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "--force", "embedding/dvc.yaml"],
+        check=True,
+        capture_output=True,
+    )
+
+
+@pytest.mark.slow
+def test_an_embedding_model_has_a_section_where_the_branch_touched_it(repository, capsys):
+    shutil.copytree(ROOT / "models/embedding", "models/embedding")
+    write_text(Path("embedding/dvc.yaml"), (ROOT / "embedding/dvc.yaml").read_text())
+    with Path(".gitignore").open("a") as file:
+        file.write("/data/rankings/\n/artifacts/embedder/\n/reports/embed_history.csv\n")
+    git("switch", "--quiet", "main")
+    embed(0.55)
+    commit("Embed", judge=False)
+    git("branch", "--force", "branch")
+    git("switch", "--quiet", "branch")
+    write_text(Path("README.md"), "New words.\n")
+    commit("Write a README", judge=False)
+    comment = report(capsys)
+    assert "**Nothing changed that the pipeline reads or measures**" in comment
+    assert "mbedding" not in comment
+
+    embed(0.75, embed__num_train_epochs=2, embed__batch_size=16)
+    commit("Embed longer", judge=False)
+    comment = report(capsys)
+    top, section = comment.split("### Embedding model\n")
+    assert "**Nothing changed that the language model's pipeline reads or measures**" in top
+    assert "embed." not in top
+    assert (
+        "**The tuned embedding model ranks the right texts higher**: question → passage, nDCG@10 "
+        "went from 0.500 to 0.750 (+0.250, interval +0.150 to +0.350, p = 0.0100) on 8 test "
+        "questions in 8 groups. Tuned, it beats BM25 (0.400)." in section
+    )
+    assert (
+        "| question → passage (primary) | 0.400 | 0.500 | 0.550 → 0.750 | +0.050 → +0.250 | "
+        "-0.050 to +0.150 → +0.150 to +0.350 |\n" in section
+    )
+    assert "- `embed.batch_size`: `32` → `16`\n- `embed.num_train_epochs`: `1` → `2`\n" in section
+    assert not {"[!WARNING]", "[!CAUTION]"} & set(comment.split())
+    for name in ("data/rankings", "artifacts/embedder", "reports/embed_history.csv"):
+        shutil.rmtree(name, ignore_errors=True)
+    assert "[!CAUTION]" not in report(capsys), "data that is only not here makes no lock stale"
+
+    edit_yaml("params.yaml", embed__seed=8)
+    commit("Another seed, not run", judge=False)
+    comment = report(capsys)
+    assert "[!CAUTION]\n> **embedding/dvc.lock is not current.** `make embed` would run" in comment
+    assert "(`embed_sft`: `params.yaml: embed.seed`)" in comment
+    assert "**dvc.lock is not current.**" not in comment.replace("embedding/dvc.lock", "")
+
+    write_text(Path("metrics/embedding.json"), '{"verdict": 1}')
+    commit("Half a result", judge=False)
+    with pytest.raises(InputError, match=r"embedding\.json in .*: against_bm25\.passage"):
+        report(capsys)
+
+
 def test_a_base_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     origin = tmp_path / "origin"
     origin.mkdir()
