@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import runpy
 import shutil
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from library.files import hash_file, read_json, read_jsonl
 from library.params import load_params
 from library.paths import EMBED_HISTORY_PATH, EMBEDDER_DIR
 from library.verdict.retrieval import judge_rankings, score_found
-from stages import clean, embed_evaluate, embed_sft, embed_zeroshot
+from stages import clean, embed_evaluate, embed_report, embed_sft, embed_zeroshot
 
 MINILM = load_embedding_model_file("minilm", ROOT / "models/embedding")
 # what each model card says stands before a question, and before a passage
@@ -371,6 +372,12 @@ def test_from_rows_to_a_verdict_and_after_a_kill_to_the_same_bytes(embedded, mon
     embed_zeroshot.main()
     embed_sft.main()
     embed_evaluate.main()
+    embed_report.main()
+    card = Path("reports/embedding_card.md").read_text()
+    if lora is None:  # an adapter needs its base where its file says, too
+        Path("search.py").write_text(card.split("```python\n")[1].split("```")[0])
+        runpy.run_path("search.py")
+    assert ("It is an adapter" in card) == (lora is not None)
     metrics = read_json(Path("metrics/embedding.json"))
     assert metrics["verdict"] in (-1, 0, 1)
     for task in ("passage", "context", "answer"):
@@ -415,7 +422,7 @@ def test_without_contexts_only_answers_are_looked_for(embedded):
     ):
         embed_zeroshot.main()
     edit_yaml("params.yaml", embed__primary="answer")
-    for stage in (embed_zeroshot, embed_sft, embed_evaluate):
+    for stage in (embed_zeroshot, embed_sft, embed_evaluate, embed_report):
         stage.main()
     metrics = read_json(Path("metrics/embedding.json"))
     assert "answer" in metrics

@@ -81,8 +81,8 @@ def test_changing_how_it_is_judged_runs_no_model():
             if section in map(str, declared.get("params", []))
         ]
         assert touched == stages
-    imports = "import sys; import stages.evaluate, stages.review, stages.report, stages.cards; "
-    imports += "print(*sys.modules)"
+    imports = "import sys; import stages.evaluate, stages.review, stages.report, stages.cards, "
+    imports += "stages.embed_report; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", imports], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()

@@ -1,0 +1,82 @@
+"""What an embedding model is, how it was tuned and what it was asked, by name."""
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from library.embedding_models import (
+    AnyEmbeddingModel,
+    HubEmbeddingModel,
+    PackagedEmbeddingModel,
+)
+from library.params import LoraParams, Params
+
+POOLING = {
+    "mean": "the mean of the tokens' vectors",
+    "cls": "the first token's vector",
+    "lasttoken": "the last token's vector",
+}
+
+
+def describe_base(model: AnyEmbeddingModel) -> str:
+    """The model that was tuned, by its file; of a folder its name, but not where it lies."""
+    if isinstance(model, HubEmbeddingModel):
+        return f"{model.id} at revision {model.revision}"
+    if isinstance(model, PackagedEmbeddingModel):
+        return f"{model.folder} of the Python package {model.package}"
+    return (
+        f"a folder named {PurePath(model.path).name}, whose model.safetensors has the SHA-256 "
+        f"{model.sha256}"
+    )
+
+
+def describe_adapter(lora: LoraParams | None) -> str:
+    """What was tuned: all weights, or an adapter."""
+    if lora is None:
+        return "all weights"
+    layers = lora.target_modules
+    return (
+        f"a LoRA adapter (r={lora.r}, lora_alpha={lora.lora_alpha}, lora_dropout="
+        f"{lora.lora_dropout:g}, target_modules="
+        f"{layers if isinstance(layers, str) else ', '.join(layers)})"
+    )
+
+
+def gather_facts(
+    params: Params,
+    model: AnyEmbeddingModel,
+    rows: Mapping[str, int],
+    texts: Mapping[str, Any],
+) -> dict[str, str]:
+    """What the numbers are about. `rows` counts them by split, `texts` is data/rankings/texts.json.
+    No path of this machine's is among it.
+    """
+    embed = params.embed
+    passages = sum(map(len, texts["passages"].values()))
+    counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
+    looked_for = [f"{len(texts['answers']):,} answers"]
+    if passages:
+        looked_for.insert(
+            0,
+            f"{passages:,} passages ({len(texts['passages']):,} contexts, cut at "
+            f"{embed.passage_characters:,} characters)",
+        )
+    prompts = {"questions": model.query_prompt, "passages and answers": model.document_prompt}
+    said = [f"“{prompt.strip()}” before {kind}" for kind, prompt in prompts.items() if prompt]
+    rate = embed.learning_rate or model.learning_rate
+    return {
+        "model": f"{embed.model}: {describe_base(model)}; licence {model.license}",
+        "input": f"{model.max_length:,} tokens at most; {POOLING[model.pooling]}, scaled to "
+        "length 1",
+        "prompts": "; ".join(said) or "none",
+        "data": f"{PurePath(params.data.path).name}: {counts} rows",
+        "looked for": " and ".join(looked_for),
+        "tuned": describe_adapter(embed.lora),
+        "trained on": "each question with its answer, and the wrong one where there is one, and "
+        "with the passage of its context that question and answer are most like; "
+        "MultipleNegativesRankingLoss",
+        "training": f"num_train_epochs {embed.num_train_epochs:g}, batch_size {embed.batch_size}, "
+        f"learning_rate {rate:g}, warmup_steps {embed.warmup_steps:g}, weight_decay "
+        f"{embed.weight_decay:g}, seed {embed.seed}; kept are the weights of the best validation "
+        "nDCG@10",
+    }

@@ -1,0 +1,293 @@
+"""The report on an embedding model: gathered once as data, rendered as a page and as Markdown."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import pandas as pd
+
+from library.errors import InputError
+from library.pages.embedding_statements import (
+    BM25_HEADS,
+    METRIC_HEADS,
+    METRIC_TITLES,
+    SYSTEM_TITLES,
+    TASKS,
+    bm25_rows,
+    claimed,
+    markdown_tables,
+    metric_rows,
+    result_statements,
+    tasks_with_numbers,
+    unseen_sentences,
+)
+from library.pages.rendering import render_page
+from library.pages.statements import Statement, escape, format_interval
+from library.paths import RANKED_TEXTS_PATH, rankings_path
+from library.records import SFT, SYSTEMS, ZEROSHOT, CleanRow
+from library.verdict.retrieval import BM25, CUT_OFF, PRIMARY_METRIC, score_found
+
+SHOWN = 5  # questions that gained most, and that lost most
+PLOT, MARGIN, LARGEST_DOT = 400, 80, 26  # of the plot of ranks, in its own units
+HOW_TO_READ = (
+    "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
+    "two systems group by group. p (Holm) is corrected over all claims but the primary one: each "
+    "task's nDCG@10, and the share of right answers that are nearer, against zero-shot and against "
+    "BM25. What says “describes” is no claim. “Detectable” is the smallest true difference that "
+    "would have been found with a chance of 80%."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A test question at the primary task: by system, the rank of the first right text and nDCG@10.
+
+    `among` is how many texts were ranked, `top` the first passages by system, each with whether it
+    is right.
+    """
+
+    id: str
+    text: str
+    answer: str
+    among: int
+    first: Mapping[str, int]
+    ndcg: Mapping[str, float]
+    top: Mapping[str, Sequence[tuple[str, bool]]]
+
+    @property
+    def gain(self) -> float:
+        """What tuning did to its nDCG@10."""
+        return self.ndcg[SFT] - self.ndcg[ZEROSHOT]
+
+
+@dataclass(frozen=True)
+class EmbeddingReport:
+    """All that the report shows.
+
+    `metrics` is metrics/embedding.json, `facts` are listed by name, `ranked` has the test rows'
+    rankings by system (data/rankings/), `questions` are those that have the primary task, `history`
+    is reports/embed_history.csv, `max_length` the model's longest input in tokens.
+    """
+
+    metrics: Mapping[str, Any]
+    primary: str
+    confidence: float
+    facts: Mapping[str, str]
+    ranked: Mapping[str, Sequence[Mapping[str, Any]]]
+    questions: Sequence[Question]
+    history: pd.DataFrame
+    max_length: int
+    versions: Mapping[str, str]
+
+    @property
+    def statements(self) -> list[Statement]:
+        """What is said first."""
+        return result_statements(self.metrics, self.primary, self.confidence)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of the training log, in a plot 430 wide and 150 high, from `low` to `high`."""
+
+    points: Sequence[tuple[float, float]]
+    low: float
+    high: float
+    last_step: float
+
+
+def make_questions(
+    asked: Sequence[tuple[CleanRow, str]],
+    ranked: Mapping[str, Sequence[Mapping[str, Any]]],
+    passages: Mapping[str, Sequence[str]],
+    primary: str,
+) -> list[Question]:
+    """The test questions that have the primary task. `asked` has the test rows with what was asked,
+    `passages` are by context.
+
+    Raises InputError where the rankings are of other rows or passages.
+    """
+    for system, rankings in ranked.items():
+        if [ranking["id"] for ranking in rankings] != [row["id"] for row, _ in asked]:
+            raise InputError(f"{rankings_path(system)}: of other test rows; run `make embed`")
+    questions = []
+    for at, (row, text) in enumerate(asked):
+        found = {system: rankings[at] for system, rankings in ranked.items()}
+        if primary not in found[SFT]["tasks"]:
+            continue
+        tasks = {system: one["tasks"][primary] for system, one in found.items()}
+        try:
+            top = {
+                system: [(passages[key][n], key == row["context_id"]) for key, n in one["top"]]
+                for system, one in found.items()
+            }
+        except (KeyError, IndexError) as error:
+            raise InputError(
+                f"{RANKED_TEXTS_PATH}: not the texts that were ranked; run `make embed`"
+            ) from error
+        questions.append(
+            Question(
+                id=row["id"],
+                text=text,
+                answer=row["positive"],
+                among=tasks[SFT]["among"],
+                first={system: task["first"] for system, task in tasks.items()},
+                ndcg={system: score_found(task)[PRIMARY_METRIC] for system, task in tasks.items()},
+                top=top,
+            )
+        )
+    return questions
+
+
+def pick_moved(questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
+    """The questions that gained most nDCG@10, and those that lost most; ties by id."""
+    ordered = sorted(questions, key=lambda question: (-question.gain, question.id))
+    gained = [question for question in ordered if question.gain > 0]
+    lost = [question for question in reversed(ordered) if question.gain < 0]
+    return gained[:SHOWN], lost[:SHOWN]
+
+
+def ceiling_sentence(ranked: Sequence[Mapping[str, Any]], task: str) -> str:
+    """How many texts are right, where that keeps recall below 1, or nothing."""
+    found = [row["tasks"][task] for row in ranked if task in row["tasks"]]
+    best = mean(min(CUT_OFF, one["right"]) / one["right"] for one in found) if found else 1
+    if best == 1:
+        return ""
+    return (
+        f"On average {mean(one['right'] for one in found):.0f} of {found[0]['among']:,} are right, "
+        f"so recall@10 can be {best:.3f} at most; nDCG@10 is 1 where the first ten are all right."
+    )
+
+
+def moves_sentence(questions: Sequence[Question], thing: str) -> str:
+    """For how many questions the first right text moved."""
+    moves = [question.first[SFT] - question.first[ZEROSHOT] for question in questions]
+    earlier, later = sum(move < 0 for move in moves), sum(move > 0 for move in moves)
+    return (
+        f"After tuning, the first right {thing} comes earlier for {earlier:,} of {len(moves):,} "
+        f"test questions, later for {later:,}, and at the same rank for "
+        f"{len(moves) - earlier - later:,}."
+    )
+
+
+def plot_ranks(questions: Sequence[Question]) -> dict[str, Any]:
+    """The ranks of the first right text before and after tuning, on logarithmic axes: `dots` as x,
+    y, radius, both ranks and how many questions, and `ticks` as rank and place.
+    """
+    pairs = Counter((question.first[ZEROSHOT], question.first[SFT]) for question in questions)
+    last = max(10, *(rank for pair in pairs for rank in pair))
+    most = max(pairs.values())
+
+    def place(rank: int) -> float:
+        return MARGIN + (PLOT - MARGIN - 30) * math.log(rank) / math.log(last)
+
+    steps = (1, 2, 5) if last <= 100 else (1,)
+    ticks = [step * 10**power for power in range(len(str(last))) for step in steps]
+    return {
+        "ticks": [(rank, place(rank)) for rank in ticks if rank <= last],
+        "end": place(last),
+        "dots": [
+            (place(before), PLOT - place(after), LARGEST_DOT * math.sqrt(count / most), *at, count)
+            for at, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+            for before, after in (at,)
+        ],
+    }
+
+
+def read_line(history: pd.DataFrame, column: str) -> list[tuple[float, float]]:
+    """A column of the training log, as steps and values; empty where it has none."""
+    if column not in history:
+        return []
+    known = history[["step", column]].dropna().to_numpy(dtype=float).tolist()
+    return [(step, value) for step, value in known]
+
+
+def draw_curve(line: Sequence[tuple[float, float]], low: float | None = None) -> Curve | None:
+    """A line from `low`, or else from its least value; None where there is nothing to draw."""
+    if not line:
+        return None
+    values = [value for _, value in line]
+    low, high, last_step = min(values) if low is None else low, max(values), line[-1][0]
+    spread = (high - low) or 1
+    return Curve(
+        points=[
+            (40 + 430 * step / last_step, 160 - 150 * (value - low) / spread)
+            for step, value in line
+        ],
+        low=low,
+        high=high,
+        last_step=last_step,
+    )
+
+
+def kept_sentence(line: Sequence[tuple[float, float]]) -> str:
+    """Which step's weights were kept, by validation nDCG@10 by step."""
+    if not line:
+        return "The training log has no evaluation."
+    step, best = max(line, key=lambda point: point[1])
+    return (
+        f"The weights of step {step:.0f} were kept: validation nDCG@10 {best:.3f}, among the "
+        "answers and passages of the validation rows alone."
+    )
+
+
+def render_markdown(report: EmbeddingReport) -> str:
+    """The short report: verdict, table and facts. Text from data is escaped."""
+    metrics, primary = report.metrics, report.primary
+    titles = (f"- {task.title}: {task.about}" for _, task in tasks_with_numbers(metrics))
+    paragraphs = [
+        "# Does tuning the embedding model help retrieval?",
+        *map(str, report.statements),
+        markdown_tables(metrics, primary),
+        "\n".join(titles),
+        HOW_TO_READ,
+        unseen_sentences(metrics, report.max_length),
+        "\n".join(f"- {name}: {escape(value)}" for name, value in report.facts.items()),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def render_html(report: EmbeddingReport) -> str:
+    """The report as a page."""
+    metrics, primary = report.metrics, report.primary
+    gained, lost = pick_moved(report.questions)
+    validation = read_line(report.history, "ndcg_at_10")
+    tasks = [
+        {
+            "title": task.title,
+            "about": task.about,
+            "note": "" if name == "nearer" else ceiling_sentence(report.ranked[SFT], name),
+            "rows": metric_rows(metrics, name, primary),
+            "primary": name == primary,
+        }
+        for name, task in tasks_with_numbers(metrics)
+    ]
+    return render_page(
+        "embedding.html.jinja",
+        report=report,
+        task=TASKS[primary],
+        measure=METRIC_TITLES[TASKS[primary].metric],
+        result=claimed(metrics, primary),
+        bm25=BM25,
+        interval=format_interval(claimed(metrics, primary)),
+        verdict=metrics["verdict"],
+        tasks=tasks,
+        metric_heads=METRIC_HEADS,
+        bm25_heads=BM25_HEADS,
+        bm25_rows=bm25_rows(metrics),
+        how_to_read=HOW_TO_READ,
+        unseen=unseen_sentences(metrics, report.max_length),
+        moves=moves_sentence(report.questions, TASKS[primary].thing),
+        plot=plot_ranks(report.questions),
+        size=PLOT,
+        margin=MARGIN,
+        loss=draw_curve(read_line(report.history, "loss"), low=0),
+        ndcg=draw_curve(validation),
+        kept=kept_sentence(validation),
+        systems=SYSTEMS,
+        system_titles=SYSTEM_TITLES,
+        gained=gained,
+        lost=lost,
+    )

@@ -1,0 +1,236 @@
+"""What is said of an embedding model: its tasks, its numbers, and the verdict on its tuning."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from library.pages.rendering import plural
+from library.pages.statements import FEW_GROUPS, Statement, format_interval, format_p
+from library.records import SFT, ZEROSHOT
+from library.verdict.retrieval import BM25, PRIMARY_METRIC
+
+SYSTEM_TITLES = {BM25: "BM25", ZEROSHOT: "zero-shot", SFT: "fine-tuned"}
+METRIC_TITLES = {
+    PRIMARY_METRIC: "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "accuracy_at_1": "accuracy@1",
+    "accuracy": "share of rows",
+}
+METRIC_HEADS = (
+    *("metric", *SYSTEM_TITLES.values(), "change", "interval", "detectable", "p", "p (Holm)", "n"),
+)
+TASK_HEADS = ("task", *SYSTEM_TITLES.values(), "change", "interval", "p", "p (Holm)")
+BM25_HEADS = ("task", "BM25", "fine-tuned", "difference", "interval", "p (Holm)")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task in words: its `title`, what is asked, the metric that its claim is about, what is
+    looked for (`thing`), and how a claim names it (`found`).
+    """
+
+    title: str
+    about: str
+    metric: str
+    thing: str
+    found: str
+
+    @property
+    def name(self) -> str:
+        """Title and metric, as a row of a table has them."""
+        return f"{self.title}: {METRIC_TITLES[self.metric]}"
+
+
+TASKS = {
+    "passage": Task(
+        "question → passage of its own context",
+        "Each question is compared with the passages of all test contexts. Right is any passage of "
+        "its own context: no row says which of them holds the answer, so a gain can also be that "
+        "contexts are told apart better.",
+        *(PRIMARY_METRIC, "passage", "passages of the right context are"),
+    ),
+    "context": Task(
+        "question → its context",
+        "The question is compared with whole contexts, each as near as its nearest passage.",
+        *(PRIMARY_METRIC, "context", "the right context is"),
+    ),
+    "answer": Task(
+        "question → its answer",
+        "Each question is compared with the right answers of all test rows. Right is any of its "
+        "own.",
+        *(PRIMARY_METRIC, "answer", "the right answer is"),
+    ),
+    "nearer": Task(
+        "right answer nearer than the wrong one",
+        "Of a row's two answers, is the right one nearer to the question? Where they are as near, "
+        "the row counts half; 0.5 is chance.",
+        *("accuracy", "answer", "the right answer is"),
+    ),
+}
+
+
+def tasks_with_numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Task]]:
+    """The tasks that some test row has, in order."""
+    return ((name, task) for name, task in TASKS.items() if name in metrics)
+
+
+def claimed(metrics: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """The comparison of zero-shot and fine-tuned that a task's claim is about."""
+    result: Mapping[str, Any] = metrics[task][TASKS[task].metric]
+    return result
+
+
+def result_statements(
+    metrics: Mapping[str, Any], primary: str, confidence: float
+) -> list[Statement]:
+    """What is said of metrics/embedding.json wherever it is said, the verdict first."""
+    others = (name for name, _ in tasks_with_numbers(metrics) if name != primary)
+    return [
+        tuning_statement(metrics, primary, confidence),
+        bm25_statement(metrics, primary),
+        *(task_statement(metrics, name, confidence) for name in others),
+    ]
+
+
+def tuning_statement(metrics: Mapping[str, Any], primary: str, confidence: float) -> Statement:
+    """Did tuning help retrieval? The verdict on the primary task."""
+    result, task = claimed(metrics, primary), TASKS[primary]
+    claims = {
+        1: "Tuning helped retrieval",
+        -1: "Tuning hurt retrieval",
+        0: "There is no evidence that tuning changed retrieval",
+    }
+    power = ""
+    if result["groups"] < FEW_GROUPS or result.get("detectable", 0) >= 1:
+        power = " These are too few groups to show any difference, however large."
+    elif "detectable" in result:
+        power = (
+            " The smallest true difference that these questions would likely have shown is "
+            f"{result['detectable']:.3f}."
+        )
+    return Statement(
+        claims[metrics["verdict"]],
+        f": {METRIC_TITLES[task.metric]} of “{task.title}” went from {result[ZEROSHOT]:.3f} to "
+        f"{result[SFT]:.3f} ({result['delta']:+.3f}, {confidence:.0%} interval "
+        f"{format_interval(result)}, {format_p(result['p'])}) on "
+        f"{plural(result['n'], 'test question')} in {plural(result['groups'], 'group')}.{power}",
+    )
+
+
+def bm25_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
+    """Is the tuned model better than BM25 at the primary task?"""
+    result = metrics["against_bm25"][primary]
+    claims = {
+        1: "The tuned model beats BM25, which needs no model",
+        -1: "BM25, which needs no model, beats the tuned model",
+        0: "There is no evidence that the tuned model beats BM25, which needs no model",
+    }
+    advice = {
+        1: "",
+        -1: " On these texts, BM25 is the better choice.",
+        0: " On these texts, BM25 may do as well.",
+    }
+    verdict = result["verdict"]
+    return Statement(
+        claims[verdict],
+        f": {METRIC_TITLES[TASKS[primary].metric]} is {result[SFT]:.3f} against BM25's "
+        f"{result[BM25]:.3f} ({result['delta']:+.3f}, interval {format_interval(result)}, Holm "
+        f"{format_p(result['p_holm'])}).{advice[verdict]}",
+    )
+
+
+def task_statement(metrics: Mapping[str, Any], name: str, confidence: float) -> Statement:
+    """What tuning changed at a task that the verdict is not about."""
+    result, task = claimed(metrics, name), TASKS[name]
+    nearer = name == "nearer"
+    what = "Right answers are told from wrong ones" if nearer else f"{task.found} found"
+    sure = result.get("p_holm", result["p"]) <= 1 - confidence and "low" in result
+    if sure and result["low"] > 0:
+        claim = f"{what} better"
+    elif sure and result["high"] < 0:
+        claim = f"{what} worse"
+    else:
+        claim = f"There is no evidence that {what[0].lower()}{what[1:]} better"
+    measure = "the share of rows" if nearer else METRIC_TITLES[task.metric]
+    return Statement(
+        claim[0].upper() + claim[1:],
+        f": {measure} went from {result[ZEROSHOT]:.3f} to {result[SFT]:.3f} "
+        f"({result['delta']:+.3f}, interval {format_interval(result)}, Holm "
+        f"{format_p(result['p_holm'])}); BM25: {result[BM25]:.3f}.",
+    )
+
+
+def metric_rows(metrics: Mapping[str, Any], task: str, primary: str) -> list[list[str]]:
+    """A task's metrics under METRIC_HEADS."""
+    rows = []
+    for name, title in METRIC_TITLES.items():
+        if name not in metrics[task]:
+            continue
+        result = metrics[task][name]
+        detectable = f"{result['detectable']:.3f}" if "detectable" in result else ""
+        holm = f"{result['p_holm']:.4f}" if "p_holm" in result else "describes"
+        if (task, name) == (primary, PRIMARY_METRIC):
+            holm = "primary"
+        rows.append(
+            [
+                *(title, *(f"{result[system]:.3f}" for system in SYSTEM_TITLES)),
+                *(f"{result['delta']:+.3f}", format_interval(result), detectable),
+                *(f"{result['p']:.4f}", holm, f"{result['n']:,}"),
+            ]
+        )
+    return rows
+
+
+def bm25_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """The tuned model beside BM25, by the metric that is claimed of each task, under BM25_HEADS."""
+    rows = []
+    for name, task in tasks_with_numbers(metrics):
+        result = metrics["against_bm25"][name]
+        rows.append(
+            [
+                *(task.name, f"{result[BM25]:.3f}", f"{result[SFT]:.3f}"),
+                *(f"{result['delta']:+.3f}", format_interval(result), f"{result['p_holm']:.4f}"),
+            ]
+        )
+    return rows
+
+
+def task_rows(metrics: Mapping[str, Any], primary: str) -> list[list[str]]:
+    """The tasks by the metric that is claimed of each, under TASK_HEADS."""
+    rows = []
+    for name, task in tasks_with_numbers(metrics):
+        result = claimed(metrics, name)
+        holm = "primary" if name == primary else f"{result['p_holm']:.4f}"
+        rows.append(
+            [
+                *(task.name, *(f"{result[system]:.3f}" for system in SYSTEM_TITLES)),
+                *(f"{result['delta']:+.3f}", format_interval(result), f"{result['p']:.4f}", holm),
+            ]
+        )
+    return rows
+
+
+def markdown_tables(metrics: Mapping[str, Any], primary: str) -> str:
+    """Both as Markdown tables."""
+    tables = []
+    for heads, rows in (
+        (TASK_HEADS, task_rows(metrics, primary)),
+        (BM25_HEADS, bm25_rows(metrics)),
+    ):
+        head, *lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
+        tables.append("\n".join([head, f"|---|{'--:|' * (len(heads) - 1)}", *lines]))
+    return "\n\n".join(tables)
+
+
+def unseen_sentences(metrics: Mapping[str, Any], max_length: int) -> str:
+    """What of the test texts the model does not see."""
+    longer, rows = metrics["longer"], metrics["n"]
+    return (
+        f"The model sees {max_length:,} tokens of a text, prompt included, and not the end of a "
+        f"longer one. Longer are {longer['questions']:,} of {rows:,} test questions and "
+        f"{longer['answers']:,} of {rows:,} right answers. Contexts are cut into passages that it "
+        "sees whole. BM25 sees all of every text."
+    )
