@@ -17,7 +17,7 @@ from typing import Any
 from library.entry import run_main
 from library.errors import InputError
 from library.files import write_text
-from library.pages.embedding import TASK_TITLES
+from library.pages.embedding_statements import TASKS
 from library.pages.rendering import plural, render_page
 from library.pages.statements import system_name, title
 from library.params import EvaluateParams, load_params
@@ -96,7 +96,7 @@ def result(run: Run) -> Mapping[str, Any]:
 
 def metric_title(run: Run) -> str:
     """What the primary metric is called; of an embedding model, its task."""
-    return TASK_TITLES[run.primary] if isinstance(run, EmbeddingRun) else title(run.primary)
+    return TASKS[run.primary].short if isinstance(run, EmbeddingRun) else title(run.primary)
 
 
 def name_system(system: str) -> str:

@@ -28,9 +28,10 @@ from library.pages.comment import (
     render_examples,
     render_inputs,
     render_rejects,
+    render_retrieval,
     tuned_statement,
 )
-from library.pages.embedding import TASK_TITLES, render_retrieval, retrieval_statement
+from library.pages.embedding_statements import TASKS, bm25_statement, tuning_statement
 from library.pages.statements import result_statements, split_statement, system_name
 from library.params import Params, load_params
 from library.paths import (
@@ -378,12 +379,14 @@ def describe_embedding(
         said.append(alert("WARNING", f"{what}: a difference may come from them alone."))
     asked = there.locked_params.get("embed.primary", primary)
     if before and asked != primary:
-        said.append(f"The verdict is about {TASK_TITLES[primary]}, on the base {asked}.")
-    said.append(
-        str(retrieval_statement(after, primary))
-        if after
-        else "**No result here**: run `make embed`, and commit embedding/dvc.lock and metrics/."
-    )
+        said.append(f"The verdict is about {TASKS[primary].title}, on the base {asked}.")
+    if after:
+        said.append(str(tuning_statement(after, primary, params.evaluate.confidence)))
+        said.append(str(bm25_statement(after, primary)))
+    else:
+        said.append(
+            "**No result here**: run `make embed`, and commit embedding/dvc.lock and metrics/."
+        )
     said.append(render_retrieval(after, before, primary))
     said.append("Base → here, on each side's own test rows. What was changed for it:")
     said.append(render_inputs(changed_params, compare_inputs(here, there) if there.stages else {}))

@@ -30,7 +30,7 @@ def make_metrics(sft, verdict=1, task="passage", against=1):
     """Zero-shot 0.5, BM25 0.4, an interval of 0.1 to both sides, on 20 questions."""
     result = {"zeroshot": 0.5, "sft": sft, "bm25": 0.4, "delta": sft - 0.5, "p": 0.01}
     result |= {"low": sft - 0.6, "high": sft - 0.4, "n": 20, "groups": 9}
-    beside = {"bm25": 0.4, "sft": sft, "verdict": against}
+    beside = {"bm25": 0.4, "sft": sft, "delta": sft - 0.4, "p_holm": 0.02, "verdict": against}
     return {"verdict": verdict, task: {"ndcg_at_10": result}, "against_bm25": {task: beside}}
 
 

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from library.pages.embedding_statements import TASKS
 from library.pages.statements import TITLES, Statement, format_interval, format_p, title
 from library.records import SYSTEMS, ScoredRow
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from library.verdict.retrieval import BM25
 from library.verdict.scoring import comparison_record, pick_examples
 from library.verdict.statistics import Comparison, decide
 
@@ -277,3 +279,18 @@ def render_comment(
             ]
         )
     return comment
+
+
+def render_retrieval(head: Mapping[str, Any], base: Mapping[str, Any], primary: str) -> str:
+    """Every task of an embedding model on the base and here as a table, the primary one first."""
+    lines = [
+        "| task | BM25 | zero-shot | fine-tuned | gain | interval of the gain |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in sorted(TASKS, key=lambda name: name != primary):
+        task = TASKS[name]
+        before, after = (side.get(name, {}).get(task.metric, {}) for side in (base, head))
+        if before or after:
+            cells = change_cells(before, after, (BM25, *SYSTEMS))
+            lines.append(f"| {task.name}{' (primary)' if name == primary else ''} | {cells} |")
+    return "\n".join(lines)

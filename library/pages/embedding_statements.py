@@ -28,11 +28,12 @@ BM25_HEADS = ("task", "BM25", "fine-tuned", "difference", "interval", "p (Holm)"
 
 @dataclass(frozen=True)
 class Task:
-    """A task in words: its `title`, what is asked, the metric that its claim is about, what is
-    looked for (`thing`), and how a claim names it (`found`).
+    """A task in words: its `title` and in short, what is asked, the metric that its claim is about,
+    what is looked for (`thing`), and how a claim names it (`found`).
     """
 
     title: str
+    short: str
     about: str
     metric: str
     thing: str
@@ -47,6 +48,7 @@ class Task:
 TASKS = {
     "passage": Task(
         "question → passage of its own context",
+        "question → passage",
         "Each question is compared with the passages of all test contexts. Right is any passage of "
         "its own context: no row says which of them holds the answer, so a gain can also be that "
         "contexts are told apart better.",
@@ -54,17 +56,20 @@ TASKS = {
     ),
     "context": Task(
         "question → its context",
+        "question → context",
         "The question is compared with whole contexts, each as near as its nearest passage.",
         *(PRIMARY_METRIC, "context", "the right context is"),
     ),
     "answer": Task(
         "question → its answer",
+        "question → answer",
         "Each question is compared with the right answers of all test rows. Right is any of its "
         "own.",
         *(PRIMARY_METRIC, "answer", "the right answer is"),
     ),
     "nearer": Task(
         "right answer nearer than the wrong one",
+        "right answer nearer",
         "Of a row's two answers, is the right one nearer to the question? Where they are as near, "
         "the row counts half; 0.5 is chance.",
         *("accuracy", "answer", "the right answer is"),

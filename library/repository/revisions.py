@@ -111,7 +111,8 @@ class Revision:
         flat = flatten(metrics)
         verdicts = ("verdict", f"against_bm25.{primary}.verdict")
         means = ("bm25", "zeroshot", "sft", "delta", "p", "n", "groups")
-        for name in (*verdicts, *(f"{primary}.ndcg_at_10.{mean}" for mean in means)):
+        against = (f"against_bm25.{primary}.{mean}" for mean in ("bm25", "sft", "delta", "p_holm"))
+        for name in (*verdicts, *(f"{primary}.ndcg_at_10.{mean}" for mean in means), *against):
             if name not in flat:
                 raise InputError(f"{path} in {self}: {name} is missing; run `make embed`")
             if name in verdicts and flat[name] not in (-1, 0, 1):
