@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from library.corpus.cleaning_rules import clean_text
 from library.corpus.shapes import is_text
+from library.embed.retrieving import load_ranker
 from library.entry import run_main
 from library.errors import InputError
 from library.llm.architectures import count_positions
@@ -79,7 +80,8 @@ def prompt_for(
     """
     budget = params.format.max_length - params.format.max_new_tokens
     prompt = build_prompt(
-        tokenizer, template, question, context, budget, params.format.passage_characters
+        *(tokenizer, template, question, context, budget, params.format.passage_characters),
+        rank=load_ranker(params.format.retriever),
     )
     if len(prompt.question_ids) > budget:
         raise InputError(
@@ -167,7 +169,7 @@ def main() -> None:
         log.warning("no passage of the context is in the prompt: %s", reason)
     if options.show_passages:
         for index, passage in zip(prompt.indices, prompt.passages, strict=True):
-            log.info("passage %d of %d: %s\n", index + 1, prompt.passages_in_context, passage)
+            log.info("passage %d of %d: %s\n", index + 1, len(prompt.ranked), passage)
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         if options.model:
             model = load_merged(folder)

@@ -1,7 +1,7 @@
 """models/embedding/NAME.yaml as typed, validated objects."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -101,8 +101,7 @@ def list_embedding_models(models_dir: Path = EMBEDDING_MODELS_DIR) -> list[str]:
 def load_embedding_model_file(
     name: str, models_dir: Path = EMBEDDING_MODELS_DIR
 ) -> AnyEmbeddingModel:
-    """Read models/embedding/NAME.yaml: of a hub where it has an `id`, of a package where it names
-    one, else a folder.
+    """Read models/embedding/NAME.yaml.
 
     Raises InputError where there is none, or it holds what it can't.
     """
@@ -110,7 +109,15 @@ def load_embedding_model_file(
     if not path.is_file():
         known = ", ".join(list_embedding_models(models_dir))
         raise InputError(f"params.yaml: embed.model: {path} does not exist; there are: {known}")
-    values = read_yaml(path)
+    return parse_embedding_model(read_yaml(path), path)
+
+
+def parse_embedding_model(values: dict[str, Any], path: Path) -> AnyEmbeddingModel:
+    """The values of the file `path` as a model: of a hub where it has an `id`, of a package where
+    it names one, else a folder.
+
+    Raises InputError where they are none.
+    """
     kinds: dict[str, type[AnyEmbeddingModel]] = {
         "id": HubEmbeddingModel,
         "package": PackagedEmbeddingModel,

@@ -173,6 +173,9 @@ class FormatParams(Section):
     """Tokens of these that are kept free for the answer."""
     passage_characters: Annotated[int, Field(ge=50)]
     """The longest passage that a context is cut into."""
+    retriever: Literal["bm25", "embedding", "tuned"]
+    """What ranks a context's passages for a question: BM25, `embed.model` as it is, or what
+    `make embed` made of it. A file in retrievers/ says which that is."""
     train_sample: Count
     """How many train rows the models are asked, too."""
 

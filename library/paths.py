@@ -42,6 +42,7 @@ OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are
 
 RANKINGS_DIR = Path("data/rankings")  # of embedding models, by system
 RANKED_TEXTS_PATH = RANKINGS_DIR / "texts.json"
+RETRIEVERS_DIR = Path("retrievers")  # what can choose the passages of a prompt, by name
 EMBEDDER_DIR = Path("artifacts/embedder")
 EMBED_HISTORY_PATH = Path("reports/embed_history.csv")
 EMBEDDING_PATH = Path("metrics/embedding.json")
@@ -66,6 +67,11 @@ def model_path(name: str) -> Path:
 def prompt_path(name: str) -> Path:
     """A way of asking: prompts/NAME.jinja."""
     return PROMPTS_DIR / f"{name}.jinja"
+
+
+def retriever_path(name: str) -> Path:
+    """The embedding model that ranks passages where `format.retriever` is `name`."""
+    return RETRIEVERS_DIR / f"{name}.json"
 
 
 def rankings_path(system: str) -> Path:

@@ -51,7 +51,8 @@ class RejectedRow(TypedDict):
 class FormattedRow(TypedDict):
     """A row as the model is asked it and trained on it (data/formatted/).
 
-    `passages` are indices of those passages of its context that fit, of `passages_in_context`.
+    `passages` are indices of those passages of its context that fit, `ranked` of all, the best for
+    its question first.
     `answer_tokens` are the positive's, `tokens` those of the prompt and the longer answer. `pair`
     is the id of the row that swaps its answers with this one. `also_right` are right answers beyond
     the positive, which alone is trained on, and whose likelihood is measured.
@@ -69,7 +70,7 @@ class FormattedRow(TypedDict):
     negative: str | None
     contradicts: str | None
     passages: list[int]
-    passages_in_context: int
+    ranked: list[int]
     best_passage: str
     prompt_tokens: int
     question_tokens: int

@@ -1,8 +1,8 @@
 """Fine-tune the embedding model on the train rows, and rank the test texts by what comes of it.
 
 Reads data/clean/rows.jsonl, split as `format` splits it, and data/rankings/texts.json. Writes
-artifacts/embedder/ (all weights, or an adapter), reports/embed_history.csv and
-data/rankings/sft.jsonl. A killed run goes on at its last checkpoint.
+artifacts/embedder/ (all weights, or an adapter), retrievers/tuned.json for `format.retriever`,
+reports/embed_history.csv and data/rankings/sft.jsonl. A killed run goes on at its last checkpoint.
 """
 
 import logging
@@ -13,6 +13,7 @@ from library.embed.memory import plan_encoding, plan_step
 from library.embed.opening import open_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import Texts
+from library.embed.retrieving import write_retriever
 from library.embed.rows import read_split_rows
 from library.embed.searching import rank_rows
 from library.embed.training import (
@@ -80,6 +81,7 @@ def main() -> None:
         *(trainer.state.best_metric, trainer.state.best_global_step, trainer.state.global_step),
     )
     save_encoder(encoder, model, EMBEDDER_DIR)
+    write_retriever("tuned", model, EMBEDDER_DIR)
     write_text(EMBED_HISTORY_PATH, history_csv(trainer.state.log_history))
     texts = Texts.from_record(read_json(RANKED_TEXTS_PATH))
     ranked = rank_rows(

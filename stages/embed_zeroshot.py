@@ -1,8 +1,9 @@
 """Rank the test texts for each test question by the embedding model as it is.
 
-Reads data/clean/rows.jsonl, split as `format` splits it. Writes data/rankings/zeroshot.jsonl, and
+Reads data/clean/rows.jsonl, split as `format` splits it. Writes data/rankings/zeroshot.jsonl;
 data/rankings/texts.json: the passages of the test contexts, and how many questions and answers are
-longer than the model's longest input. A hub's model that is not in the cache is downloaded.
+longer than the model's longest input; and retrievers/embedding.json for `format.retriever`. A
+hub's model that is not in the cache is downloaded.
 """
 
 import logging
@@ -11,6 +12,7 @@ from library.embed.memory import plan_encoding
 from library.embed.opening import open_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import gather_texts
+from library.embed.retrieving import write_retriever
 from library.embed.rows import read_split_rows
 from library.embed.searching import count_longer, rank_rows
 from library.embedding_models import load_embedding_model_file
@@ -51,6 +53,7 @@ def main() -> None:
         lambda length: plan_encoding(model, folder, length),
     )
     write_jsonl(rankings_path(ZEROSHOT), ranked)
+    write_retriever("embedding", model)
     write_json(RANKED_TEXTS_PATH, {**texts.to_record(), "longer": longer})
     log.info(
         "%s: %d questions among %d passages of %d contexts and %d answers",

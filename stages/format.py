@@ -12,6 +12,7 @@ from typing import Any, cast
 from library.corpus.groups import check_overlap, find_given_away, pair_rows
 from library.corpus.rows import check_rejected_share
 from library.corpus.splitting import check_split, find_ties, make_split
+from library.embed.retrieving import ranker_of_rows
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_jsonl, write_json, write_jsonl
@@ -44,10 +45,7 @@ MANY_WITHOUT, SOME_REJECTED = 0.1, 0.01  # of the test rows, and of all
 
 
 def main() -> None:
-    """Format the clean rows.
-
-    Fails where too many do not fit, or the splits are not those that were asked for.
-    """
+    """Format the clean rows; fail where too many do not fit, or the splits are not as asked for."""
     params = load_params()
     template = load_prompt(prompt_path(params.format.prompt))
     tokenizer = load_tokenizer(BASE_DIR)
@@ -73,7 +71,8 @@ def main() -> None:
     template = load_prompt(prompt_path(params.format.prompt), answer_sentences)
 
     formatted, rejected = format_rows(
-        rows.values(), split, tokenizer, template, params.format, positions
+        *(rows.values(), split, tokenizer, template, params.format, positions),
+        ranker_of_rows(params.format, rows.values()),
     )
     rejected = [{**record, "file": params.data.path} for record in rejected]
     write_jsonl(FORMATTED_DIR / "rejected.jsonl", rejected)

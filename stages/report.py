@@ -27,7 +27,7 @@ from library.pages.report import (
     render_html,
     render_markdown,
 )
-from library.pages.statements import memory_sentence, title
+from library.pages.statements import RETRIEVERS, memory_sentence, title
 from library.params import Params, load_model_file, load_params
 from library.paths import (
     CLEAN_ROWS_PATH,
@@ -106,6 +106,7 @@ def main() -> None:
             for scores in rows_with_metric(scored, primary)
         ],
         voted=params.review.systems,
+        retriever=RETRIEVERS[params.format.retriever],
         params=PARAMS_PATH.read_text(encoding="utf-8"),
     )
     write_text(Path("reports/report.md"), render_markdown(report))

@@ -94,9 +94,11 @@ def copy_code(folder):
 
 def copy_params(folder="."):
     """Copy params.yaml and what it names into a project folder: every model's model.yaml, without
-    any weights, and the general text.
+    any weights, BM25 as a retriever, and the general text.
     """
     shutil.copy(ROOT / "params.yaml", folder)
+    (Path(folder) / "retrievers").mkdir()
+    shutil.copy(ROOT / "retrievers/bm25.json", Path(folder) / "retrievers")
     shutil.copytree(ROOT / "data/general", Path(folder) / "data/general")
     for path in (ROOT / "models").glob("*/model.yaml"):
         target = Path(folder) / "models" / path.parent.name

@@ -61,7 +61,7 @@ def test_the_prompt_is_the_one_that_format_made_of_the_same_raw_texts(asked):
         load_tokenizer(BASE_DIR),
         load_prompt(Path("prompts/answer.jinja")),
     )
-    assert all(0 < len(row["passages"]) < row["passages_in_context"] for row in formatted.values())
+    assert all(0 < len(row["passages"]) < len(row["ranked"]) for row in formatted.values())
     for index, row in formatted.items():
         Path("context.txt").write_bytes(rows[index]["anchor"].encode())
         context = ask.read_context("context.txt")
@@ -112,7 +112,7 @@ def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(
         run(monkeypatch, *arguments)
         assert capfd.readouterr().out == answers[options] + "\n"
     assert answers[()] != answers["--base",]
-    assert f"passage {row['passages'][-1] + 1} of {row['passages_in_context']}: " in caplog.text
+    assert f"passage {row['passages'][-1] + 1} of {len(row['ranked'])}: " in caplog.text
     assert "cut off after 24 tokens; --max-new-tokens allows more" in caplog.text
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows[index]["anchor"].encode())))

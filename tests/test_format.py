@@ -42,7 +42,7 @@ def test_the_prompt_holds_the_passage_that_is_asked_for_and_keeps_the_reserve(as
     assert "The pump is made of steel." in user
     assert user.endswith(ROW["query"])
     assert row["prompt_tokens"] + params.max_new_tokens <= params.max_length
-    assert len(row["passages"]) < row["passages_in_context"] == 401
+    assert len(row["passages"]) < len(row["ranked"]) == 401
     assert row["passages"] == sorted(row["passages"])
 
 

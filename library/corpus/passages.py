@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import regex
 
@@ -119,6 +119,10 @@ class Bm25:
             for index, frequency in having:
                 scores[index] += idf * frequency / (frequency + self.norms[index])
         return scores
+
+
+Ranker = Callable[[Sequence[str], str], list[int]]
+"""Indices of passages, the best for a question first."""
 
 
 def rank_passages(passages: Sequence[str], question: str) -> list[int]:

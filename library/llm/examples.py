@@ -71,7 +71,7 @@ def with_examples(
     )
     prompt = build_prompt(
         *(tokenizer, template, row["question"], clean["anchor"], budget, params.passage_characters),
-        turns(count, with_passages),
+        *(turns(count, with_passages), lambda passages, question: row["ranked"]),
     )
     longer = row["tokens"] - row["prompt_tokens"]  # the longer of its answers
     return {

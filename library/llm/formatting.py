@@ -10,7 +10,7 @@ from jinja2 import Template
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from library.corpus.passages import count_sentences
+from library.corpus.passages import Ranker, count_sentences, rank_passages
 from library.corpus.splitting import Split
 from library.errors import InputError
 from library.llm.chat_template import (
@@ -37,6 +37,7 @@ def format_row(
     template: Template,
     params: FormatParams,
     positions: int | None = None,
+    rank: Ranker = rank_passages,
 ) -> FormattedRow:
     """One row as prompt messages with its answers; prompt and answer take `max_length` at most.
 
@@ -77,7 +78,7 @@ def format_row(
     budget = params.max_length - reserve
     prompt = build_prompt(
         *(tokenizer, template, row["query"], row["anchor"], budget, params.passage_characters),
-        turns,
+        *(turns, rank),
     )
     tokens = len(prompt.ids) + max(answer_tokens, negative_tokens)
     if split == "test" and positions is not None and tokens > positions:
@@ -98,7 +99,7 @@ def format_row(
         "negative": row["negative"],
         "contradicts": row["contradicts"],
         "passages": prompt.indices,
-        "passages_in_context": prompt.passages_in_context,
+        "ranked": prompt.ranked,
         "best_passage": prompt.best_passage,
         "prompt_tokens": len(prompt.ids),
         "question_tokens": len(prompt.question_ids),
@@ -117,6 +118,7 @@ def format_rows(
     template: Template,
     params: FormatParams,
     positions: int | None,
+    rank: Ranker,
 ) -> tuple[dict[str, list[FormattedRow]], list[dict[str, str]]]:
     """The rows by split, in the order of their ids; and of those that can't be asked id, place and
     reason.
@@ -127,7 +129,7 @@ def format_rows(
     for row in tqdm(ordered, desc="format", unit="row", mininterval=2):
         name, group = split.splits[row["id"]], split.groups[row["id"]]
         try:
-            made = format_row(row, name, group, tokenizer, template, params, positions)
+            made = format_row(row, name, group, tokenizer, template, params, positions, rank)
         except InputError as error:
             rejected.append({"id": row["id"], "place": row["place"], "reason": str(error)})
             if len(rejected) <= SHOWN_REJECTED:
@@ -177,7 +179,7 @@ def describe_split(
     """How many rows, groups and pairs a split has, of `total` rows, and how long their prompts and
     answers are.
     """
-    trimmed = sum(len(row["passages"]) < row["passages_in_context"] for row in rows)
+    trimmed = sum(len(row["passages"]) < len(row["ranked"]) for row in rows)
     return {
         "rows": len(rows),
         "share": round(len(rows) / total, 6),
@@ -186,9 +188,7 @@ def describe_split(
         "groups": len({row["group"] for row in rows}),
         "pairs": sum(row["pair"] is not None for row in rows) // 2,
         "trimmed_share": round(trimmed / len(rows), 6),
-        "without_passages": sum(
-            not row["passages"] and bool(row["passages_in_context"]) for row in rows
-        ),
+        "without_passages": sum(not row["passages"] and bool(row["ranked"]) for row in rows),
         "prompt_tokens_mean": round(mean(row["prompt_tokens"] for row in rows), 1),
         "prompt_tokens_max": max(row["prompt_tokens"] for row in rows),
         "answer_tokens_mean": round(mean(row["answer_tokens"] for row in rows), 1),

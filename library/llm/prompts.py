@@ -8,7 +8,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
-from library.corpus.passages import rank_passages, split_passages
+from library.corpus.passages import Ranker, rank_passages, split_passages
 from library.errors import InputError
 from library.files import read_json
 from library.llm.chat_template import prompt_ids
@@ -20,9 +20,9 @@ from library.records import Message
 class Prompt:
     """What is asked about one context: the messages, and the same with parts of them left out.
 
-    `passages` are the texts that fit, at `indices` of the context's `passages_in_context`;
-    `best_passage` is the one that BM25 ranks first, "" where there is none. Token ids are those up
-    to where the answer begins: `ids` of the whole, `question_ids` of the question alone.
+    `passages` are the texts that fit, at `indices` of the context's; `ranked` are those of all, the
+    best first, and `best_passage` is its text, "" where there is none. Token ids are those up to
+    where the answer begins: `ids` of the whole, `question_ids` of the question alone.
     """
 
     messages: list[Message]
@@ -31,7 +31,7 @@ class Prompt:
     messages_bare: list[Message]
     indices: list[int]
     passages: list[str]
-    passages_in_context: int
+    ranked: list[int]
     best_passage: str
     ids: list[int]
     question_ids: list[int]
@@ -109,15 +109,16 @@ def build_prompt(
     budget: int,
     passage_characters: int,
     turns: Sequence[Message] = (),
+    rank: Ranker = rank_passages,
 ) -> Prompt:
     """The prompt of a question, after the turns before it: with the passages of its context that
     fit into `budget` tokens.
 
-    The context is cut into passages of at most `passage_characters`. A question that is longer than
-    the budget is asked without any.
+    The context is cut into passages of at most `passage_characters`, which `rank` puts in order. A
+    question that is longer than the budget is asked without any.
     """
     passages = split_passages(context, passage_characters)
-    ranked = rank_passages(passages, question)
+    ranked = rank(passages, question)
     indices = choose_passages(tokenizer, template, passages, ranked, question, budget, turns)
     kept = [passages[index] for index in indices]
     messages = build_messages(template, kept, question, turns)
@@ -129,7 +130,7 @@ def build_prompt(
         messages_bare=build_messages(template, [], "", turns),
         indices=indices,
         passages=kept,
-        passages_in_context=len(passages),
+        ranked=ranked,
         best_passage=passages[ranked[0]] if ranked else "",
         ids=prompt_ids(tokenizer, messages),
         question_ids=prompt_ids(tokenizer, without_context),

@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from library.files import read_json
 from library.pages.rendering import TEMPLATES_DIR
 from library.pages.statements import (
+    RETRIEVERS,
     Statement,
     contradiction_sentence,
     escape,
@@ -180,6 +181,7 @@ def render_card(
     """
     params, metrics = facts.params, facts.metrics
     return _cards.get_template("card.md.jinja").render(
+        retriever=RETRIEVERS[params.format.retriever],
         front_matter=front_matter(facts.manifest["source"], "transformers" if shipped else "peft"),
         base=describe_base(facts.manifest),
         data=escape(PurePath(params.data.path).name),

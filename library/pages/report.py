@@ -89,7 +89,8 @@ class Report:
     `metrics` is metrics/evaluation.json, `facts` are listed by name, `versions` say what made it,
     `splits` is metrics/format.json by split, `largest` says what ties the largest group, `history`
     holds the losses by step, `points` by test row the length of its reference and both systems'
-    scores, `voted` are the systems that people vote on, `params` is params.yaml as text.
+    scores, `voted` are the systems that people vote on, `retriever` chose the passages, `params` is
+    params.yaml as text.
     """
 
     metrics: Mapping[str, Any]
@@ -105,6 +106,7 @@ class Report:
     history: pd.DataFrame
     points: Sequence[tuple[float, ...]]
     voted: Sequence[str]
+    retriever: str
     params: str
 
 

@@ -287,6 +287,13 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
     return Statement(claim, f": {'; '.join(parts)}.{without}{caveat}")
 
 
+RETRIEVERS = {
+    "bm25": "BM25",
+    "embedding": "the embedding model",
+    "tuned": "the fine-tuned embedding model",
+}
+
+
 def system_name(system: str) -> str:
     """A system as a reader knows it: a rival by its folder in models/, which needs no escaping."""
     return SYSTEM_NAMES.get(system) or f"{system}, zero-shot"
