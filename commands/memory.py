@@ -5,6 +5,21 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from library.embed.memory import (
+    EXAMPLE_LORA,
+    MOST_TEXTS,
+    make_encoder_settings,
+    measure_encoder,
+    predict_encoding,
+    predict_step,
+    read_encoder_config,
+)
+from library.embedding_models import (
+    HubEmbeddingModel,
+    list_embedding_models,
+    load_embedding_model_file,
+    trains_whole,
+)
 from library.entry import run_main
 from library.llm.devices import pick_device
 from library.llm.memory.formula import predict_answering, predict_training
@@ -13,6 +28,8 @@ from library.llm.memory.planning import load_sizes, make_settings
 from library.llm.sharding import find_sharding
 from library.params import list_models, load_model_file, load_params
 from library.units import gib
+
+TEXT_LENGTHS = (128, 512)  # tokens of a text that is embedded
 
 
 def table(
@@ -50,6 +67,34 @@ def table(
                 for cell in cells
             ]
             yield f"| {name} | {at_once} | {' | '.join(marked)} |"
+
+
+def embedding_table(device_type: str, free: int | None) -> Iterator[str]:
+    """The same for embedding models, of `make embed`: training as `embed.lora` says, or with an
+    adapter where it says null and all weights can't be trained; and encoding.
+    """
+    params = load_params().embed
+    head = [f"{texts} x {length}" for texts in (1, params.batch_size) for length in TEXT_LENGTHS]
+    yield f"| embedding model | trained | {' | '.join(head)} | encoding {MOST_TEXTS} x 512 |"
+    yield f"|---|---|{'--:|' * (len(head) + 1)}"
+    for name in list_embedding_models():
+        model = load_embedding_model_file(name)
+        if not isinstance(model, HubEmbeddingModel):
+            continue
+        lora = params.lora or (None if trains_whole(model) else EXAMPLE_LORA)
+        settings = make_encoder_settings(model, lora, device_type)
+        sizes = measure_encoder(read_encoder_config(model, None), lora)
+        cells = [
+            predict_step(sizes, settings, texts, min(length, model.max_length))
+            for texts in (1, params.batch_size)
+            for length in TEXT_LENGTHS
+        ]
+        cells.append(predict_encoding(sizes, settings, MOST_TEXTS, min(512, model.max_length)))
+        marked = [
+            gib(cell.peak) + ("" if free is None or cell.fits(free) else " ✗") for cell in cells
+        ]
+        how = "all weights" if lora is None else f"adapter, r={lora.r}"
+        yield f"| {name} | {how} | {' | '.join(marked)} |"
 
 
 def positive(text: str) -> int:
@@ -91,6 +136,8 @@ def main() -> None:
     elif limit is not None:
         free = max(0, limit - CONTEXT_BYTES)
     print("\n".join(table(asked.device, asked.processes, asked.lengths, asked.rows, free)))
+    print("\nEmbedding models (make embed): texts at a time x tokens of each\n")
+    print("\n".join(embedding_table(asked.device, free)))
     sharding = find_sharding(asked.processes)
     how = "" if sharding is None else f" with FSDP={sharding}"
     how += f" for each of {asked.processes} processes" if asked.processes > 1 else ""

@@ -40,6 +40,8 @@ OURS = (
     "dvc.lock",
     "embedding/dvc.lock",
     "metrics/*",
+    "retrievers/embedding.json",
+    "retrievers/tuned.json",
     "tests/test_readme.py",
 )
 

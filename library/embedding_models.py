@@ -93,6 +93,13 @@ class LocalEmbeddingModel(EmbeddingModel):
 AnyEmbeddingModel = HubEmbeddingModel | PackagedEmbeddingModel | LocalEmbeddingModel
 
 
+def trains_whole(model: EmbeddingModel) -> bool:
+    """Whether all weights can be trained: AdamW's small steps are lost in 16 bits, and 4 take
+    none.
+    """
+    return model.quantization == "none" and model.dtype == "float32"
+
+
 def list_embedding_models(models_dir: Path = EMBEDDING_MODELS_DIR) -> list[str]:
     """The names of all files of embedding models."""
     return sorted(path.stem for path in models_dir.glob("*.yaml"))

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, AutoModel
 
+from commands.memory import embedding_table
 from library.embed import memory, training
 from library.embed.encoder import encode, find_folder, load_encoder
 from library.embed.memory import (
     EXAMPLE_LORA,
-    EncoderSettings,
     batch_choices,
     make_encoder_settings,
     measure_encoder,
@@ -131,28 +131,20 @@ def test_weights_that_files_lack_are_named_and_not_made_up(tmp_path):
         load_encoder(TINY, tmp_path)
 
 
-def on_cuda(model, lora):
-    """How a model is trained on a card that computes in bfloat16."""
-    return EncoderSettings(
-        nf4=model.quantization == "nf4",
-        gradient_checkpointing=model.gradient_checkpointing,
-        all_weights=lora is None,
-        weight_bytes=4 if model.dtype == "float32" else 2,
-        computing_bytes=2,
-        device_type="cuda",
-    )
-
-
 def test_bge_m3_at_512_tokens_trains_on_a_card_of_4_gib_in_4_bits_with_an_adapter():
     model = load_embedding_model_file("bge-m3", FOLDER)
     config = read_encoder_config(model, None)
     room = (3.45 * GIB - CONTEXT_BYTES) * (1 - SPARE)
     small = model.model_copy(update={"quantization": "nf4", "gradient_checkpointing": True})
     for lora, changed, fits in ((None, model, False), (EXAMPLE_LORA, small, True)):
-        predicted = predict_step(measure_encoder(config, lora), on_cuda(changed, lora), 1, 512)
+        predicted = predict_step(
+            measure_encoder(config, lora), make_encoder_settings(changed, lora, "cuda"), 1, 512
+        )
         assert (predicted.peak <= room) == fits
     # 568 million weights, by hand: 4 bytes each, 12 for gradient and moments, 2 for copies of 302
-    whole = predict_step(measure_encoder(config, None), on_cuda(model, None), 1, 512)
+    whole = predict_step(
+        measure_encoder(config, None), make_encoder_settings(model, None, "cuda"), 1, 512
+    )
     assert whole.weights + whole.trained == pytest.approx(16 * 568e6 + 2 * 303e6, rel=0.02)
 
 
@@ -191,11 +183,11 @@ def test_fewer_texts_at_a_time_where_memory_is_small(monkeypatch):
 
 
 @pytest.fixture
-def tiny_project(tmp_path, monkeypatch):
-    """A project with a tiny Mistral, and clean rows."""
+def tiny_project(tmp_path, monkeypatch, request):
+    """A project with a tiny model, a Mistral unless another is asked for, and clean rows."""
     copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
-    put_tiny(tmp_path / "weights", "mistral")
+    put_tiny(tmp_path / "weights", getattr(request, "param", "mistral"))
     Path("rows.json").write_text(json.dumps(make_rows(40)))
     values = TINY.model_dump() | {
         "path": "weights",
@@ -216,6 +208,7 @@ def tiny_project(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("tiny_project", OWN, indirect=True)
 def test_4_bits_with_an_adapter_and_checkpoints_go_through_all_stages(tiny_project):
     edit_yaml("models/embedding/tiny.yaml", quantization="nf4", gradient_checkpointing=True)
     embed_zeroshot.main()
@@ -228,6 +221,28 @@ def test_4_bits_with_an_adapter_and_checkpoints_go_through_all_stages(tiny_proje
     assert (config["base_model_name_or_path"], config["r"]) == ("weights", 16)
     written = load_file(EMBEDDER_DIR / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+
+
+def test_4_bit_layers_pass_gradients_on_after_they_have_encoded(tmp_path):
+    put_tiny(tmp_path, "bert")
+    encoder = load_encoder(TINY.model_copy(update={"quantization": "nf4"}), tmp_path)
+    training.add_adapter(encoder, EXAMPLE_LORA)
+    for name, weight in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+
+    def gradients():
+        encoder.eval()  # no dropout, as in encoding
+        vectors = encoder(encoder.preprocess(["a valve of brass", "a pump"]))["sentence_embedding"]
+        encoder.zero_grad()
+        (vectors[0] @ vectors[1]).backward()
+        return [weight.grad.clone() for weight in encoder.parameters() if weight.grad is not None]
+
+    before = gradients()
+    encode(encoder, ["a valve", "a pump"], "document", "x")
+    after = gradients()
+    assert len(after) == len(before) == 24
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_checkpoints_and_parts_of_a_batch_change_no_more_than_rounding(tiny_project):
@@ -270,7 +285,7 @@ def test_what_would_fit_is_said_as_it_is_typed(tiny_project, monkeypatch):
     embed_zeroshot.main()
     model = load_embedding_model_file("tiny")
     sizes = measure_encoder(read_encoder_config(model, Path("weights")), None)
-    settings = make_encoder_settings(model, None, torch.device("cpu"))
+    settings = make_encoder_settings(model, None, "cpu")
     need = predict_step(sizes, settings, 1, 64).peak
     monkeypatch.setattr(memory, "measure_free", lambda device: int(need * 0.9))
     with pytest.raises(InputError) as error:
@@ -281,6 +296,20 @@ def test_what_would_fit_is_said_as_it_is_typed(tiny_project, monkeypatch):
     assert any("-S 'embed.lora={r: 16, lora_alpha: 32" in line for line in lines[2:])
     edit_yaml("params.yaml", embed__mini_batch_size=1)
     embed_sft.main()  # what is asked for is done
+
+
+def test_memory_is_listed_before_anything_is_downloaded(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    room = int(3.45 * GIB - CONTEXT_BYTES)
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in embedding_table("cuda", room)
+    ]
+    assert rows[0][2:] == ["1 x 128", "1 x 512", "32 x 128", "32 x 512", "encoding 32 x 512"]
+    named = {row[0]: row[1:] for row in rows[2:]}
+    assert named["bge-m3"][0] == "all weights"
+    assert [cell.endswith("✗") for cell in named["bge-m3"][1:]] == [True, True, True, True, False]
+    assert named["gritlm-7b"][0] == "adapter, r=16"
+    assert "minilm" not in named  # its files are here or not; nothing is downloaded
 
 
 def test_a_batch_and_its_halves():

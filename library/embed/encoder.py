@@ -28,7 +28,7 @@ from library.errors import InputError, describe_error
 from library.files import hash_file, read_json, write_json
 from library.llm.devices import pick_device, pick_dtype
 from library.llm.memory.measuring import explain_out_of_memory
-from library.llm.quantizing import nf4_config
+from library.llm.quantizing import keep_weights_unpacked, nf4_config
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
             )
             check_weights(transformer.auto_model, folder)
             transformer.auto_model.config.use_cache = False
+            keep_weights_unpacked(transformer.auto_model)
             if not model.is_causal:
                 see_both_ways(transformer.auto_model)
             encoder = SentenceTransformer(

@@ -22,7 +22,7 @@ from library.embedding_models import (
     load_embedding_model_file,
 )
 from library.errors import InputError
-from library.llm.devices import pick_device, pick_dtype
+from library.llm.devices import pick_device
 from library.llm.memory.formula import NF4_SCALES_BYTES, NF4_STORED_BYTES
 from library.llm.memory.measuring import SPARE, measure_free
 from library.llm.memory.misfit import describe_free_memory
@@ -176,16 +176,16 @@ def measure_encoder(config: PreTrainedConfig, lora: LoraParams | None) -> Encode
 
 
 def make_encoder_settings(
-    model: EmbeddingModel, lora: LoraParams | None, device: torch.device
+    model: EmbeddingModel, lora: LoraParams | None, device_type: str
 ) -> EncoderSettings:
-    """How the stages load and train a model on a device."""
+    """How the stages load and train a model on such a device."""
     return EncoderSettings(
         nf4=model.quantization == "nf4",
         gradient_checkpointing=model.gradient_checkpointing,
         all_weights=lora is None,
-        weight_bytes=4 if device.type == "cpu" or model.dtype == "float32" else 2,
-        computing_bytes=pick_dtype(device).itemsize,
-        device_type=device.type,
+        weight_bytes=4 if device_type == "cpu" or model.dtype == "float32" else 2,
+        computing_bytes=4 if device_type == "cpu" else 2,
+        device_type=device_type,
     )
 
 
@@ -237,7 +237,7 @@ def plan_encoding(model: AnyEmbeddingModel, folder: Path | None, length: int) ->
     Raises InputError where one is predicted not to fit.
     """
     device = pick_device()
-    settings = make_encoder_settings(model, None, device)
+    settings = make_encoder_settings(model, None, device.type)
     sizes = measure_encoder(read_encoder_config(model, folder), None)
     free = measure_free(device)
     texts = MOST_TEXTS
@@ -271,7 +271,7 @@ def plan_step(
     InputError where one text at a time is too much, with what would fit and how much that takes.
     """
     device = pick_device()
-    settings = make_encoder_settings(model, params.lora, device)
+    settings = make_encoder_settings(model, params.lora, device.type)
     config = read_encoder_config(model, folder)
     sizes = measure_encoder(config, params.lora)
     free = measure_free(device)
@@ -377,7 +377,7 @@ def _models_that_fit(
         if isinstance(model, HubEmbeddingModel):
             other = measure_encoder(read_encoder_config(model, None), lora)
             if other.linear + other.other < sizes.linear + sizes.other:
-                settings = make_encoder_settings(model, lora, device)
+                settings = make_encoder_settings(model, lora, device.type)
                 smaller.append((name, other, predict(other, settings)))
     smaller.sort(key=lambda entry: -(entry[1].linear + entry[1].other))
     found = [(f"-S embed.model={name}", need) for name, _, need in smaller if need.fits(free)]

@@ -29,7 +29,7 @@ from library.corpus.passages import rank_passages
 from library.embed.encoder import count_longest
 from library.embed.memory import EXAMPLE_LORA, as_override
 from library.embed.rows import ask
-from library.embedding_models import EmbeddingModel
+from library.embedding_models import EmbeddingModel, trains_whole
 from library.errors import InputError
 from library.llm.devices import pick_device, pick_dtype
 from library.llm.memory.measuring import (
@@ -138,8 +138,6 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         torch.OutOfMemoryError where it does not fit.
         """
         encoder = self.model
-        if self.args.gradient_checkpointing:
-            encoder.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         batches = [
             (kind, sorted(rows, key=lambda row: -sum(map(len, row.values()))))
             for kind, rows in self.train_dataset.items()
@@ -272,7 +270,7 @@ def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
 
 def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
     """Raise InputError where all weights are to be trained that are of 4 or 16 bits."""
-    if lora is None and (model.quantization == "nf4" or model.dtype == "bfloat16"):
+    if lora is None and not trains_whole(model):
         kept = "4 bits" if model.quantization == "nf4" else "bfloat16"
         raise InputError(
             f"embed.lora: null trains all weights, and those of this model are kept in {kept}; "
@@ -288,6 +286,33 @@ def longest_text(encoder: Any, *pairs: Mapping[str, Sequence[Mapping[str, str]]]
         [pair["query"] for pair in rows],
         [pair[name] for pair in rows for name in ("positive", "negative") if name in pair],
     )
+
+
+def add_adapter(encoder: Any, lora: LoraParams) -> None:
+    """Put an adapter on a model, in float32. Raises InputError where it can't be put there."""
+    layers = lora.target_modules
+    if layers == "all-linear":  # by name: transformers would adapt the experts of a mixture, too
+        named = encoder[0].auto_model.named_modules()
+        linear = (name for name, module in named if isinstance(module, torch.nn.Linear))
+        layers = sorted({name.split(".")[-1] for name in linear})
+    config = LoraConfig(
+        task_type="FEATURE_EXTRACTION", **{**lora.model_dump(), "target_modules": layers}
+    )
+    try:
+        encoder.add_adapter(config)
+    except ValueError as error:
+        raise InputError(f"params.yaml: embed.lora: {error}") from error
+    for weight in encoder.parameters():
+        if weight.requires_grad:  # those of 4-bit layers come in 16 bits
+            weight.data = weight.data.float()
+
+
+def checkpoint_gradients(encoder: Any) -> None:
+    """Have a model keep one tensor for each layer in training, and compute the rest again."""
+    model = encoder[0].auto_model
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # hooks that only the other kind of checkpoints needs, and that BERT's embeddings break on
+    model.disable_input_require_grads()
 
 
 def build_trainer(
@@ -307,15 +332,9 @@ def build_trainer(
     pairs = fold_small_kinds(pairs, groups)
     if params.lora is not None:
         torch.manual_seed(params.seed)
-        try:
-            encoder.add_adapter(
-                LoraConfig(task_type="FEATURE_EXTRACTION", **params.lora.model_dump())
-            )
-        except ValueError as error:
-            raise InputError(f"params.yaml: embed.lora: {error}") from error
-        for weight in encoder.parameters():
-            if weight.requires_grad:  # those of 4-bit layers come in 16 bits
-                weight.data = weight.data.float()
+        add_adapter(encoder, params.lora)
+    if model.gradient_checkpointing:
+        checkpoint_gradients(encoder)
     datasets = DatasetDict(
         {
             kind: Dataset.from_list([{k: v for k, v in pair.items() if k != "id"} for pair in made])
@@ -358,8 +377,6 @@ def build_trainer(
         report_to="none",
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
-        gradient_checkpointing=model.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     patience = params.early_stopping_patience
     trainer = PairTrainer(

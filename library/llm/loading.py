@@ -25,8 +25,8 @@ from library.llm.chat_template import load_tokenizer
 from library.llm.devices import lacks_bfloat16, pick_device, pick_dtype
 from library.llm.manifest import check_manifest, find_model_folder, source_name
 from library.llm.memory.measuring import explain_out_of_memory
-from library.llm.patches import keep_weights_unpacked, repeat_key_value_heads
-from library.llm.quantizing import nf4_config
+from library.llm.patches import repeat_key_value_heads
+from library.llm.quantizing import keep_weights_unpacked, nf4_config
 from library.llm.sharding import find_sharding, shard_layers
 from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS
 

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import sdpa_attention
 from trl.kernels import ChunkedLogProbFunction, chunked_logprob
 
@@ -28,17 +27,6 @@ def repeat_key_value_heads() -> None:
     heads x S x S scores. Until huggingface/transformers#48635.
     """
     sdpa_attention.use_gqa_in_sdpa = lambda *_: False
-
-
-def keep_weights_unpacked(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
-
-    An evaluation repacks them, and the next training step fails or loses its input gradient. No
-    issue is known upstream; bitsandbytes-foundation/bitsandbytes#2078 is about the same packing.
-    """
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def set_up_fused_head(device: torch.device) -> bool:

@@ -1,11 +1,12 @@
-"""How bitsandbytes is asked for 4 bits a weight."""
+"""Four bits a weight, by bitsandbytes."""
 
 import torch
-from transformers import BitsAndBytesConfig
+from bitsandbytes.nn import Linear4bit
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 def nf4_config(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
-    """Four bits a weight, stored as numbers of one type and computed in another."""
+    """NF4 with double quantization, stored as numbers of one type and computed in another."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -13,3 +14,14 @@ def nf4_config(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> BitsAn
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=storage,
     )
+
+
+def keep_weights_unpacked(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
+
+    An evaluation repacks them, and the next training step fails or loses its input gradient. No
+    issue is known upstream; bitsandbytes-foundation/bitsandbytes#2078 is about the same packing.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
