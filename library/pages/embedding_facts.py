@@ -71,7 +71,8 @@ def gather_facts(
         "prompts": "; ".join(said) or "none",
         "data": f"{PurePath(params.data.path).name}: {counts} rows",
         "looked for": " and ".join(looked_for),
-        "tuned": describe_adapter(embed.lora),
+        "tuned": describe_adapter(embed.lora)
+        + (" on weights in 4 bits (NF4)" if model.quantization == "nf4" else ""),
         "trained on": "each question with its answer, and the wrong one where there is one, and "
         "with the passage of its context that question and answer are most like; "
         "MultipleNegativesRankingLoss",
