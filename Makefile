@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro embed help test lint doctor memory export compare sweep pr-report new base-model environment \
+.PHONY: repro embed help test lint doctor memory export compare learning-curve sweep pr-report new base-model environment \
 	space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
@@ -46,6 +46,9 @@ compare: environment  ## a line for each experiment, and which differences are l
 
 # Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
 export SPACE
+learning-curve: environment  ## would more rows help? Smaller shares of them, as experiments
+	@python -m commands.learning_curve
+
 sweep: space-named environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
 	@python -m commands.sweep "$$SPACE" $(if $(FINISH),--finish)
 

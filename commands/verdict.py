@@ -20,7 +20,7 @@ def main() -> None:
     verdict = give_verdict(metrics, splits, params)
     facts = {
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
-        "data": describe_data(params.data.path, splits),
+        "data": describe_data(params.data.path, splits, params.sft.train_fraction),
     }
     print(f"\n{render_summary(verdict, facts)}\n")
     for system, cost in (read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}).items():

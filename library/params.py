@@ -207,6 +207,8 @@ class SftParams(Section):
 
     seed: Seed
     """The adapter's first weights and the order of the rows."""
+    train_fraction: Annotated[float, Field(gt=0, le=1)]
+    """The share of the train groups that is trained on; a smaller share lies within a larger."""
     num_train_epochs: Annotated[float, Field(gt=0)]
     """How often every train row is seen."""
     effective_batch_size: Count

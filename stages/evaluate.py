@@ -7,6 +7,7 @@ and adapter from others. Writes metrics/evaluation.json and data/predictions/sco
 
 import logging
 
+from library.corpus.fractions import take_fraction
 from library.corpus.words import tokenize
 from library.embed.similarity import embedding_cosine
 from library.entry import run_main
@@ -19,16 +20,10 @@ from library.paths import (
     REVIEW_KEY_PATH,
     SCORES_PATH,
     VOTES_DIR,
-    formatted_path,
     predictions_path,
 )
 from library.records import BASELINES, SYSTEMS, right_answers
-from library.verdict.metrics import (
-    HIGHER_IS_BETTER,
-    LOWER_IS_BETTER,
-    TEXT_METRICS,
-    score_cut,
-)
+from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, TEXT_METRICS, score_cut
 from library.verdict.scoring import (
     average,
     check_answerers,
@@ -50,10 +45,13 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Score every row, and judge."""
-    params = load_params().evaluate
+    every = load_params()
+    params = every.evaluate
     check_answerers()
-    test, trained = read_formatted("test"), read_formatted("train_sample")
-    wanted = {row["id"] for row in [*test, *trained]}
+    test, sample = read_formatted("test"), read_formatted("train_sample")
+    train = take_fraction(read_formatted("train"), every.sft.train_fraction)
+    taught = {row["id"]: row["positive"] for row in train}
+    wanted = {row["id"] for row in [*test, *sample]}
     contexts = {
         row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
     }
@@ -90,16 +88,16 @@ def main() -> None:
     metrics["general_text"] = judge_general_text(params)
     metrics["baselines"] = {name: average(scored, name) for name in BASELINES}
     asked = {
-        system: read_predictions(predictions_path(f"{system}_train"), trained) for system in SYSTEMS
+        system: read_predictions(predictions_path(f"{system}_train"), sample) for system in SYSTEMS
     }
     metrics["overfitting"] = measure_overfitting(
         metrics,
-        score_rows(trained, contexts, asked),
+        score_rows([row for row in sample if row["id"] in taught], contexts, asked),
         {
             **{system: answers[system] for system in SYSTEMS},
             "references": [right[0] for right in references],
         },
-        (row["positive"] for row in read_jsonl(formatted_path("train"))),
+        taught.values(),
     )
 
     flagged = {row["id"] for row in test if row["contradicts"] is not None}

@@ -58,7 +58,7 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
         "primary metric": title(params.evaluate.primary),
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
         "weights": describe_weights(answerers, load_model_file(params.model).quantization),
-        "data": describe_data(params.data.path, splits),
+        "data": describe_data(params.data.path, splits, params.sft.train_fraction),
         "prompt": f"prompts/{params.format.prompt}.jinja{leaves_out}, {params.format.max_length} "
         f"tokens, {params.format.max_new_tokens} of them for the answer",
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",

@@ -9,6 +9,7 @@ import logging
 import shutil
 from dataclasses import replace
 
+from library.corpus.fractions import take_fraction
 from library.entry import run_main
 from library.files import write_json, write_text
 from library.formatted import read_formatted
@@ -40,7 +41,8 @@ def main() -> None:
     state = start_processes()
     params = load_params()
     model_file = load_model_file(params.model)
-    train, validation = read_formatted("train"), read_formatted("validation")
+    train = take_fraction(read_formatted("train"), params.sft.train_fraction)
+    validation = read_formatted("validation")
     steps = count_steps(len(train), params.sft)
     log.info("%d train rows, %d optimizer steps at most", len(train), steps)
 

@@ -32,7 +32,7 @@ NOT_RUN_PARTS = {
     "rivals=[qwen2.5": "so does this",
     "embed.model=e5": "and this",
     "embed.model=bge-m3": "and this; tests/test_embed_memory.py trains a tiny one of the kind",
-    "format.retriever=tuned": "trains MiniLM first; tests/test_retrieving.py has a tiny model do it",
+    "format.retriever=tuned": "trains MiniLM first; tests/test_retrieving.py, a tiny model",
     "thinking_tokens=": "the embedded model can't think; tests/test_thinking.py asks one that can",
     "git clone URL": "tests/test_remote.py restores everything in a second clone",
     "git clone . ../gpu1": "a worker for another GPU, in the background",

@@ -18,11 +18,12 @@ from ruamel.yaml import YAML
 from commands.sweep import study as study_module
 from commands.sweep.__main__ import main
 from commands.sweep.space import list_grid, load_space, overrides, round_values
-from commands.sweep.trial import KEPT_DIR, TrialFailedError
+from commands.sweep.trial import TrialFailedError
 from library.errors import InputError
 from library.files import write_json, write_jsonl
 from library.params import read_yaml
 from library.paths import PARAMS_PATH
+from library.repository.workspace import KEPT_DIR
 
 STAND_IN = """
 import json, os, sys, time

@@ -14,7 +14,9 @@ from pathlib import Path
 from commands.doctor.finding import Finding
 from library.repository.client import failure_line, read_dvc, run, run_dvc, run_git
 
-TRACKED_BY_EXPERIMENTS = ("params.yaml", "models", "dvc.lock", "metrics")
+TRACKED_BY_EXPERIMENTS = (
+    *("params.yaml", "models", "dvc.lock", "metrics", "embedding/dvc.lock", "retrievers"),
+)
 CONFLICT = re.compile(r"^(<<<<<<<|=======|>>>>>>>)( |$)", re.MULTILINE)
 PEEKED_ROWS = 100
 
@@ -160,12 +162,12 @@ def check_tree() -> Iterator[Finding]:
             f"; {key} {value.get('old')} -> {value.get('new')}"
             for key, value in islice(values.items(), 5)
         )
-    yield Finding(
-        "note",
-        "working tree",
-        text,
-        f"git restore {' '.join(TRACKED_BY_EXPERIMENTS)} && dvc checkout",
-    )
+    restored = [
+        path
+        for path in TRACKED_BY_EXPERIMENTS
+        if any(name == path or name.startswith(f"{path}/") for name in changed)
+    ]
+    yield Finding("note", "working tree", text, f"git restore {' '.join(restored)} && dvc checkout")
 
 
 def check_dvc() -> Iterator[Finding]:

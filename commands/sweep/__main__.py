@@ -26,9 +26,9 @@ from commands.sweep.study import (
     requeue_killed,
     work_on,
 )
-from commands.sweep.trial import borrow_workspace, recover_workspace
 from library.entry import run_main
 from library.errors import InputError
+from library.repository.workspace import borrow_workspace, recover_workspace
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from library.paths import (
     formatted_path,
     model_path,
     prompt_path,
+    retriever_path,
 )
 from library.repository.client import read_dvc, run_dvc
 
@@ -74,6 +75,11 @@ def identify(space: Space) -> dict[str, Any]:
         "base model": {name: short_hash(model_path(name).read_bytes()) for name in models}
         | ({} if "model" in searched else {"artifacts/base": made["artifacts/base"]}),
         "prompts": {name: short_hash(prompt_path(name).read_bytes()) for name in prompts},
+        "retrievers": {
+            name: short_hash(retriever_path(name).read_bytes())
+            for name in tried("format.retriever", given.format.retriever)
+            if retriever_path(name).is_file()
+        },
         "code": {name: short_hash(Path(name).read_bytes()) for name in code},
     }
 

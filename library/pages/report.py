@@ -159,10 +159,11 @@ def describe_weights(answerers: Mapping[str, Answerer], quantization: str) -> st
     return f"{quantization}, computed in {tuned}{differ}; SHA-256 of the base's files begins {base}"
 
 
-def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """The data's file and how its rows are split."""
+def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]], train_fraction: float) -> str:
+    """The data's file, how its rows are split, and what part of the train rows was trained on."""
     counts = [f"{split['rows']} {name}" for name, split in splits.items()]
-    return f"{path}: {', '.join(counts)} rows"
+    part = f"; trained on {train_fraction:.1%} of the train groups" if train_fraction < 1 else ""
+    return f"{path}: {', '.join(counts)} rows{part}"
 
 
 def make_case(

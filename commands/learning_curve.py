@@ -1,0 +1,204 @@
+"""Would more rows help? python -m commands.learning_curve
+
+Trains on 12.5%, 25% and 50% of the train groups, each share within the next, and asks the same
+test rows; `dvc repro` has trained on all. Each size is a DVC experiment: what is there already is
+not run again, so that a killed command goes on. Writes reports/learning_curve.html.
+"""
+
+import argparse
+import logging
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from library.corpus.fractions import take_fraction
+from library.entry import run_main
+from library.errors import InputError
+from library.files import write_text
+from library.formatted import read_formatted
+from library.pages.learning_curve import Curve, Point, render_curve, render_text
+from library.params import EvaluateParams, load_params
+from library.records import SFT, ZEROSHOT, ScoredRow
+from library.repository.experiments import Run, list_revisions, read_run
+from library.repository.revisions import WORKSPACE, Revision
+from library.repository.workspace import borrow_workspace, recover_workspace
+from library.verdict.learning_curve import forecast
+from library.verdict.metrics import LOWER_IS_BETTER
+from library.verdict.scoring import compare_systems
+from library.verdict.statistics import Comparison, adjust_holm, decide
+
+log = logging.getLogger(__name__)
+
+PAGE_PATH = Path("reports/learning_curve.html")
+FRACTIONS = (0.125, 0.25, 0.5)
+NAME = "sft.train_fraction"
+FEWEST_SIZES = 4  # for a forecast: three fix the law, one tests it
+
+
+@dataclass(frozen=True)
+class Size:
+    """A run on part of the train rows."""
+
+    rows: int
+    groups: int
+    run: Run
+
+
+def fraction(text: str) -> float:
+    """A share of the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
+
+
+def find_here(revisions: Sequence[tuple[str, Revision]]) -> tuple[Revision, Run]:
+    """The workspace and its run. Raises InputError where that is not judged, or not on all rows."""
+    revision = {revision.commit: revision for _, revision in revisions}[WORKSPACE]
+    run = read_run(WORKSPACE, revision)
+    if run is None or run.metrics is None or run.scores is None:
+        raise InputError("the workspace has no result of its own: run dvc repro first")
+    if run.params.get(NAME) != 1:
+        raise InputError(
+            f"params.yaml: {NAME}: {run.params.get(NAME)}; set it to 1.0 and run dvc repro first"
+        )
+    return revision, run
+
+
+def find_run(
+    revisions: Sequence[tuple[str, Revision]], here: Revision, params: Mapping[str, Any]
+) -> Run | None:
+    """The run of these parameters by the workspace's code, prompts and rows, where there is one
+    whose scores the cache still has.
+    """
+    for name, revision in revisions:
+        if revision.inputs == here.inputs:
+            run = read_run(name, revision)
+            if run is not None and run.params == params and run.metrics and run.scores is not None:
+                return run
+    return None
+
+
+def run_fraction(share: float) -> None:
+    """Run the whole pipeline on part of the train rows. Raises InputError where it fails."""
+    name = f"curve-{100 * share:g}-{secrets.token_hex(2)}".replace(".", "-")
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, "-S", f"{NAME}={share}"]
+    if subprocess.run(command, check=False).returncode:
+        raise InputError(f"{name} failed; what it said stands above, and the same command goes on")
+
+
+def pair_rows(sizes: Sequence[Size], metric: str) -> list[ScoredRow]:
+    """The test rows with their scores at each size, and zero-shot, each as a system of its own."""
+    by_size = [{row.id: row for row in size.run.scores or []} for size in sizes]
+    paired = []
+    for key, row in by_size[-1].items():
+        systems = {str(at): scored[key].systems[SFT] for at, scored in enumerate(by_size)}
+        systems[ZEROSHOT] = row.systems[ZEROSHOT]
+        if all(metric in values for values in systems.values()):
+            paired.append(ScoredRow(key, row.group, None, systems))
+    return paired
+
+
+def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Curve:
+    """The points with their gains, the steps between them, and what twice the rows would bring."""
+    rows = pair_rows(sizes, metric)
+    lower = metric in LOWER_IS_BETTER
+
+    def compare(baseline: str, candidate: str) -> Comparison:
+        return compare_systems(rows, [metric], params, baseline, candidate)[metric]
+
+    gains = [compare(ZEROSHOT, str(at)) for at in range(len(sizes))]
+    steps = [compare(str(at), str(at + 1)) for at in range(len(sizes) - 1)]
+    adjusted = adjust_holm({at: step.p for at, step in enumerate(steps)})
+    steps = [replace(step, p=adjusted[at]) for at, step in enumerate(steps)]
+    scores = np.array([[row.systems[str(at)][metric] for at in range(len(sizes))] for row in rows])
+    counts = [size.rows for size in sizes]
+    groups = [row.group for row in rows]
+    drawing = (params.draws, params.confidence, params.seed)
+    hidden = more = None
+    if len(sizes) >= FEWEST_SIZES:
+        hidden = forecast(counts[:-1], scores[:, :-1], groups, counts[-1], *drawing)
+        more = forecast(counts, scores, groups, 2 * counts[-1], *drawing)
+    return Curve(
+        metric=metric,
+        lower=lower,
+        confidence=params.confidence,
+        n=len(rows),
+        test_groups=len(set(groups)),
+        zeroshot=gains[0].baseline,
+        points=[
+            Point(size.rows, size.groups, size.run.name, gain)
+            for size, gain in zip(sizes, gains, strict=True)
+        ],
+        steps=[(step, decide(step, lower, params.confidence)) for step in steps],
+        hidden=hidden,
+        more=more,
+    )
+
+
+def main() -> None:
+    """Run what is missing, draw the curve, and say what it says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.learning_curve", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--fractions",
+        type=fraction,
+        nargs="+",
+        default=FRACTIONS,
+        help="shares of the train groups beside all of them (default: 0.125 0.25 0.5)",
+    )
+    shares = sorted(set(parser.parse_args().fractions))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    recover_workspace()
+    params = load_params()
+    here, whole = find_here(list_revisions())
+    train = read_formatted("train")
+    parts = {share: take_fraction(train, share) for share in (*shares, 1.0)}
+    for one, other in pairwise(parts):
+        if len(parts[one]) == len(parts[other]):
+            raise InputError(
+                f"{one:g} and {other:g} of {len({row['group'] for row in train})} train groups are "
+                "the same rows; choose other --fractions"
+            )
+    missing = [
+        share
+        for share in shares
+        if find_run(list_revisions(), here, {**whole.params, NAME: share}) is None
+    ]
+    if missing:
+        log.info("%d of %d sizes are there already", len(shares) - len(missing), len(shares))
+        try:
+            with borrow_workspace([NAME], target=None):
+                for share in missing:
+                    log.info("training on %g of the train groups", share)
+                    run_fraction(share)
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on")
+    revisions = list_revisions()
+    found = {share: find_run(revisions, here, {**whole.params, NAME: share}) for share in shares}
+    runs = {share: run for share, run in found.items() if run is not None} | {1.0: whole}
+    if len(runs) <= len(shares):
+        raise InputError("an experiment of the curve is gone: run the same command again")
+    sizes = [
+        Size(len(parts[share]), len({row["group"] for row in parts[share]}), run)
+        for share, run in runs.items()
+    ]
+    curve = make_curve(sizes, params.evaluate.primary, params.evaluate)
+    write_text(PAGE_PATH, render_curve(curve))
+    print(f"\n{render_text(curve)}\n\nThe curve: {PAGE_PATH}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,187 @@
+"""Would more rows help? The learning curve as a page and as text."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from library.pages.rendering import plural, render_page
+from library.pages.statements import Statement, format_p, title
+from library.verdict.learning_curve import Forecast
+from library.verdict.statistics import Comparison
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 560, 300, 60, 44  # of the drawing, and its margins
+
+
+@dataclass(frozen=True)
+class Point:
+    """A size of the train rows: its `gain` is over zero-shot, on the same test rows."""
+
+    rows: int
+    groups: int
+    name: str
+    gain: Comparison
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points by size, each step to the next one with its verdict, and forecasts: `hidden` of the
+    last point from those before, `more` of twice its rows; None where there are too few sizes.
+    """
+
+    metric: str
+    lower: bool
+    confidence: float
+    n: int
+    test_groups: int
+    zeroshot: float
+    points: Sequence[Point]
+    steps: Sequence[tuple[Comparison, int]]
+    hidden: Forecast | None
+    more: Forecast | None
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether the law through the other sizes would have foreseen the last one."""
+        last = self.points[-1].gain.candidate
+        return self.hidden is not None and self.hidden.low <= last <= self.hidden.high
+
+    @property
+    def verdict(self) -> int:
+        """1 where twice the rows would likely help: the last step did, and the law goes on."""
+        if not (self.foreseen and self.more and self.steps):
+            return 0
+        sign = -1 if self.lower else 1
+        surely = min(sign * self.more.change_low, sign * self.more.change_high) > 0
+        return int(surely and self.steps[-1][1] == 1)
+
+
+def span(low: float, high: float) -> str:
+    """An interval of changes."""
+    return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "no interval"
+
+
+def say(curve: Curve) -> Iterator[Statement]:
+    """What the curve says: of twice the rows, of the last step, and what it does not cover."""
+    name, last = title(curve.metric), curve.points[-1]
+    if curve.more is None or curve.hidden is None:
+        yield Statement(
+            "Too few sizes for a forecast",
+            ": three fix a power law, and a fourth is needed to test it.",
+        )
+    elif not curve.foreseen:
+        yield Statement(
+            "No forecast for more rows",
+            f": from the smaller sizes, {name} at {last.rows:,} rows was expected between "
+            f"{curve.hidden.low:.3f} and {curve.hidden.high:.3f}, and is {last.gain.candidate:.3f}."
+            " The curve follows no power law that could be carried on.",
+        )
+    else:
+        more = curve.more
+        claim = (
+            "Twice the rows would likely help"
+            if curve.verdict
+            else "There is no evidence that twice the rows would help"
+        )
+        yield Statement(
+            claim,
+            f": with about {2 * last.rows:,} train rows, {name} is expected at {more.score:.3f} "
+            f"({more.low:.3f} to {more.high:.3f}), a change of {more.change:+.3f} "
+            f"({span(more.change_low, more.change_high)}). The law foresaw the last point: "
+            f"{curve.hidden.low:.3f} to {curve.hidden.high:.3f} was expected, "
+            f"{last.gain.candidate:.3f} came.",
+        )
+    if curve.steps:
+        step, verdict = curve.steps[-1]
+        claims = {
+            1: "The last doubling helped",
+            -1: "The last doubling hurt",
+            0: "There is no evidence that the last doubling helped",
+        }
+        before = curve.points[-2].rows
+        yield Statement(
+            claims[verdict].replace("doubling", f"step, {before:,} to {last.rows:,} rows,"),
+            f": {name} went from {step.baseline:.3f} to {step.candidate:.3f} ({step.delta:+.3f}, "
+            f"interval {span(step.low, step.high)}, Holm {format_p(step.p)}).",
+        )
+    yield Statement(
+        "What no interval here covers",
+        ": the chance of training. Each size is one run with one seed; a small step can be the "
+        "seed's. Smaller sizes take fewer optimizer steps, since each row is seen as often.",
+    )
+
+
+def table(curve: Curve) -> list[list[str]]:
+    """Head and rows: by size, the metric, the gain over zero-shot, and the step from the size
+    before.
+    """
+    heads = ["train rows", "groups", title(curve.metric), "gain over zero-shot", "interval"]
+    rows = [[*heads, "step", "interval", "p (Holm)"]]
+    for at, point in enumerate(curve.points):
+        gain = point.gain
+        cells = [f"{point.rows:,}", f"{point.groups:,}", f"{gain.candidate:.3f}"]
+        cells += [f"{gain.delta:+.3f}", span(gain.low, gain.high)]
+        if at:
+            step, _ = curve.steps[at - 1]
+            cells += [f"{step.delta:+.3f}", span(step.low, step.high), f"{step.p:.4f}"]
+        rows.append(cells + [""] * (len(rows[0]) - len(cells)))
+    return rows
+
+
+def render_text(curve: Curve) -> str:
+    """For a terminal: the table, then what it says."""
+    rows = table(curve)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
+    ]
+    said = [f"{statement.claim}{statement.detail}" for statement in say(curve)]
+    return "\n".join([*lines, "", *said])
+
+
+def render_curve(curve: Curve) -> str:
+    """The page."""
+    gains = [point.gain for point in curve.points]
+    marks = [
+        (
+            point.rows,
+            point.gain.candidate,
+            curve.zeroshot + point.gain.low,
+            curve.zeroshot + point.gain.high,
+        )
+        for point in curve.points
+        if math.isfinite(point.gain.low)
+    ]
+    ahead = curve.more if curve.foreseen else None
+    if ahead is not None:
+        marks.append((int(ahead.rows), ahead.score, ahead.low, ahead.high))
+    values = [curve.zeroshot, *(gain.candidate for gain in gains)]
+    values += [value for mark in marks for value in mark[1:]]
+    low, high = min(values), max(values)
+    high = high if high > low else low + 1
+    sizes = [point.rows for point in curve.points] + ([int(ahead.rows)] if ahead else [])
+    first, end = math.log(sizes[0]), math.log(max(sizes[-1], sizes[0] + 1))
+
+    def place(rows: float) -> float:
+        return LEFT + 24 + (WIDTH - LEFT - 60) * (math.log(rows) - first) / (end - first)
+
+    def rise(value: float) -> float:
+        return HEIGHT - BOTTOM - 12 - (HEIGHT - BOTTOM - 36) * (value - low) / (high - low)
+
+    return render_page(
+        "learning_curve.html.jinja",
+        curve=curve,
+        title=title(curve.metric),
+        statements=list(say(curve)),
+        rows=table(curve),
+        size=(WIDTH, HEIGHT, LEFT, BOTTOM),
+        bars=[
+            (place(rows), rise(mean), rise(least), rise(most)) for rows, mean, least, most in marks
+        ],
+        ahead=ahead is not None,
+        line=[(place(point.rows), rise(point.gain.candidate)) for point in curve.points],
+        ticks=[(place(rows), rows) for rows in sizes],
+        levels=[(rise(value), value) for value in (low, (low + high) / 2, high)],
+        zero=rise(curve.zeroshot),
+        about=f"{plural(curve.n, 'test row')} in {plural(curve.test_groups, 'group')}",
+    )

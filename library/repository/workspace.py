@@ -1,0 +1,173 @@
+"""The workspace lent to experiments that run in it, and put back afterwards.
+
+In the workspace, not in a copy of it: files that Git does not track are there, and checkpoints/
+lets a run that was killed go on.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from library.errors import InputError
+from library.files import read_json, write_json
+from library.params import flatten, read_yaml
+from library.paths import (
+    CHECKPOINTS_DIR,
+    EVALUATION_PATH,
+    LOCK_PATH,
+    PARAMS_PATH,
+    PIPELINE_PATH,
+)
+from library.repository.client import read_dvc, read_git
+
+log = logging.getLogger(__name__)
+
+KEPT_DIR = CHECKPOINTS_DIR / "sweep-workspace"  # what is changed in the workspace, as it was
+PATIENCE_SECONDS = 60.0  # for DVC to end in order once its stage is stopped
+
+
+def end_process(pid: int) -> None:
+    """End what a process has started, and so let it end in order.
+
+    End it, too, where it does not within PATIENCE_SECONDS.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        process = psutil.Process(pid)
+        while (
+            process.is_running()
+            and process.status() != psutil.STATUS_ZOMBIE
+            and time.monotonic() < deadline
+        ):
+            for child in process.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.terminate()
+            psutil.wait_procs([process], timeout=0.5)
+        for left in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def is_alive(recorded: dict[str, Any] | None) -> bool:
+    """Whether a process that was recorded as {pid, created} still runs.
+
+    Another by the same number is not it.
+    """
+    try:
+        return (
+            recorded is not None
+            and psutil.Process(recorded["pid"]).create_time() == recorded["created"]
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def record_process(name: str, pid: int, **others: Any) -> None:
+    write_json(
+        KEPT_DIR / f"{name}.json",
+        {"pid": pid, "created": psutil.Process(pid).create_time(), **others},
+    )
+
+
+def recorded_process(name: str) -> dict[str, Any] | None:
+    path = KEPT_DIR / f"{name}.json"
+    return dict(read_json(path)) if path.exists() else None
+
+
+def _changed_files() -> list[Path]:
+    return [
+        PARAMS_PATH,
+        LOCK_PATH,
+        *(Path(name) for name in read_yaml(PIPELINE_PATH).get("metrics", [])),
+    ]
+
+
+def _head() -> str:
+    return read_git("rev-parse", "HEAD").strip()
+
+
+def _put_back(target: str | None = "sft") -> None:
+    for path in _changed_files():
+        kept = KEPT_DIR / "files" / path
+        if kept.exists():
+            path.parent.mkdir(exist_ok=True)  # Git and DVC remove folders that are empty
+            shutil.copyfile(kept, path)
+        else:
+            path.unlink(missing_ok=True)
+    targets = [] if target is None else ["--with-deps", target]
+    read_dvc("checkout", "--quiet", "--force", "--allow-missing", *targets)
+    shutil.rmtree(KEPT_DIR)
+
+
+def recover_workspace() -> None:
+    """Put the workspace back after a sweep that was killed, and end the trial that it left running.
+
+    Raises InputError where that sweep still runs, or where the workspace was worked in since.
+    """
+    if not KEPT_DIR.exists():
+        return
+    if is_alive(owner := recorded_process("sweep")):
+        raise InputError(
+            f"a sweep runs in this workspace, as process {owner and owner['pid']}; it has one "
+            "workspace, one GPU"
+        )
+    trial = recorded_process("trial")
+    if trial is not None and is_alive(trial):
+        log.info("the trial that was left running, process %d, is ended", trial["pid"])
+        end_process(trial["pid"])
+    started = read_json(KEPT_DIR / "started.json")
+    kept, now = (
+        flatten(read_yaml(folder / PARAMS_PATH)) for folder in (KEPT_DIR / "files", Path())
+    )
+    changed = [name for name in kept.keys() | now.keys() if kept.get(name) != now.get(name)]
+    tried = (trial or {}).get("values", {})
+    edited = sorted(
+        name
+        for name in changed
+        if name not in started["searched"] or now.get(name) != tried.get(name)
+    )
+    if edited or started["head"] != _head():
+        what = (
+            f"params.yaml was edited ({', '.join(edited)})" if edited else "something was committed"
+        )
+        raise InputError(
+            f"{what} since a sweep was killed; {KEPT_DIR / 'files'} has params.yaml, dvc.lock and "
+            f"metrics as they were before it: take what you need, delete {KEPT_DIR}, and start "
+            "again"
+        )
+    _put_back(started["target"])
+    log.info("params.yaml, dvc.lock and metrics are as they were before the sweep that was killed")
+
+
+@contextmanager
+def borrow_workspace(searched: Sequence[str], target: str | None = "sft") -> Iterator[None]:
+    """Keep what trials change up to the stage `target`, or in all stages, and put it back at the
+    end; after a kill, `recover_workspace` does.
+
+    Meanwhile the workspace has no metrics/evaluation.json: a trial would carry on the test metrics
+    of another run.
+    """
+    files = KEPT_DIR / "files"
+    incomplete = KEPT_DIR.with_suffix(".incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    for path in _changed_files():
+        if path.exists():
+            (incomplete / "files" / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, incomplete / "files" / path)
+    started = {"head": _head(), "searched": list(searched), "target": target}
+    write_json(incomplete / "started.json", started)
+    incomplete.replace(files.parent)
+    record_process("sweep", psutil.Process().pid)
+    EVALUATION_PATH.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        _put_back(target)

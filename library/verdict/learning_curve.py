@@ -1,0 +1,93 @@
+"""What more train rows would bring: a power law through the scores at several sizes, if one holds.
+
+The law is score = a - b · rows^-c, as learning curves commonly follow (Viering and Loog, The Shape
+of Learning Curves: A Review, 2023). It counts only where it would have foreseen the last point from
+those before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+EXPONENTS = np.linspace(0.05, 2.0, 40)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The score at `rows` train rows, between `low` and `high`, and its difference from the last
+    point's, between `change_low` and `change_high`. They cover the choice of test rows and how the
+    law is fitted, not the chance of training.
+    """
+
+    rows: float
+    score: float
+    low: float
+    high: float
+    change: float
+    change_low: float
+    change_high: float
+
+
+def draw_means(scores: Values, groups: Sequence[str], draws: int, seed: int) -> Values:
+    """Mean scores at each size when whole groups of test rows are drawn with replacement, the same
+    ones for all sizes: (draws, sizes) of `scores`, (rows, sizes).
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.stack(
+        [np.bincount(index, weights=column, minlength=len(names)) for column in scores.T]
+    )
+    counts = np.bincount(index, minlength=len(names)).astype(np.float64)
+    times = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=draws
+    )
+    means: Values = (times @ sums.T) / (times @ counts)[:, None]
+    return means
+
+
+def extrapolate(sizes: Values, means: Values, rows: float) -> Values:
+    """The least squares' power law through each draw's means, (draws, sizes), at `rows`."""
+    best = np.full(len(means), np.inf)
+    found = np.zeros(len(means))
+    for exponent in EXPONENTS:
+        table = np.stack([np.ones_like(sizes), -(sizes**-exponent)], axis=1)
+        solved = np.linalg.lstsq(table, means.T, rcond=None)[0]
+        errors = ((table @ solved - means.T) ** 2).sum(axis=0)
+        better = errors < best
+        best[better] = errors[better]
+        found[better] = (solved[0] - solved[1] * rows**-exponent)[better]
+    return found
+
+
+def forecast(
+    sizes: Sequence[int],
+    scores: Values,
+    groups: Sequence[str],
+    rows: float,
+    draws: int,
+    confidence: float,
+    seed: int,
+) -> Forecast:
+    """The score at `rows` train rows, by a law through all `sizes`; `scores` is (test rows, sizes).
+
+    Its interval is the percentiles' over draws of test groups, each fitted anew.
+    """
+    known = np.asarray(sizes, dtype=np.float64)
+    means = draw_means(scores, groups, draws, seed)
+    drawn = extrapolate(known, means, rows)
+    observed = scores.mean(axis=0)
+    score = float(extrapolate(known, observed[None, :], rows)[0])
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(drawn, tails)
+    change_low, change_high = np.quantile(drawn - means[:, -1], tails)
+    return Forecast(
+        rows=rows,
+        score=score,
+        low=float(low),
+        high=float(high),
+        change=score - float(observed[-1]),
+        change_low=float(change_low),
+        change_high=float(change_high),
+    )
