@@ -6,7 +6,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro embed help test lint doctor memory export compare learning-curve sweep pr-report new base-model environment \
+.PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size sweep pr-report new base-model environment \
 	space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
@@ -48,6 +48,9 @@ compare: environment  ## a line for each experiment, and which differences are l
 export SPACE
 learning-curve: environment  ## would more rows help? Smaller shares of them, as experiments
 	@python -m commands.learning_curve
+
+sample-size: environment  ## how many test rows would show a difference: make sample-size DIFFERENCE=0.02
+	@python -m commands.sample_size $$DIFFERENCE
 
 sweep: space-named environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
 	@python -m commands.sweep "$$SPACE" $(if $(FINISH),--finish)

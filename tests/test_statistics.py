@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import bootstrap, t
 
 from library.verdict import statistics
-from library.verdict.statistics import adjust_holm, compare, decide
+from library.verdict.statistics import adjust_holm, compare, count_groups, decide
 
 BEFORE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 AFTER = [0.4, 0.1, 0.7, 0.6, 0.5, 0.9]
@@ -133,3 +133,23 @@ def test_holm_by_hand():
     )
     assert adjust_holm({"x": 0.9, "y": 0.8}) == {"x": 1.0, "y": 1.0}
     assert adjust_holm({}) == {}
+
+
+def test_as_many_groups_as_are_said_find_a_difference_four_times_of_five():
+    rng = np.random.default_rng(5)
+    groups = [f"g{row // 2}" for row in range(200)]
+    noise = np.repeat(rng.normal(0, 0.2, 100), 2) + rng.normal(0, 0.1, 200)
+    needed = count_groups([0.0] * 200, list(noise), groups, 0.05, 0.95)
+    # by hand: a group's mean has a standard deviation of sqrt(0.2² + 0.1²/2); (1.96 + 0.84)² of it
+    assert needed == pytest.approx((1.96 + 0.84) ** 2 * (0.04 + 0.005) / 0.05**2, rel=0.2)
+    found = 0
+    for seed in range(100):
+        own = np.random.default_rng(seed)
+        after = 0.05 + np.repeat(own.normal(0, 0.2, needed), 2) + own.normal(0, 0.1, 2 * needed)
+        names = [f"g{row // 2}" for row in range(2 * needed)]
+        result = compare([0.0] * (2 * needed), list(after), names, 500, 0.95, seed)
+        found += decide(result, False, 0.95) == 1
+    assert 68 <= found <= 92
+    assert count_groups([0.0, 0.0], [0.1, 0.1], ["a", "b"], 0.05, 0.95) is None
+    detectable = compare([0.0] * 200, list(noise), groups, 500, 0.95, 1).detectable
+    assert count_groups([0.0] * 200, list(noise), groups, detectable + 1e-9, 0.95) == 100

@@ -67,9 +67,9 @@ def _mean_and_error(moments: Sequence[Values], groups: int) -> tuple[Values, Val
     return mean, np.sqrt(residuals * groups / max(groups - 1, 1)) / count
 
 
-def _detectable(error: float, counts: Values, confidence: float) -> float:
-    """The true difference d that is found with the chance POWER: d = t·sqrt(error² + k·d²) +
-    z·error.
+def _detectable(error: float, counts: Values, confidence: float, times: float = 1.0) -> float:
+    """The true difference d that is found with the chance POWER, in `times` as many groups of the
+    same kind: d = t·sqrt(error² + k·d²) + z·error.
 
     t is Student's, for the confidence, and z the normal quantile of the power. A difference widens
     what swapping the systems yields by its share k·d², k being the squared sizes of the groups over
@@ -77,9 +77,39 @@ def _detectable(error: float, counts: Values, confidence: float) -> float:
     """
     if error == 0:
         return math.inf
-    t, z = float(student.ppf((1 + confidence) / 2, max(len(counts) - 1, 1))), float(norm.ppf(POWER))
-    left = 1 - t**2 * float((counts**2).sum() / counts.sum() ** 2)
+    freedom = max(times * len(counts) - 1, 1)
+    t, z = float(student.ppf((1 + confidence) / 2, freedom)), float(norm.ppf(POWER))
+    left = 1 - t**2 * float((counts**2).sum() / counts.sum() ** 2) / times
+    error /= math.sqrt(times)
     return error * (z + math.sqrt(z**2 + left * (t**2 - z**2))) / left if left > 0 else math.inf
+
+
+def count_groups(
+    baseline: Sequence[float],
+    candidate: Sequence[float],
+    groups: Sequence[str],
+    difference: float,
+    confidence: float,
+) -> int | None:
+    """How many groups like these would show a true difference with the chance POWER; None where
+    these differ in nothing, and so tell nothing.
+    """
+    before, after = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
+    sums, counts = _sums(after - before, groups)
+    moments = np.stack([sums, counts, sums**2, sums * counts, counts**2])
+    _, error = _mean_and_error(moments.sum(axis=1), len(sums))
+    if error == 0:
+        return None
+    few, many = 2, 4
+    while _detectable(float(error), counts, confidence, many / len(sums)) > difference:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        if _detectable(float(error), counts, confidence, middle / len(sums)) > difference:
+            few = middle
+        else:
+            many = middle
+    return many
 
 
 def compare(

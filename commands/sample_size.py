@@ -1,0 +1,78 @@
+"""How many test rows would show a difference? python -m commands.sample_size 0.02
+
+Reads what the last run scored, and says how many groups of test rows like its own a true difference
+takes to be found with a chance of 80%, and how many rows in all that is at this split.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from library.entry import run_main
+from library.errors import InputError
+from library.files import read_json, read_jsonl
+from library.pages.statements import title
+from library.params import Params, load_params
+from library.paths import EVALUATION_PATH, SCORES_PATH, SPLITS_PATH
+from library.records import SFT, SPLITS, SYSTEMS, ZEROSHOT, ScoredRow
+from library.verdict.scoring import rows_with_metric
+from library.verdict.statistics import POWER, count_groups
+
+DIFFERENCES = (0.1, 0.05, 0.02, 0.01)
+
+
+def difference(text: str) -> float:
+    """A difference of the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return value
+
+
+def table(
+    scored: Sequence[ScoredRow], differences: Sequence[float], params: Params, every: int
+) -> Iterator[str]:
+    """Lines of Markdown; `every` is how many rows the last run had in all. Raises InputError where
+    its answers don't differ in the primary metric.
+    """
+    metric, confidence = params.evaluate.primary, params.evaluate.confidence
+    rows = rows_with_metric(scored, metric)
+    groups = [row.group for row in rows]
+    before, after = ([row.systems[system][metric] for row in rows] for system in SYSTEMS)
+    yield f"| true difference in {title(metric)} | test groups | test rows | rows in all |"
+    yield "|--:|--:|--:|--:|"
+    for wanted in sorted(differences, reverse=True):
+        needed = count_groups(before, after, groups, wanted, confidence) if rows else None
+        if needed is None:
+            raise InputError(f"{SCORES_PATH}: no test row differs by {metric}: nothing to go by")
+        test = needed * len(rows) / len(set(groups))
+        yield f"| {wanted:g} | {needed:,} | {test:,.0f} | {test * every / len(rows):,.0f} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.sample_size", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("differences", type=difference, nargs="*", default=DIFFERENCES)
+    wanted = parser.parse_args().differences or DIFFERENCES
+    for path in (EVALUATION_PATH, SPLITS_PATH, SCORES_PATH):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; run `dvc repro`")
+    params, splits = load_params(), read_json(SPLITS_PATH)
+    primary = read_json(EVALUATION_PATH)["primary"]
+    every = sum(splits[name]["rows"] for name in SPLITS)
+    scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
+    print("\n".join(table(scored, wanted, params, every)))
+    print(
+        f"\nFound with a chance of {POWER:.0%}, at {params.evaluate.confidence:.0%} confidence. "
+        f"The last run has {primary['n']:,} test rows in {primary['groups']:,} groups, and found "
+        f"{primary['delta']:+.3f} ({primary[ZEROSHOT]:.3f} to {primary[SFT]:.3f}). Rows that vary "
+        "more, or less, take more, or fewer. Training's own chance is not in these numbers."
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
