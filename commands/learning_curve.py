@@ -7,6 +7,7 @@ not run again, so that a killed command goes on. Writes reports/learning_curve.h
 
 import argparse
 import logging
+import math
 import secrets
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from library.repository.experiments import Run, list_revisions, read_run
 from library.repository.revisions import WORKSPACE, Revision
 from library.repository.workspace import borrow_workspace, recover_workspace
 from library.verdict.learning_curve import forecast
-from library.verdict.metrics import LOWER_IS_BETTER
+from library.verdict.metrics import LOWER_IS_BETTER, UNBOUNDED
 from library.verdict.scoring import compare_systems
 from library.verdict.statistics import Comparison, adjust_holm, decide
 
@@ -125,7 +126,8 @@ def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Cu
     scores = np.array([[row.systems[str(at)][metric] for at in range(len(sizes))] for row in rows])
     counts = [size.rows for size in sizes]
     groups = [row.group for row in rows]
-    drawing = (params.draws, params.confidence, params.seed)
+    most = math.inf if metric in UNBOUNDED else 1.0
+    drawing = (most, params.draws, params.confidence, params.seed)
     hidden = more = None
     if len(sizes) >= FEWEST_SIZES:
         hidden = forecast(counts[:-1], scores[:, :-1], groups, counts[-1], *drawing)

@@ -36,10 +36,13 @@ def test_a_smaller_share_of_groups_lies_within_a_larger(groups, one, other):
 def test_a_power_law_is_found_again():
     sizes = np.array(SIZES, dtype=float)
     law = 0.9 - 2 * sizes**-0.5
-    found = extrapolate(sizes, law[None, :], 800.0)
+    found = extrapolate(sizes, law[None, :], 800.0, 1.0)
     assert found[0] == pytest.approx(0.9 - 2 * 800**-0.5, abs=1e-6)
-    flat = extrapolate(sizes, np.full((1, 4), 0.4), 800.0)
+    flat = extrapolate(sizes, np.full((1, 4), 0.4), 800.0, 1.0)
     assert flat[0] == pytest.approx(0.4, abs=1e-9)
+    steep = np.array([[0.146, 0.524, 0.809, 0.959]])  # of the default run
+    assert extrapolate(sizes, steep, 800.0, np.inf)[0] > 1
+    assert extrapolate(sizes, steep, 800.0, 1.0)[0] < 1
 
 
 def test_draws_take_whole_groups_and_the_same_for_every_size():
@@ -63,7 +66,7 @@ def test_the_interval_of_a_forecast_covers_the_truth():
     groups = [f"g{row // 2}" for row in range(200)]
     covered = 0
     for seed in range(60):
-        made = forecast(SIZES, make_scores(law, seed), groups, 800, 400, 0.95, seed)
+        made = forecast(SIZES, make_scores(law, seed), groups, 800, 1.0, 400, 0.95, seed)
         covered += made.low <= truth <= made.high
     assert covered >= 52
 
@@ -104,8 +107,12 @@ def test_a_flat_curve_is_no_evidence_and_a_fall_is_no_law():
     assert "There is no evidence that the last step, 200 to 400 rows, helped" in render_text(flat)
     fall = make_curve(make_sizes([0.4, 0.5, 0.55, 0.2]), "rouge_l", EVALUATE)
     assert (fall.foreseen, fall.verdict) == (False, 0)
-    assert "No forecast for more rows: from the smaller sizes" in render_text(fall)
+    assert "No forecast for more rows" in render_text(fall)
     assert 'class="ahead"' not in render_curve(fall)
+    steep = make_curve(make_sizes([0.146, 0.524, 0.809, 0.959]), "rouge_l", EVALUATE)
+    assert (steep.fits, steep.verdict) == (False, 0)
+    assert "No forecast for more rows: no power law runs through these points" in render_text(steep)
+    assert "The last step, 200 to 400 rows, helped" in render_text(steep)
     few = make_curve(make_sizes([0.1, 0.3, 0.4, 0.5])[-2:], "rouge_l", EVALUATE)
     assert "Too few sizes for a forecast" in render_text(few)
     assert "<svg" in render_curve(few)

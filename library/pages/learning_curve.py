@@ -40,10 +40,19 @@ class Curve:
     more: Forecast | None
 
     @property
+    def fits(self) -> bool:
+        """Whether the law runs through the last point, as near as its gain is known."""
+        gain = self.points[-1].gain
+        return (
+            self.more is not None
+            and abs(self.more.fitted - gain.candidate) <= (gain.high - gain.low) / 2
+        )
+
+    @property
     def foreseen(self) -> bool:
-        """Whether the law through the other sizes would have foreseen the last one."""
+        """Whether a law holds: it fits, and through the other sizes foresees the last one."""
         last = self.points[-1].gain.candidate
-        return self.hidden is not None and self.hidden.low <= last <= self.hidden.high
+        return self.hidden is not None and self.fits and self.hidden.low <= last <= self.hidden.high
 
     @property
     def verdict(self) -> int:
@@ -67,6 +76,13 @@ def say(curve: Curve) -> Iterator[Statement]:
         yield Statement(
             "Too few sizes for a forecast",
             ": three fix a power law, and a fourth is needed to test it.",
+        )
+    elif not curve.fits:
+        yield Statement(
+            "No forecast for more rows",
+            f": no power law runs through these points. The nearest has {name} at "
+            f"{curve.more.fitted:.3f} with {last.rows:,} rows, where it is "
+            f"{last.gain.candidate:.3f}.",
         )
     elif not curve.foreseen:
         yield Statement(

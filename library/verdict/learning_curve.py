@@ -19,7 +19,7 @@ EXPONENTS = np.linspace(0.05, 2.0, 40)
 class Forecast:
     """The score at `rows` train rows, between `low` and `high`, and its difference from the last
     point's, between `change_low` and `change_high`. They cover the choice of test rows and how the
-    law is fitted, not the chance of training.
+    law is fitted, not the chance of training. `fitted` is the law at the last point.
     """
 
     rows: float
@@ -29,6 +29,7 @@ class Forecast:
     change: float
     change_low: float
     change_high: float
+    fitted: float
 
 
 def draw_means(scores: Values, groups: Sequence[str], draws: int, seed: int) -> Values:
@@ -47,17 +48,21 @@ def draw_means(scores: Values, groups: Sequence[str], draws: int, seed: int) -> 
     return means
 
 
-def extrapolate(sizes: Values, means: Values, rows: float) -> Values:
-    """The least squares' power law through each draw's means, (draws, sizes), at `rows`."""
+def extrapolate(sizes: Values, means: Values, rows: float, most: float) -> Values:
+    """The least squares' power law through each draw's means, (draws, sizes), at `rows`. What it
+    tends to lies between 0 and `most`: no score lies beyond.
+    """
     best = np.full(len(means), np.inf)
     found = np.zeros(len(means))
     for exponent in EXPONENTS:
-        table = np.stack([np.ones_like(sizes), -(sizes**-exponent)], axis=1)
-        solved = np.linalg.lstsq(table, means.T, rcond=None)[0]
-        errors = ((table @ solved - means.T) ** 2).sum(axis=0)
+        falling = sizes**-exponent
+        table = np.stack([np.ones_like(sizes), -falling], axis=1)
+        limit = np.clip(np.linalg.lstsq(table, means.T, rcond=None)[0][0], 0, most)
+        slope = ((limit[:, None] - means) @ falling) / (falling @ falling)
+        errors = ((limit[:, None] - slope[:, None] * falling - means) ** 2).sum(axis=1)
         better = errors < best
         best[better] = errors[better]
-        found[better] = (solved[0] - solved[1] * rows**-exponent)[better]
+        found[better] = (limit - slope * rows**-exponent)[better]
     return found
 
 
@@ -66,19 +71,23 @@ def forecast(
     scores: Values,
     groups: Sequence[str],
     rows: float,
+    most: float,
     draws: int,
     confidence: float,
     seed: int,
 ) -> Forecast:
-    """The score at `rows` train rows, by a law through all `sizes`; `scores` is (test rows, sizes).
+    """The score at `rows` train rows, by a law through all `sizes`; `scores` is (test rows, sizes),
+    each `most` at most.
 
     Its interval is the percentiles' over draws of test groups, each fitted anew.
     """
     known = np.asarray(sizes, dtype=np.float64)
     means = draw_means(scores, groups, draws, seed)
-    drawn = extrapolate(known, means, rows)
+    drawn = extrapolate(known, means, rows, most)
     observed = scores.mean(axis=0)
-    score = float(extrapolate(known, observed[None, :], rows)[0])
+    score, fitted = (
+        float(extrapolate(known, observed[None, :], at, most)[0]) for at in (rows, known[-1])
+    )
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(drawn, tails)
     change_low, change_high = np.quantile(drawn - means[:, -1], tails)
@@ -90,4 +99,5 @@ def forecast(
         change=score - float(observed[-1]),
         change_low=float(change_low),
         change_high=float(change_high),
+        fitted=fitted,
     )
