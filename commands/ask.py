@@ -9,6 +9,7 @@ alone goes to standard output.
 import argparse
 import logging
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -22,9 +23,21 @@ from library.entry import run_main
 from library.errors import InputError
 from library.llm.architectures import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
+from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
 from library.llm.loading import check_artifacts, load_merged, load_model
 from library.llm.manifest import check_model_files
+from library.llm.memory.formula import ComputeSettings
+from library.llm.memory.planning import (
+    LongestLengths,
+    Way,
+    make_settings,
+    merged,
+    offloaded_ways,
+    on_cpu,
+    plan_answering,
+    unadapted,
+)
 from library.llm.prompts import Prompt, build_prompt, load_asked_prompt, reads_passages
 from library.llm.sharding import find_sharding
 from library.params import Params, load_model_file, load_params
@@ -136,6 +149,52 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def check_memory(folder: Path, options: argparse.Namespace, prompt: int, limit: int) -> None:
+    """Log what answering a prompt of so many tokens with `limit` more needs.
+
+    Raises InputError where there is less memory, with what would fit.
+    """
+    params = load_params()
+    adapted = make_settings(load_model_file(params.model), params.sft, pick_device().type)
+    settings, longest = adapted, LongestLengths(prompt + limit, limit)
+    ways: list[Iterable[Way]] = []
+    if options.model is not None:
+        settings = merged(adapted)
+        if (BASE_DIR / "config.json").is_file() and ADAPTER_DIR.is_dir():
+            way = Way("leave --model out, for base and adapter", adapted, longest, BASE_DIR)
+            ways.append([way])
+        if settings.device_type == "cuda":
+            ways.append(
+                [Way("CUDA_VISIBLE_DEVICES= in the environment", on_cpu(settings), longest)]
+            )
+    elif options.base:
+        settings = unadapted(adapted)
+    if options.model is None:
+        ways.append(offloaded_ways(settings, longest))
+    ways += [shorter_prompts(settings, prompt, limit), shorter_answers(settings, prompt, limit)]
+    plan_answering(folder, settings, longest, ways, most_tokens=longest.length)
+
+
+def halves(count: int, least: int = 16) -> Iterator[int]:
+    """Half of a count, a quarter and so on."""
+    while (count := count // 2) >= least:
+        yield count
+
+
+def shorter_prompts(settings: ComputeSettings, prompt: int, limit: int) -> Iterator[Way]:
+    """Prompts of half the tokens, of a quarter and so on."""
+    for tokens in halves(prompt):
+        change = f"question and --context of {tokens} tokens, as a prompt"
+        yield Way(change, settings, LongestLengths(tokens + limit, limit))
+
+
+def shorter_answers(settings: ComputeSettings, prompt: int, limit: int) -> Iterator[Way]:
+    """Answers of half the tokens, of a quarter and so on."""
+    for tokens in halves(limit):
+        change = f"--max-new-tokens {tokens}"
+        yield Way(change, settings, LongestLengths(prompt + tokens, tokens))
+
+
 def main() -> None:
     """Answer the question of the command line."""
     options = parse_options()
@@ -170,6 +229,7 @@ def main() -> None:
     if options.show_passages:
         for index, passage in zip(prompt.indices, prompt.passages, strict=True):
             log.info("passage %d of %d: %s\n", index + 1, len(prompt.ranked), passage)
+    check_memory(folder, options, len(prompt.ids), limit)
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         if options.model:
             model = load_merged(folder)

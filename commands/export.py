@@ -6,6 +6,7 @@ a folder that transformers loads, README.md being its card. It is no stage of dv
 made again, and shipping is not a measurement.
 """
 
+import gc
 import logging
 import shutil
 import tempfile
@@ -19,14 +20,24 @@ from library.errors import InputError
 from library.files import read_json, read_jsonl, write_text
 from library.formatted import read_formatted
 from library.llm.answering import answer_rows
+from library.llm.batching import Batching
 from library.llm.chat_template import load_tokenizer
-from library.llm.devices import describe_computation
+from library.llm.devices import describe_computation, pick_device
 from library.llm.loading import check_artifacts, load_merged
+from library.llm.memory.planning import (
+    LongestLengths,
+    Way,
+    check_merging,
+    make_settings,
+    merged,
+    on_cpu,
+    plan_answering,
+)
 from library.llm.merging import merge_adapter
 from library.llm.prompts import build_messages, load_asked_prompt
 from library.llm.sharding import find_sharding
 from library.pages.cards import read_model_facts, render_card, shipped_statement, shipped_table
-from library.params import EvaluateParams, load_params
+from library.params import EvaluateParams, Params, load_model_file, load_params
 from library.paths import (
     ADAPTER_DIR,
     BASE_DIR,
@@ -84,12 +95,28 @@ def check_needed() -> None:
             )
 
 
+def check_memory(params: Params, rows: Sequence[FormattedRow]) -> int:
+    """Log what merging and asking need; tokens of a batch when what is merged is asked.
+
+    Raises InputError where either does not fit, with what would.
+    """
+    settings = make_settings(load_model_file(params.model), params.sft, pick_device().type)
+    check_merging(BASE_DIR, settings.adapter)
+    limit = params.format.max_new_tokens
+    longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in rows)
+    settings, lengths = merged(settings), LongestLengths(longest, limit)
+    ways = []
+    if settings.device_type == "cuda":
+        ways.append([Way("CUDA_VISIBLE_DEVICES= in the environment", on_cpu(settings), lengths)])
+    return plan_answering(BASE_DIR, settings, lengths, ways)
+
+
 def ask_merged(
-    folder: Path, rows: Sequence[FormattedRow], max_new_tokens: int
+    folder: Path, rows: Sequence[FormattedRow], max_new_tokens: int, batching: Batching
 ) -> tuple[list[Prediction], Computation]:
     """What the model in `folder` answers to the test rows, and what computed it."""
     model = load_merged(folder)
-    answers = answer_rows(model, load_tokenizer(folder), rows, max_new_tokens)
+    answers = answer_rows(model, load_tokenizer(folder), rows, max_new_tokens, batching)
     return answers, describe_computation(model)
 
 
@@ -132,13 +159,16 @@ def main() -> None:
     }
     adapter = read_predictions(predictions_path("sft"), rows)
     facts = read_model_facts(params)
+    tokens = check_memory(params, rows)
     MERGED_DIR.parent.mkdir(parents=True, exist_ok=True)
     for left in MERGED_DIR.parent.glob("tmp-merged-*"):  # by one that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
         merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
-        records, shipped_on = ask_merged(folder, rows, params.format.max_new_tokens)
+        gc.collect()  # what is asked needs the memory of what was merged
+        limit, batching = params.format.max_new_tokens, Batching(tokens)
+        records, shipped_on = ask_merged(folder, rows, limit, batching)
         merged = {record["id"]: record for record in records}
         shipped = compare_shipped(rows, contexts, adapter, merged, params.evaluate)
         passages = ["The first passage.", "The second passage."]

@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,14 +10,15 @@ from conftest import edit_yaml, make_rows
 
 from commands import ask
 from library.errors import InputError
-from library.files import read_jsonl
+from library.files import read_json, read_jsonl
 from library.llm.answering import answer_rows
 from library.llm.chat_template import hash_ids, load_tokenizer
 from library.llm.loading import load_merged, load_model
+from library.llm.manifest import find_model_folder
 from library.llm.merging import merge_adapter
 from library.llm.prompts import load_prompt
 from library.params import load_params
-from library.paths import BASE_DIR
+from library.paths import BASE_DIR, MANIFEST_PATH
 from stages import base, clean, format, sft
 
 
@@ -188,3 +191,32 @@ def test_what_can_not_be_asked_is_an_error_with_its_name_and_a_remedy(
     needs_model = "adapter" not in message and "--model" not in arguments
     with pytest.raises(InputError, match=message):
         run(monkeypatch, *arguments, *(["--base"] if needs_model else []))
+
+
+@pytest.mark.parametrize("options", [["--base"], ["--model", "folder"], []])
+def test_what_does_not_fit_is_refused_with_what_would_before_anything_is_loaded(
+    project, monkeypatch, caplog, options
+):
+    base.main()
+    shutil.copytree(find_model_folder(read_json(MANIFEST_PATH)["source"]), "folder")
+    monkeypatch.setattr(ask, "check_artifacts", lambda *_: None)  # no adapter is loaded either
+    for load in ("load_model", "load_merged"):
+        monkeypatch.setattr(ask, load, lambda *_: pytest.fail("a model was loaded"))
+    asked = ["Of what material is the valve that was described?", "--max-new-tokens", "2048"]
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
+    nothing = "nothing that changes one thing would fit: neither a shorter prompt nor another model"
+    with pytest.raises(InputError, match=nothing):
+        run(monkeypatch, *asked, *options)
+    caplog.set_level("INFO")
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "64")
+    with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
+        run(monkeypatch, *asked, *options)
+    (said,) = [line for line in caplog.messages if "tokens at a time need" in line]
+    needed = float(re.search(r"need (\d+) MiB", said)[1])
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", str(needed / 1024))
+    with pytest.raises(InputError) as error:
+        run(monkeypatch, *asked, *options)
+    first, head, *ways = str(error.value).splitlines()
+    assert re.match(r"answering a prompt of \d+ tokens needs \d+ MiB \(weights ", first)
+    assert head == "what would fit:"
+    assert any(re.match(r"  --max-new-tokens \d+: \d+ MiB ", way) for way in ways)

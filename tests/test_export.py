@@ -19,9 +19,13 @@ from library.files import hash_adapter, read_jsonl, write_json
 from library.llm.answering import answer_rows
 from library.llm.chat_template import load_tokenizer, prompt_ids
 from library.llm.loading import load_merged
+from library.llm.memory.formula import Adapter, predict_merging
+from library.llm.memory.measuring import SPARE
+from library.llm.memory.planning import read_sizes
 from library.pages.cards import ModelFacts, render_card, shipped_statement
 from library.params import load_params
-from library.paths import ADAPTER_DIR, MERGED_DIR
+from library.paths import ADAPTER_DIR, BASE_DIR, MERGED_DIR
+from library.units import GIB
 from library.verdict.metrics import score_row
 from stages import base, clean, evaluate, format, others, predict, review, sft, zeroshot
 
@@ -61,6 +65,13 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
     for stage in (base, clean, format, zeroshot, sft, predict, others, review, evaluate):
         stage.main()
     write_json(MERGED_DIR / "stale.json", {})
+    with monkeypatch.context() as limited:  # nothing is begun that does not fit
+        limited.setenv("MEMORY_LIMIT_GIB", "0.0001")
+        limited.setattr(export, "merge_adapter", None)
+        with pytest.raises(InputError, match="merging the adapter into its base"):
+            export.main()
+    assert [path.name for path in MERGED_DIR.iterdir()] == ["stale.json"]
+    assert {path.name for path in MERGED_DIR.parent.iterdir()} == {"base", "adapter", "merged"}
     capsys.readouterr()
     export.main()
     printed = capsys.readouterr().out
@@ -308,3 +319,15 @@ def test_what_can_not_run_in_one_process_is_said_before_the_merge(project, monke
         InputError, match="FSDP=full_shard in the environment: there is one process"
     ):
         export.main()
+
+
+def test_what_can_be_merged_and_not_be_asked_is_refused_before_the_merge(project, monkeypatch):
+    base.main()
+    params, tokens = load_params(), 4000
+    row = {"tokens": tokens, "prompt_tokens": tokens - params.format.max_new_tokens}
+    merging = predict_merging(read_sizes(BASE_DIR, Adapter(16, "all-linear"))).peak
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", str((merging + 10**5) / GIB / (1 - SPARE)))
+    with pytest.raises(InputError, match=f"answering a prompt of {row['prompt_tokens']} tokens"):
+        export.check_memory(params, [row])
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "8")
+    assert export.check_memory(params, [row]) == 8192

@@ -19,15 +19,27 @@ from library.llm.memory.formula import (
     ComputeSettings,
     measure_sizes,
     predict_answering,
+    predict_merging,
     predict_training,
 )
-from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, free_bytes, measure_peak
+from library.llm.memory.measuring import (
+    CONTEXT_BYTES,
+    SPARE,
+    free_beside,
+    free_bytes,
+    measure_peak,
+)
 from library.llm.memory.misfit import ShorterLength
 from library.llm.memory.planning import (
     LongestLengths,
+    Way,
     batch_size_choices,
+    check_merging,
     lengths_below,
     load_sizes,
+    merged,
+    offloaded_ways,
+    on_cpu,
     plan_answering,
     plan_training,
     shorter_lengths,
@@ -377,6 +389,89 @@ def test_batches_that_are_answered_fit_too(ready, monkeypatch, caplog):
     assert caplog.messages == [
         "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
     ]
+
+
+def test_what_would_fit_in_place_of_a_prompt_is_said_with_its_memory(ready, monkeypatch):
+    longest = LongestLengths(4096, 350)
+    values = load_model_file("qwen2.5-1.5b-instruct").config.model_dump(exclude_none=True)
+    config = AutoConfig.for_model(**values)
+    (BASE_DIR / "config.json").write_text(config.to_json_string())
+    needed = predict_answering(measure_sizes(config, ALL), CUDA, 1, 3746, 350).peak
+    limit_to(monkeypatch, needed - 10**7)
+    lengths = [LongestLengths(length, 350) for length in (4000, 2000, 1000)]
+    ways = [
+        offloaded_ways(CUDA, longest),
+        [Way(f"a row of {each.length}", CUDA, each) for each in lengths],
+        [Way("the same", CUDA, longest)],
+    ]
+    with pytest.raises(InputError) as error:
+        plan_answering(BASE_DIR, CUDA, longest, ways, instead="{} in its place")
+    said, head, *lines = str(error.value).splitlines()
+    assert said.startswith("answering a prompt of 3746 tokens needs 1.68 GiB (weights 1.06")
+    assert head == "what would fit:"
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "FSDP=offload in the environment",
+        "a row of 4000",
+        *(f"{name} in its place" for name in ("llama-3.2-1b-instruct", "gemma-3-1b-it")),
+        "qwen3-0.6b in its place",
+    ]
+    limit_to(monkeypatch, 10**6)
+    with pytest.raises(InputError, match="would fit: neither a shorter prompt nor another model"):
+        plan_answering(BASE_DIR, CUDA, longest)
+
+
+def test_one_prompt_is_not_planned_as_a_batch(ready, monkeypatch, caplog):
+    setting = ComputeSettings("nf4", False, ALL, torch.float32, "cpu")
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    alone = predict_answering(sizes, setting, 1, 400, 100)
+    limit_to(monkeypatch, alone.peak + 10)
+    monkeypatch.setenv("TOKENS_PER_BATCH", "4000")
+    caplog.set_level("INFO")
+    assert plan_answering(BASE_DIR, setting, LongestLengths(500, 100), most_tokens=500) == 500
+    (said,) = caplog.messages
+    assert said.startswith(f"500 tokens at a time need {alone}, ")
+
+
+def test_what_is_merged_is_asked_whole_and_on_a_cpu_where_a_card_is_too_small(ready, monkeypatch):
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    whole = merged(replace(CUDA, held_share=0.0, gathered_layers=1.25))
+    assert (whole.quantization, whole.held_share, whole.adapter.r) == ("none", 1.0, 0)
+    needed = predict_answering(replace(sizes, lora=0), whole, 1, 400, 100)
+    assert needed.weights == 2 * (sizes.linear + sizes.other)
+    assert needed.adapter == 0
+    monkeypatch.setattr(planning, "measure_free", lambda _: needed.peak - 1)
+    longest = LongestLengths(500, 100)
+    way = Way("CUDA_VISIBLE_DEVICES= in the environment", on_cpu(whole), longest)
+    on_a_cpu = predict_answering(replace(sizes, lora=0), on_cpu(whole), 1, 400, 100)
+    with pytest.raises(InputError, match="\n  CUDA_VISIBLE_DEVICES= in the environment: ") as error:
+        plan_answering(BASE_DIR, whole, longest, [[way]])
+    assert str(on_a_cpu) in str(error.value)
+
+
+def test_merging_takes_the_computers_memory_which_a_cards_limit_is_not_for(ready, monkeypatch):
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    needed = predict_merging(sizes)
+    assert needed.weights == 4 * (sizes.linear + sizes.other)
+    limit_to(monkeypatch, needed.peak + 10)
+    check_merging(BASE_DIR, ALL)
+    limit_to(monkeypatch, needed.peak - 10**5)
+    with pytest.raises(InputError) as error:
+        check_merging(BASE_DIR, ALL)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("merging the adapter into its base, in float32 in the computer's")
+    assert f"needs {needed}; " in lines[0]
+    assert lines[1:] == [
+        "nothing that changes one thing would fit: no smaller model",
+        "the adapter can be asked as it is: python -m commands.ask",
+    ]
+    assert free_beside(torch.device("cuda", 0)) > GIB // 10
+    # of a larger base, the models that would do
+    values = load_model_file("qwen2.5-1.5b-instruct").config.model_dump(exclude_none=True)
+    (BASE_DIR / "config.json").write_text(AutoConfig.for_model(**values).to_json_string())
+    limit_to(monkeypatch, 3 * GIB)
+    with pytest.raises(InputError, match=r"what would fit:\n  model=qwen3-0\.6b: 2\.") as error:
+        check_merging(BASE_DIR, ALL)
+    assert "qwen2.5-1.5b" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "²"])

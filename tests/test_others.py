@@ -1,6 +1,7 @@
 """Systems beside zero-shot and fine-tuned: the base with examples, and other models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from conftest import edit_yaml, link_model
 
 from library.errors import InputError
 from library.files import read_json, read_jsonl
+from library.llm import session, trial
 from library.llm.chat_template import load_tokenizer, prompt_ids
 from library.llm.examples import choose_examples, few_shot_rows
 from library.llm.prompts import load_prompt
@@ -135,6 +137,27 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     )
     with pytest.raises(InputError, match=r"rival\.jsonl: not as rival wrote it; run `dvc repro`"):
         evaluate.main()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"evaluate__rivals": ["rival"]}, "evaluate.rivals: rival: answering a prompt of "),
+        ({"evaluate__few_shot": 1}, "evaluate.few_shot: answering a prompt of "),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_loaded(
+    formatted, tiny_dir, monkeypatch, asked, said
+):
+    shutil.copytree("models/local", "models/rival")
+    link_model(tiny_dir, Path("models/rival"))
+    edit_yaml("params.yaml", **asked)
+    for module in (session, trial):
+        monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
+    with pytest.raises(InputError, match=f"^{said}"):
+        others.main()
+    assert not Path("data/predictions/others").exists()
 
 
 def test_by_default_there_are_none(project):

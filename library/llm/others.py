@@ -29,7 +29,7 @@ from library.llm.manifest import find_model_folder
 from library.llm.preparing import prepare_base
 from library.llm.processes import start_processes
 from library.llm.prompts import load_asked_prompt
-from library.llm.session import AnsweringSession, open_session
+from library.llm.session import AnsweringSession, open_session, plan_rows
 from library.llm.thinking import CLOSING, answer_after_thoughts
 from library.params import Params, list_others, load_model_file
 from library.paths import (
@@ -58,18 +58,26 @@ def ask_others(params: Params) -> None:
     # what can be refused is refused before anything is asked
     thinking = _load_thinking_tokenizer(params) if params.evaluate.thinking_tokens else None
     examples: dict[str, float] = {}
+    with_examples: list[FormattedRow] = []
     if params.evaluate.few_shot:
-        rows, examples = _few_shot(test, params)
-        _ask(FEW_SHOT, params.model, BASE_DIR, rows)
-    if thinking is not None:
-        _ask_thinking(test, thinking, params)
+        with_examples, examples = _few_shot(test, params)
+        _check_memory("evaluate.few_shot", params.model, BASE_DIR, with_examples, params)
+    rivals: dict[str, list[FormattedRow]] = {}
+    thoughtful = [] if thinking is None else _rows_for_thoughts(test, thinking, params)
     for name in params.evaluate.rivals:
         base_dir = RIVALS_DIR / name
         if state.is_main_process:
             prepare_base(name, base_dir, params.sft)
         state.wait_for_everyone()
-        rows = _rows_in_tokens(test, load_tokenizer(base_dir), base_dir, f"evaluate.rivals: {name}")
-        _ask(name, name, base_dir, rows)
+        title = f"evaluate.rivals: {name}"
+        rivals[name] = _rows_in_tokens(test, load_tokenizer(base_dir), base_dir, title)
+        _check_memory(title, name, base_dir, rivals[name], params, instead="{} in its place")
+    if with_examples:
+        _ask(FEW_SHOT, params.model, BASE_DIR, with_examples)
+    if thinking is not None:
+        _ask_thinking(thoughtful, thinking, params)
+    for name, rows in rivals.items():
+        _ask(name, name, RIVALS_DIR / name, rows)
     if state.is_main_process:
         systems = list_others(params.evaluate)
         write_json(
@@ -82,20 +90,44 @@ def _ask(system: str, model: str, base_dir: Path, rows: Sequence[FormattedRow]) 
     _close(session, system, session.answer("test", system))
 
 
+def _check_memory(
+    title: str,
+    model: str,
+    base_dir: Path,
+    rows: Sequence[FormattedRow],
+    params: Params,
+    thinking_tokens: int = 0,
+    instead: str = "model={}",
+) -> None:
+    """Raise InputError, beginning with `title`, where the longest row is too much for memory."""
+    try:
+        plan_rows(base_dir, load_model_file(model), params, rows, thinking_tokens, instead)
+    except InputError as error:
+        raise InputError(f"{title}: {error}") from error
+
+
 def _load_thinking_tokenizer(params: Params) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(find_model_folder(read_json(MANIFEST_PATH)["source"]))
     adapt_template(tokenizer, load_model_file(params.model).chat_template_kwargs, thinking=True)
     return tokenizer
 
 
-def _ask_thinking(
+def _rows_for_thoughts(
     test: Sequence[FormattedRow], tokenizer: PreTrainedTokenizerBase, params: Params
-) -> None:
+) -> list[FormattedRow]:
     count = params.evaluate.thinking_tokens
     name = "evaluate.thinking_tokens"
     rows = _rows_in_tokens(
         test, tokenizer, BASE_DIR, name, count + CLOSING + params.format.max_new_tokens
     )
+    _check_memory(name, params.model, BASE_DIR, rows, params, thinking_tokens=count)
+    return rows
+
+
+def _ask_thinking(
+    rows: Sequence[FormattedRow], tokenizer: PreTrainedTokenizerBase, params: Params
+) -> None:
+    count = params.evaluate.thinking_tokens
     session = _open(rows={"test": rows}, thinking_tokens=count)
     answers = answer_after_thoughts(
         *(session.model, tokenizer, rows, count, session.max_new_tokens),

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -22,9 +23,16 @@ from library.llm.checkpoints import checkpoint_dir
 from library.llm.devices import describe_computation, describe_device, pick_device
 from library.llm.loading import load_model
 from library.llm.memory.measuring import peak_bytes
-from library.llm.memory.planning import LongestLengths, make_settings, plan_answering
+from library.llm.memory.planning import (
+    LongestLengths,
+    Way,
+    lengths_below,
+    make_settings,
+    offloaded_ways,
+    plan_answering,
+)
 from library.llm.processes import start_processes
-from library.params import load_model_file, load_params
+from library.params import AnyModel, Params, load_model_file, load_params
 from library.paths import (
     BASE_DIR,
     COSTS_PATH,
@@ -120,6 +128,38 @@ class AnsweringSession:
         self.state.wait_for_everyone()
 
 
+def plan_rows(
+    base_dir: Path,
+    model_file: AnyModel,
+    params: Params,
+    rows: Sequence[FormattedRow],
+    thinking_tokens: int = 0,
+    instead: str = "model={}",
+) -> tuple[int, int]:
+    """Tokens of the longest row, its answer and thoughts included, and of a batch.
+
+    Raises InputError where one row does not fit into memory, with what would; another model is said
+    as `instead`.
+    """
+    limit = thinking_tokens + params.format.max_new_tokens
+    longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in rows)
+    settings = make_settings(model_file, params.sft, pick_device().type)
+    least = max(row["question_tokens"] for row in rows) + params.format.max_new_tokens
+    # a rival's tokens may be more than those that format counted
+    ratio = max(1.0, (longest - thinking_tokens) / params.format.max_length)
+
+    def shorter() -> Iterator[Way]:
+        for length in lengths_below(params.format.max_length, least):
+            lengths = LongestLengths(
+                min(longest, thinking_tokens + math.ceil(length * ratio)), limit
+            )
+            yield Way(f"format.max_length={length}", settings, lengths)
+
+    lengths = LongestLengths(longest, limit)
+    ways = [offloaded_ways(settings, lengths), shorter()]
+    return longest, plan_answering(base_dir, settings, lengths, ways, instead=instead)
+
+
 def open_session(
     stage: str,
     adapter_dir: Path | None = None,
@@ -154,9 +194,7 @@ def open_session(
         [limit, model_file.model_dump(), describe_device(), asked],
     )
     every = [row for asked_rows in rows.values() for row in asked_rows]
-    longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in every)
-    settings = make_settings(model_file, params.sft, pick_device().type)
-    tokens = plan_answering(base_dir, settings, LongestLengths(longest, limit))
+    longest, tokens = plan_rows(base_dir, model_file, params, every, thinking_tokens)
     return AnsweringSession(
         state=state,
         model=load_model(base_dir, model_file.quantization, adapter_dir),

@@ -110,9 +110,8 @@ class MemoryEstimate:
             "attention": self.attention,
         }
         parts["a layer" if self.layer >= self.head else "the head"] = max(self.layer, self.head)
-        return (
-            f"{gib(self.peak)} ({', '.join(f'{name} {gib(size)}' for name, size in parts.items())})"
-        )
+        said = [f"{name} {gib(size)}" for name, size in parts.items() if size]
+        return f"{gib(self.peak)} ({', '.join(said)})"
 
 
 @dataclass(frozen=True)
@@ -244,3 +243,14 @@ def predict_answering(
     return MemoryEstimate(
         _weights(sizes, setting), 4 * sizes.lora, cache, attention, int(layer), head
     )
+
+
+def predict_merging(sizes: Sizes) -> MemoryEstimate:
+    """Bytes of the computer's memory for adding an adapter to a base model in float32: the weights,
+    the adapter, and three copies of what is added to one linear layer.
+
+    A process grew by 3% more, with Qwen2 models of 137 and 331 million parameters.
+    """
+    weights = 4 * (sizes.linear + sizes.other)
+    layer = 3 * 4 * sizes.hidden * sizes.intermediate
+    return MemoryEstimate(weights, 4 * sizes.lora, 0, 0, layer, 0)

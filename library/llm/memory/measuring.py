@@ -56,6 +56,16 @@ def free_bytes(device: torch.device) -> int:
     return int(free)
 
 
+def free_beside(device: torch.device) -> int:
+    """Bytes that are free in the computer's memory for what is done there, whatever the device.
+
+    MEMORY_LIMIT_GIB is for the device: beside a card the computer's memory has no limit.
+    """
+    if device.type == "cpu":
+        return free_bytes(device)
+    return int(psutil.virtual_memory().available)
+
+
 def fits(prediction: MemoryEstimate, free: float) -> bool:
     """Whether a prediction leaves a little of what is free."""
     return prediction.peak <= free * (1 - SPARE)

@@ -58,27 +58,41 @@ def describe_alternative(alternative: Alternative) -> str:
     return f"{alternative.change}{leaves}: {alternative.predicted}"
 
 
-def describe_training_misfit(misfit: Misfit) -> Iterator[str]:
-    """Lines: what training needs and what is free, then each change of one thing that would fit."""
-    yield (
-        f"sft: rows of {misfit.length} tokens, {misfit.rows} at a time, need {misfit.predicted}; "
-        f"{describe_free_memory(misfit.free, misfit.device_type)}"
-    )
+def describe_alternatives(misfit: Misfit, nothing: str) -> Iterator[str]:
+    """Lines: each change of one thing that would fit; or `nothing`, what was tried in vain."""
     if not misfit.alternatives:
-        yield (
-            "nothing that changes one thing would fit: neither length nor rank nor another model"
-        )
+        yield f"nothing that changes one thing would fit: {nothing}"
         return
     yield "what would fit:"
     for alternative in misfit.alternatives:
         yield f"  {describe_alternative(alternative)}"
 
 
-def describe_answering_misfit(misfit: Misfit, prompt: int) -> str:
-    """What answering one prompt of so many tokens needs, what is free, and what to change."""
-    changes = "".join(f", or set {other.change}" for other in misfit.alternatives)
-    return (
-        f"answering a prompt of {prompt} tokens needs {misfit.predicted}, "
-        f"{describe_free_memory(misfit.free, misfit.device_type)}; lower format.max_length, or "
-        f"choose a smaller model{changes}"
+def describe_training_misfit(misfit: Misfit) -> Iterator[str]:
+    """Lines: what training needs and what is free, then each change of one thing that would fit."""
+    yield (
+        f"sft: rows of {misfit.length} tokens, {misfit.rows} at a time, need {misfit.predicted}; "
+        f"{describe_free_memory(misfit.free, misfit.device_type)}"
     )
+    yield from describe_alternatives(misfit, "neither length nor rank nor another model")
+
+
+def describe_answering_misfit(misfit: Misfit, prompt: int) -> Iterator[str]:
+    """Lines: what answering one prompt of so many tokens needs and what is free, then each change
+    of one thing that would fit.
+    """
+    yield (
+        f"answering a prompt of {prompt} tokens needs {misfit.predicted}; "
+        f"{describe_free_memory(misfit.free, misfit.device_type)}"
+    )
+    yield from describe_alternatives(misfit, "neither a shorter prompt nor another model")
+
+
+def describe_merging_misfit(misfit: Misfit) -> Iterator[str]:
+    """Lines: what merging needs and what is free, then each model that would fit."""
+    yield (
+        f"merging the adapter into its base, in float32 in the computer's memory, needs "
+        f"{misfit.predicted}; {describe_free_memory(misfit.free, misfit.device_type)}"
+    )
+    yield from describe_alternatives(misfit, "no smaller model")
+    yield "the adapter can be asked as it is: python -m commands.ask"

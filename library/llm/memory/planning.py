@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,14 +20,16 @@ from library.llm.memory.formula import (
     Sizes,
     measure_sizes,
     predict_answering,
+    predict_merging,
     predict_training,
 )
-from library.llm.memory.measuring import fits, measure_free
+from library.llm.memory.measuring import fits, free_beside, free_bytes, measure_free
 from library.llm.memory.misfit import (
     Alternative,
     Misfit,
     ShorterLength,
     describe_answering_misfit,
+    describe_merging_misfit,
     describe_training_misfit,
 )
 from library.llm.processes import processes
@@ -318,25 +321,69 @@ def _smaller_models(sizes: Sizes, adapter: Adapter) -> list[tuple[str, HubModel,
     return sorted(smaller, key=lambda entry: -(entry[2].linear + entry[2].other))
 
 
-def plan_answering(config_dir: Path, settings: ComputeSettings, longest: LongestLengths) -> int:
-    """Tokens of a batch when answering, padding included.
+@dataclass(frozen=True)
+class Way:
+    """Another way to ask, as a user chooses it: how it computes, how long prompts then are, and
+    where config.json lies if it is another model's.
+    """
+
+    change: str
+    settings: ComputeSettings
+    longest: LongestLengths
+    config_dir: Path | None = None
+
+
+def offloaded_ways(settings: ComputeSettings, longest: LongestLengths) -> list[Way]:
+    """Asking with the layers' frozen weights in the computer's memory, where that saves any."""
+    if not can_offload(settings):
+        return []
+    return [Way("FSDP=offload in the environment", offload(settings), longest)]
+
+
+def unadapted(settings: ComputeSettings) -> ComputeSettings:
+    """The same without an adapter."""
+    return replace(settings, adapter=Adapter(0, "all-linear"))
+
+
+def merged(settings: ComputeSettings) -> ComputeSettings:
+    """How `load_merged` loads a model on the same device: whole, neither quantized nor adapted."""
+    whole = replace(settings, held_share=1.0, gathered_layers=0.0)
+    return replace(unadapted(whole), quantization="none")
+
+
+def on_cpu(settings: ComputeSettings) -> ComputeSettings:
+    """The same on the CPU, in its type."""
+    return replace(settings, device_type="cpu", dtype=torch.float32)
+
+
+def plan_answering(
+    config_dir: Path,
+    settings: ComputeSettings,
+    longest: LongestLengths,
+    ways: Sequence[Iterable[Way]] = (),
+    most_tokens: int = sys.maxsize,
+    instead: str = "model={}",
+) -> int:
+    """Tokens of a batch when answering, padding included, `most_tokens` at most.
 
     TOKENS_PER_BATCH in the environment, or what is predicted to fit. Raises InputError where one
-    row is too much; what the environment says is not refused, and warned of.
+    row is too much, with what would fit: the first of each of `ways`, and smaller models, a name
+    said as `instead`. What the environment says is not refused, and warned of.
     """
     sizes = read_sizes(config_dir, settings.adapter)
     free = measure_free(pick_device())
     prompt, new = longest.length - longest.answer, longest.answer
 
-    def need(tokens: int, settings: ComputeSettings = settings) -> MemoryEstimate:
+    def need(tokens: int) -> MemoryEstimate:
         rows = max(1, tokens // longest.length)
         return predict_answering(sizes, settings, rows, prompt, new)
 
     wanted = read_count("TOKENS_PER_BATCH")
     if wanted is not None:
-        tokens = wanted
+        tokens = min(wanted, most_tokens)
     else:
-        tokens = MOST_TOKENS_ON_CPU if settings.device_type == "cpu" else MOST_TOKENS
+        most = MOST_TOKENS_ON_CPU if settings.device_type == "cpu" else MOST_TOKENS
+        tokens = min(most, most_tokens)
         while tokens > longest.length and not fits(need(tokens), free):
             tokens //= 2
     predicted = need(tokens)
@@ -344,15 +391,68 @@ def plan_answering(config_dir: Path, settings: ComputeSettings, longest: Longest
     if fits(predicted, free):
         return tokens
     if wanted is None:
-        offloaded = need(1, offload(settings)) if can_offload(settings) else None
-        alternatives = (
-            [Alternative("FSDP=offload in the environment", offloaded)]
-            if offloaded is not None and fits(offloaded, free)
-            else []
-        )
+        alternatives = [
+            *_fitting_ways(config_dir, settings.device_type, ways, free),
+            *_fitting_models(sizes, settings, longest, free, instead),
+        ]
         misfit = Misfit(longest.length, 1, predicted, free, settings.device_type, alternatives)
-        raise InputError(describe_answering_misfit(misfit, prompt))
+        raise InputError("\n".join(describe_answering_misfit(misfit, prompt)))
     log.warning(
         "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
     )
     return tokens
+
+
+def _predict_row(
+    sizes: Sizes, settings: ComputeSettings, longest: LongestLengths
+) -> MemoryEstimate:
+    new = longest.answer
+    return predict_answering(sizes, settings, 1, longest.length - new, new)
+
+
+def _fitting_ways(
+    config_dir: Path, device_type: str, ways: Sequence[Iterable[Way]], free: int
+) -> Iterator[Alternative]:
+    for kind in ways:
+        for way in kind:
+            same = way.settings.device_type == device_type
+            room = free if same else free_bytes(torch.device(way.settings.device_type))
+            sizes = read_sizes(way.config_dir or config_dir, way.settings.adapter)
+            predicted = _predict_row(sizes, way.settings, way.longest)
+            if fits(predicted, room):
+                yield Alternative(way.change, predicted)
+                break
+
+
+def _fitting_models(
+    sizes: Sizes, settings: ComputeSettings, longest: LongestLengths, free: int, instead: str
+) -> list[Alternative]:
+    fitting = []
+    for name, model_file, other in _smaller_models(sizes, settings.adapter):
+        # what is merged is not quantized, whichever model it is of
+        kept = settings.adapter.r == 0 and settings.quantization == "none"
+        changed = replace(settings, quantization="none" if kept else model_file.quantization)
+        if fits(predicted := _predict_row(other, changed, longest), free):
+            fitting.append(Alternative(instead.format(name), predicted))
+    return fitting[:MODELS_OFFERED]
+
+
+def check_merging(config_dir: Path, adapter: Adapter) -> None:
+    """Log what merging needs of the computer's memory.
+
+    Raises InputError where there is less, with the models that would fit.
+    """
+    sizes = read_sizes(config_dir, adapter)
+    free = free_beside(pick_device())
+    predicted = predict_merging(sizes)
+    log.info("merging needs %s, %s are free", predicted, gib(free))
+    if fits(predicted, free):
+        return
+    needs = [
+        Alternative(f"model={name}", predict_merging(other))
+        for name, _, other in _smaller_models(sizes, adapter)
+    ]
+    fitting = [other for other in needs if fits(other.predicted, free)][:MODELS_OFFERED]
+    raise InputError(
+        "\n".join(describe_merging_misfit(Misfit(0, 0, predicted, free, "cpu", fitting)))
+    )
