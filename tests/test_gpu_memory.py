@@ -8,19 +8,29 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from conftest import ROOT
 
 from benchmarks.gpu_memory import (
     FITS,
+    LENGTHS,
+    MODELS,
     OUT_OF_MEMORY,
+    SEARCH_STEP,
+    TRAINED,
     Case,
+    find_measured,
     key,
     main,
     next_case,
+    predict,
+    predict_longest,
+    read_records,
     run_case,
     search_bounds,
     table,
 )
 from library.llm.memory.measuring import ran_out_of_memory
+from library.units import GIB
 
 SMALL, LARGE = "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct"
 CASE = Case("training", SMALL, 2048, "none")
@@ -113,6 +123,29 @@ def test_a_failed_case_is_tried_again_in_the_next_run_only():
     first = next_case([SMALL], [2048], True, failed, set())
     assert first == Case("original", SMALL, 2048, "none")
     assert next_case([SMALL], [2048], True, failed, {first}) != first
+
+
+def recorded():
+    return read_records(ROOT / "benchmarks/gpu_memory.json")
+
+
+def test_the_readmes_table_says_what_the_records_and_the_formula_say():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (first,) = [n for n, line in enumerate(lines) if "longest row under 3.45 GiB" in line]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[first + 2 :]]
+    records = recorded()
+    for index, name in enumerate(MODELS):
+        (title, *predicted), (_, *measured) = rows[2 * index : 2 * index + 2]
+        assert title.lower().removesuffix(": predicted").replace(" ", "-") + "-instruct" == name
+        cases = [Case("training", name, tokens, "none") for tokens in LENGTHS]
+        taken = [find_measured(records, case).get("measured_bytes") for case in cases]
+        assert measured[:4] == ["open" if size is None else f"{size / GIB:.2f}" for size in taken]
+        assert predicted[:4] == [f"{predict(case).peak / GIB:.2f}" for case in cases]
+        longest = [predict_longest(name, what) for what in TRAINED]
+        assert predicted[4] == "{} ({})".format(*(f"{n:,}" if n else "none" for n in longest))
+        bounds = [search_bounds(name, records, what) for what in TRAINED]
+        found = [f"{low:,}" if high - low <= SEARCH_STEP else "open" for low, high in bounds]
+        assert measured[4] == "{} ({})".format(*found)
 
 
 @pytest.mark.parametrize(
