@@ -36,7 +36,12 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from library.llm.memory.formula import (
     SCORING_HEAD_BYTES,
@@ -195,23 +200,22 @@ def build_model(
     dtype: torch.dtype,
     storage: torch.dtype = torch.uint8,
 ) -> PreTrainedModel:
-    """A Qwen2 model of random weights, quantized on its way to the device one tensor at a time, as
+    """A model of random weights, quantized on its way to the device one tensor at a time, as
     library.llm.loading does.
 
     What is quantized is a view into one short run of random numbers, so that a large model takes
     little of the host's memory.
     """
     from bitsandbytes.nn import Linear4bit
-    from transformers import BitsAndBytesConfig, GenerationConfig, Qwen2ForCausalLM
+    from transformers import BitsAndBytesConfig, GenerationConfig
     from transformers.integrations import sdpa_attention
 
     if lacks_bfloat16(device):  # or they would compute all scores at once
         sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        shapes = {
-            name: tensor.shape for name, tensor in Qwen2ForCausalLM(config).state_dict().items()
-        }
+        shapes = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
     shift = 17  # a row of a matrix begins so many numbers after the row above it
@@ -233,7 +237,7 @@ def build_model(
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=storage,
     )
-    model: PreTrainedModel = Qwen2ForCausalLM.from_pretrained(
+    model: PreTrainedModel = kind.from_pretrained(
         None,
         config=config,
         state_dict=weights,

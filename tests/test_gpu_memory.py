@@ -13,6 +13,7 @@ from conftest import ROOT
 from benchmarks.gpu_memory import (
     FITS,
     LENGTHS,
+    LIMIT_GIB,
     MODELS,
     OUT_OF_MEMORY,
     SEARCH_STEP,
@@ -29,7 +30,7 @@ from benchmarks.gpu_memory import (
     search_bounds,
     table,
 )
-from library.llm.memory.measuring import ran_out_of_memory
+from library.llm.memory.measuring import CONTEXT_BYTES, fits, ran_out_of_memory
 from library.units import GIB
 
 SMALL, LARGE = "qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct"
@@ -146,6 +147,18 @@ def test_the_readmes_table_says_what_the_records_and_the_formula_say():
         bounds = [search_bounds(name, records, what) for what in TRAINED]
         found = [f"{low:,}" if high - low <= SEARCH_STEP else "open" for low, high in bounds]
         assert measured[4] == "{} ({})".format(*found)
+
+
+def test_predictions_are_near_what_a_card_took_and_promise_no_row_that_it_refused():
+    for entry in recorded():
+        case = key(entry)
+        if (predicted := predict(case)) is None:
+            continue
+        if entry["outcome"] == FITS:
+            least = 0.99 if case.what == "training" else 0.98
+            assert least < predicted.peak / entry["measured_bytes"] < 1.05, case
+        else:
+            assert not fits(predicted, LIMIT_GIB * GIB - CONTEXT_BYTES), case
 
 
 @pytest.mark.parametrize(

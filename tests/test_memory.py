@@ -88,15 +88,32 @@ def test_the_prediction_is_the_formula_worked_by_hand(half_billion):
     assert one.adapter == 8_798_208 * 16
     assert one.activations == 2048 * 2 * 24 * 896
     # and one weight of the feed-forward layers, put back into 16 bits
-    assert one.layer == int(2048 * 2 * (16 * 896 + 6.7 * 4864 + 2 * 128) + 896 * 4864 * 2)
+    assert one.layer == int(2048 * 2 * (8.8 * 896 + 6.1 * 4864 + 3 * 128) + 896 * 4864 * 2)
     assert one.head == 350 * 32768 * 2 + 350 * 896 * 6
     assert one.attention == 0
-    assert one.peak == one.weights + one.adapter + one.activations + one.layer
+    assert one.workspace == 8_519_680
+    assert one.peak == one.weights + one.adapter + one.activations + one.layer + one.workspace
+    assert one.scattered == int(0.1 * (one.activations + one.layer))
+    assert one.needed == one.peak + one.scattered
     two = predict_training(half_billion, CUDA, 2, 2048, 350)
     assert two.attention == 2 * 2048**2 * 3
     asked = predict_answering(half_billion, CUDA, 1, 2000, 48)
     assert asked.activations == 2048 * 2 * 2 * 24 * 128
     assert asked.attention == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "normed"),
+    [
+        ("qwen2.5-0.5b-instruct", 14 * 64, 0),
+        ("llama-3.2-1b-instruct", 32 * 64, 0),
+        ("qwen3-0.6b", 16 * 128, 16 * 128 + 8 * 128),  # each head's queries and keys
+        ("gemma-3-1b-it", 4 * 256, 4 * 256 + 256 + 2 * 1152),  # and what the blocks give
+    ],
+)
+def test_what_a_layer_normalizes_beside_its_inputs_is_counted(name, query, normed):
+    sizes = load_sizes(load_model_file(name, ROOT / "models"), ALL)
+    assert (sizes.query, sizes.normed) == (query, normed)
 
 
 def test_a_step_takes_what_was_predicted(project, tiny_dir):
@@ -222,13 +239,13 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
             **load_model_file("qwen2.5-1.5b-instruct").config.model_dump(exclude_none=True)
         ).to_json_string()
     )
-    limit_to(monkeypatch, predict_training(sizes, setting, 1, 4096, 350).peak - 10**7)
+    limit_to(monkeypatch, predict_training(sizes, setting, 1, 4096, 350).needed - 10**7)
     shorter = [ShorterLength(length, length) for length in lengths_below(4096, 350)]
     with pytest.raises(InputError) as error:
         plan_training(BASE_DIR, setting, ready.sft, LongestLengths(4096, 350, shorter))
     lines = str(error.value).splitlines()
     assert lines[0].startswith(
-        "sft: rows of 4096 tokens, 1 at a time, need 2.34 GiB (weights 1.06 GiB, adapter 0.28 GiB"
+        "sft: rows of 4096 tokens, 1 at a time, need 2.32 GiB (weights 1.06 GiB, adapter 0.28 GiB"
     )
     assert lines[1] == "what would fit:"
     ways = [line.split(":")[0].strip() for line in lines[2:]]
@@ -319,7 +336,7 @@ def test_a_model_without_quantization_is_told_of_it(ready, monkeypatch):
     values = load_model_file("qwen2.5-0.5b-instruct").config.model_dump(exclude_none=True)
     config = AutoConfig.for_model(**values)
     (BASE_DIR / "config.json").write_text(config.to_json_string())
-    needed = predict_training(measure_sizes(config, ALL), setting, 1, 500, 100).peak
+    needed = predict_training(measure_sizes(config, ALL), setting, 1, 500, 100).needed
     limit_to(monkeypatch, needed - 10**7)
     with pytest.raises(InputError, match="quantization: nf4 in the model's file"):
         plan_training(BASE_DIR, setting, ready.sft, LongestLengths(500, 100))
@@ -407,7 +424,7 @@ def test_what_would_fit_in_place_of_a_prompt_is_said_with_its_memory(ready, monk
     with pytest.raises(InputError) as error:
         plan_answering(BASE_DIR, CUDA, longest, ways, instead="{} in its place")
     said, head, *lines = str(error.value).splitlines()
-    assert said.startswith("answering a prompt of 3746 tokens needs 1.68 GiB (weights 1.06")
+    assert said.startswith("answering a prompt of 3746 tokens needs 1.69 GiB (weights 1.06")
     assert head == "what would fit:"
     assert [line.split(":")[0].strip() for line in lines] == [
         "FSDP=offload in the environment",

@@ -237,7 +237,7 @@ def check_memory() -> Iterator[Finding]:
         return
     rows, predicted = found
     text = (
-        f"{params.model}, rows of {length} tokens, {rows} at a time: {gib(predicted.peak)} "
+        f"{params.model}, rows of {length} tokens, {rows} at a time: {gib(predicted.needed)} "
         "predicted"
     )
     yield Finding("ok", "memory", f"{text}, {gib(free)} free on {device.type}")

@@ -1,10 +1,19 @@
 """How much memory a model needs, predicted from its config alone.
 
-Predictions count tensors, in bytes. Their coefficients were fitted to the peaks of Qwen2 layers of
-different widths on a CPU, in bfloat16 under autocast and in float32; benchmarks/memory_fit.py does
-it again, and checks them on other shapes.
+Predictions count tensors, in bytes. Their coefficients were fitted to the peaks of Qwen2, Llama,
+Qwen 3 and Gemma 3 layers of different widths on a CPU, in bfloat16 under autocast and in float32;
+benchmarks/memory_fit.py does it again, and checks them on other shapes.
+
+On CUDA training takes less for each token, since PEFT sees autocast there alone: on a CPU it copies
+what an adapter reads into float32 (`torch.is_autocast_enabled()` in peft.tuners.lora.bnb asks about
+CUDA). Let it see autocast on a CPU, and the fit falls from 16 to 8.3 for the hidden and query width
+together and from 6.7 to 5.8 for the intermediate. 23 measurements on an H100, 1,024 to 19,200
+tokens of Qwen2.5 0.5B to 7B (benchmarks/gpu_memory.json), ask for 8.8 and 6.1, and are then
+predicted to between -0.9% and +1.0%, where the CPU's coefficients gave +0.5% to +12%. Without
+checkpoints nothing was measured on a card: the CPU's coefficients stand there, likely too high.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,22 +37,33 @@ PLAIN_HEAD_ROWS = 256
 SCORE_BYTES, KEPT_SCORE_BYTES = 17, 8
 SCORING_HEAD_BYTES = 2**26  # logits at a time when given answers are scored
 
+# cuBLAS's, which PyTorch counts among tensors; on Hopper it is 32 MiB, unless
+# CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8 asks for this
+WORKSPACE_BYTES = 8_519_680
+
+# Of a training step's tensors, what lies unused between them on CUDA, beside the 5% of all that is
+# kept free. Under a limit of 3.45 GiB an H100 took rows of 19,200 tokens (0.5B), 6,656 (1.5B) and
+# 1,792 (3B) and none that was 256 longer: memory was full with 7% to 10% of it between tensors
+# where most was activations, with 1% where most was weights.
+SCATTERED = 0.1
+
 # Per token and per element of the width: tensors alive in the backward pass of one layer, tensors
 # that a layer keeps where nothing is recomputed, and those alive in one layer's forward pass
 # without gradients. Keyed by the bytes of the computing type.
 BACKWARD = {
-    2: {"hidden": 16, "intermediate": 6.7, "key_value": 2},
-    4: {"hidden": 5.3, "intermediate": 5.9, "key_value": 2},
+    2: {"hidden": 14.1, "query": 1.9, "intermediate": 6.7, "key_value": 2, "normed": 2.3},
+    4: {"hidden": 2.9, "query": 2.4, "intermediate": 5.9, "key_value": 2, "normed": 1},
 }
+CUDA_BACKWARD = {"hidden": 6.3, "query": 2.5, "intermediate": 6.1, "key_value": 3, "normed": 1.8}
 
 KEPT = {
-    2: {"hidden": 11.6, "intermediate": 4.3, "key_value": 2.1},
-    4: {"hidden": 5.4, "intermediate": 4.3, "key_value": 2.1},
+    2: {"hidden": 7.6, "query": 5, "intermediate": 4.2, "key_value": 3.7, "normed": 1.4},
+    4: {"hidden": 5.3, "query": 2.1, "intermediate": 3.8, "key_value": 2.8, "normed": 1},
 }
 
 FORWARD = {
-    2: {"hidden": 6, "intermediate": 6, "key_value": 0},
-    4: {"hidden": 4, "intermediate": 4, "key_value": 0},
+    2: {"hidden": 5.8, "query": 0.2, "intermediate": 6, "key_value": 0.2, "normed": 0},
+    4: {"hidden": 3.6, "query": 0.4, "intermediate": 4, "key_value": 0.6, "normed": 0.4},
 }
 
 
@@ -78,6 +98,11 @@ class ComputeSettings:
         """Bytes of a number in the computing type."""
         return self.dtype.itemsize
 
+    @property
+    def workspace(self) -> int:
+        """Bytes of the libraries' own that PyTorch counts among tensors."""
+        return WORKSPACE_BYTES if self.device_type == "cuda" else 0
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -90,6 +115,13 @@ class MemoryEstimate:
     attention: int
     layer: int
     head: int
+    workspace: int = 0
+    scattered: int = 0  # unused between tensors of different sizes: in no tensor, nor in the peak
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free."""
+        return self.peak + self.scattered
 
     @property
     def peak(self) -> int:
@@ -100,6 +132,7 @@ class MemoryEstimate:
             + self.activations
             + self.attention
             + max(self.layer, self.head)
+            + self.workspace
         )
 
     def __str__(self) -> str:
@@ -109,9 +142,11 @@ class MemoryEstimate:
             "activations": self.activations,
             "attention": self.attention,
         }
+        parts["workspace"] = self.workspace
         parts["a layer" if self.layer >= self.head else "the head"] = max(self.layer, self.head)
+        parts["between tensors"] = self.scattered
         said = [f"{name} {gib(size)}" for name, size in parts.items() if size]
-        return f"{gib(self.peak)} ({', '.join(said)})"
+        return f"{gib(self.needed)} ({', '.join(said)})"
 
 
 @dataclass(frozen=True)
@@ -125,7 +160,11 @@ class Sizes:
     layers: int
     hidden: int
     intermediate: int
+    query: int
     key_value: int
+    # what is normalized in a layer beside its two inputs: queries and keys in Qwen 3, outputs in
+    # Gemma 3
+    normed: int = 0
     eager_heads: int = 0  # heads whose scores are written out, where PyTorch's attention can't be
 
     def per_token(self, coefficients: Mapping[str, float]) -> float:
@@ -135,6 +174,16 @@ class Sizes:
 
 def _is_named(name: str, targets: Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
+def _count_normed(model: torch.nn.Module, hidden: int, query: int, key_value: int) -> int:
+    norms = {
+        match[1]
+        for name, _ in model.named_modules()
+        if (match := re.search(r"[.]0[.](?:.+[.])?(\w*norm\w*)$", name))
+    }
+    widths = {"q": query, "k": key_value}
+    return max(0, sum(widths.get(name.split("_")[0], hidden) for name in norms) - 2 * hidden)
 
 
 def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
@@ -167,6 +216,8 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
     quantized = sum(module.weight.numel() for module in linear.values())
     text = config.get_text_config()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    query = head_size * text.num_attention_heads
+    key_value = head_size * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     return Sizes(
         linear=quantized,
         other=sum(parameter.numel() for parameter in model.parameters()) - quantized,
@@ -175,8 +226,9 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=text.intermediate_size,
-        key_value=head_size
-        * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+        query=query,
+        key_value=key_value,
+        normed=_count_normed(model, text.hidden_size, query, key_value),
         eager_heads=0 if model._supports_sdpa else text.num_attention_heads,
     )
 
@@ -197,7 +249,8 @@ def predict_training(
     """
     tokens, size = rows * length, setting.size
     # while a layer's gradient passes through a 4-bit weight, that is there in the computing type
-    layer = tokens * size * sizes.per_token(BACKWARD[size])
+    backward = CUDA_BACKWARD if setting.device_type == "cuda" else BACKWARD[size]
+    layer = tokens * size * sizes.per_token(backward)
     layer += (setting.quantization == "nf4") * sizes.hidden * sizes.intermediate * size
     if setting.gradient_checkpointing:
         activations, masks = tokens * size * sizes.layers * sizes.hidden, 1
@@ -222,7 +275,18 @@ def predict_training(
     attention += rows * sizes.eager_heads * length**2 * (SCORE_BYTES + kept)
     adapter = (20 if setting.ddp else 16) * sizes.lora
     return MemoryEstimate(
-        _weights(sizes, setting), adapter, activations, attention, int(layer), head
+        _weights(sizes, setting),
+        adapter,
+        activations,
+        attention,
+        int(layer),
+        head,
+        setting.workspace,
+        int(
+            (setting.device_type == "cuda")
+            * SCATTERED
+            * (activations + attention + max(layer, head))
+        ),
     )
 
 
@@ -241,7 +305,13 @@ def predict_answering(
         8 * logits, (size + 8) * rows * sizes.vocabulary
     )
     return MemoryEstimate(
-        _weights(sizes, setting), 4 * sizes.lora, cache, attention, int(layer), head
+        _weights(sizes, setting),
+        4 * sizes.lora,
+        cache,
+        attention,
+        int(layer),
+        head,
+        setting.workspace,
     )
 
 

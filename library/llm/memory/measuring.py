@@ -17,7 +17,8 @@ from library.llm.processes import gather_from_all, processes
 from library.units import GIB
 
 SPARE = 0.05  # of what is free, for what lies unused between tensors
-CONTEXT_BYTES = 450_000_000  # of CUDA itself and cuBLAS's workspace: 0.3 to 0.5 GB
+# of CUDA itself and cuBLAS's workspace: 0.3 to 0.5 GB on small cards, 0.69 on an H100
+CONTEXT_BYTES = 450_000_000
 
 
 def memory_limit() -> int | None:
@@ -68,7 +69,7 @@ def free_beside(device: torch.device) -> int:
 
 def fits(prediction: MemoryEstimate, free: float) -> bool:
     """Whether a prediction leaves a little of what is free."""
-    return prediction.peak <= free * (1 - SPARE)
+    return prediction.needed <= free * (1 - SPARE)
 
 
 def count_ooms(device: torch.device) -> int:
