@@ -20,7 +20,7 @@ from library.embed.training import (
     build_trainer,
     check_trainable,
     history_csv,
-    longest_text,
+    longest_texts,
     make_evaluator,
     make_pairs,
     prove_memory,
@@ -67,9 +67,9 @@ def main() -> None:
     )
     pairs = make_pairs(rows.splits["train"], cut)
     asked = make_pairs(rows.splits["validation"], cut)
-    longest = longest_text(encoder, pairs, asked)
-    evaluator = make_evaluator(asked, plan_encoding(model, folder, longest))
-    choices = plan_step(model, folder, embed, longest)
+    longest = longest_texts(encoder, asked)
+    evaluator = make_evaluator(asked, plan_encoding(model, folder, max(map(max, longest))))
+    choices = plan_step(model, folder, embed, longest_texts(encoder, pairs))
     trainer = build_trainer(encoder, pairs, rows.groups, evaluator, embed, model, checkpoints)
     log.info("%s", ", ".join(f"{len(made)} pairs of {kind}" for kind, made in pairs.items()))
     prove_memory(trainer, choices)

@@ -210,11 +210,9 @@ def count_tokens(encoder: Any, text: str, kind: Literal["query", "document"]) ->
 
 def count_longest(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> int:
     """Tokens of the longest text as the model sees it: no more than its longest input."""
-    longest = max(
-        *(count_tokens(encoder, text, "query") for text in dict.fromkeys(queries)),
-        *(count_tokens(encoder, text, "document") for text in dict.fromkeys(documents)),
-    )
-    return min(longest, int(encoder.max_seq_length))
+    counts = [count_tokens(encoder, text, "query") for text in dict.fromkeys(queries)]
+    counts += [count_tokens(encoder, text, "document") for text in dict.fromkeys(documents)]
+    return min(max(counts), int(encoder.max_seq_length))
 
 
 def save_encoder(encoder: Any, model: EmbeddingModel, folder: Path) -> None:

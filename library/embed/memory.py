@@ -7,7 +7,7 @@ shapes.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -206,16 +206,17 @@ def predict_encoding(
 
 
 def predict_step(
-    sizes: EncoderSizes, settings: EncoderSettings, texts: int, length: int
+    sizes: EncoderSizes, settings: EncoderSettings, texts: int, *lengths: int
 ) -> EncoderEstimate:
-    """Bytes of one training step whose gradients are those of `texts` texts of `length` tokens at a
-    time.
+    """Bytes of one training step whose gradients are those of `texts` texts at a time, of each of
+    the lengths in tokens: of questions, passages and wrong answers, where all are there together.
     """
-    tokens, size = texts * length, settings.computing_bytes
+    tokens, size = texts * sum(lengths), settings.computing_bytes
+    squares = texts * sum(length**2 for length in lengths)
     kept = tokens * sizes.per_token(KEPT[sizes.gated, size])
-    scores = texts * length**2 * size  # the mask
+    scores = squares * size  # the mask
     if settings.device_type == "cpu" and sizes.drops_scores:
-        scores += texts * length**2 * sizes.heads * SCORE_BYTES
+        scores += squares * sizes.heads * SCORE_BYTES
     kept += tokens * sizes.lora_inputs / sizes.layers * LORA_INPUT_BYTES[size]
     added = tokens * sizes.per_token(ADDED[size])
     if settings.gradient_checkpointing:
@@ -261,15 +262,20 @@ def plan_encoding(model: AnyEmbeddingModel, folder: Path | None, length: int) ->
 
 
 def plan_step(
-    model: AnyEmbeddingModel, folder: Path | None, params: EmbedParams, length: int
+    model: AnyEmbeddingModel,
+    folder: Path | None,
+    params: EmbedParams,
+    lengths: Sequence[Sequence[int]],
 ) -> list[int]:
     """How many texts to have in memory at a time in training, the largest first: those that are
     predicted to fit, of which the first that does is taken.
 
-    A batch in one piece has its questions, passages and wrong answers in memory together, three
-    texts for each row. `embed.mini_batch_size` leaves that number alone, and is warned of. Raises
-    InputError where one text at a time is too much, with what would fit and how much that takes.
+    `lengths` are, of each kind of pairs, the tokens of the longest question, right text and wrong
+    one: a batch in one piece has all of them in memory together. `embed.mini_batch_size` leaves one
+    number alone, and is warned of. Raises InputError where one text at a time is too much, with
+    what would fit and how much that takes.
     """
+    length = max(max(kind) for kind in lengths)
     device = pick_device()
     settings = make_encoder_settings(model, params.lora, device.type)
     config = read_encoder_config(model, folder)
@@ -277,8 +283,9 @@ def plan_step(
     free = measure_free(device)
 
     def need(rows: int) -> EncoderEstimate:
-        texts = 3 * rows if rows == params.batch_size else rows
-        return predict_step(sizes, settings, texts, length)
+        together = lengths if rows >= params.batch_size else [[length]]
+        steps = (predict_step(sizes, settings, rows, *kind) for kind in together)
+        return max(steps, key=lambda step: step.peak)
 
     wanted = params.mini_batch_size
     choices = batch_choices(params.batch_size) if wanted is None else [wanted]

@@ -278,14 +278,21 @@ def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
         )
 
 
-def longest_text(encoder: Any, *pairs: Mapping[str, Sequence[Mapping[str, str]]]) -> int:
-    """Tokens of the longest text of pairs, as the model sees it."""
-    rows = [pair for kinds in pairs for made in kinds.values() for pair in made]
-    return count_longest(
-        encoder,
-        [pair["query"] for pair in rows],
-        [pair[name] for pair in rows for name in ("positive", "negative") if name in pair],
-    )
+def longest_texts(
+    encoder: Any, pairs: Mapping[str, Sequence[Mapping[str, str]]]
+) -> list[list[int]]:
+    """Of each kind of pairs, tokens of the longest question, right text and, where there is one,
+    wrong text, as the model sees them.
+    """
+    lengths = []
+    for made in pairs.values():
+        kind = [count_longest(encoder, [pair["query"] for pair in made], [])]
+        for name in ("positive", "negative"):
+            texts = [pair[name] for pair in made if name in pair]
+            if texts:
+                kind.append(count_longest(encoder, [], texts))
+        lengths.append(kind)
+    return lengths
 
 
 def add_adapter(encoder: Any, lora: LoraParams) -> None:
