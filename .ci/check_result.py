@@ -1,4 +1,4 @@
-"""Fail where the default run no longer shows what the README says of it."""
+"""Fail where the default run no longer shows what docs/results.md says of it."""
 
 import json
 import re

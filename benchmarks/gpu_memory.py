@@ -14,7 +14,7 @@ its own and is written down as it ends: a second call goes on where the first wa
 
 Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and psutil, a C compiler
 for Triton, and of this repository library/ alone, without its commands. Writes
-benchmarks/gpu_memory.json; `--table` prints the README's tables from it.
+benchmarks/gpu_memory.json; `--table` prints the table of docs/memory.md from it.
 """
 
 import argparse
@@ -793,7 +793,7 @@ def show(record: Mapping[str, Any], name: str) -> str:
 def table(
     records: Sequence[Mapping[str, Any]], models: Sequence[str], lengths: Sequence[int]
 ) -> str:
-    """The README's tables, a set for each card.
+    """The tables of docs/memory.md, a set for each card.
 
     What has no record is "not measured"; predictions are made anew.
 

@@ -1,4 +1,5 @@
-"""Every command that README.md prints is run, in its order, or stands here with the reason why not.
+"""Every command that README.md and docs/ print is run, in their order, or stands here with the
+reason why not. Their links lead somewhere, and the memory they print is the one predicted.
 
 The project that they are run in is small, but a real one: the repository's own files in a git and
 DVC repository, with few rows and the tiny model of the tests. Slow: `pytest -m slow`, as .ci/run
@@ -16,10 +17,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHARES, edit_yaml, find_split_seed, link_model, make_rows
 
+from commands.memory import table
+from library.llm.memory.measuring import CONTEXT_BYTES
+from library.units import GIB
+
 NOT_RUN = {
     "git clone REPOSITORY && cd REPOSITORY": "the folder that this test makes is the clone",
-    "make test": "this is it",
-    "source .venv/bin/activate": "the environment that runs this test is active already",
     'LAUNCHER="torchrun --nproc-per-node 4" dvc repro': "four processes: tests/test_processes.py "
     "starts two",
     "make embed": "tests/test_embed.py runs its stages, and .ci/run this command",
@@ -29,26 +32,35 @@ NOT_RUN = {
 }
 NOT_RUN_PARTS = {
     "model=qwen2.5": "downloads a model",
+    "commands.fetch owner/name": "downloads rows; tests/test_fetch.py reads a folder",
     "rivals=[qwen2.5": "so does this",
     "embed.model=e5": "and this",
     "embed.model=bge-m3": "and this; tests/test_embed_memory.py trains a tiny one of the kind",
-    "format.retriever=tuned": "trains MiniLM first; tests/test_retrieving.py, a tiny model",
+    "format.retriever=tuned": "trains MiniLM first; tests/test_retrieving.py has a tiny one",
     "thinking_tokens=": "the embedded model can't think; tests/test_thinking.py asks one that can",
     "git clone URL": "tests/test_remote.py restores everything in a second clone",
     "git clone . ../gpu1": "a worker for another GPU, in the background",
 }
 
 
+def pages():
+    """README.md, then the pages of docs/ in the order of their navigation."""
+    index = ROOT / "docs/index.md"
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", index.read_text(encoding="utf-8"))
+    return [ROOT / "README.md", index, *(ROOT / "docs" / name for name in listed)]
+
+
 def commands():
-    """The lines of README's shell blocks, comments left out and continued lines joined."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The lines of shell blocks, each once, comments left out and continued lines joined."""
     found = []
-    for block in re.findall(r"^```sh\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            command = re.sub(r"\s+#\s.*$", "", line).strip()
-            if command and not command.startswith("#"):
-                found.append(re.sub(r"\s+", " ", command))
-    return found
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.sub(r"\s+#\s.*$", "", line).strip()
+                if command and not command.startswith("#"):
+                    found.append(re.sub(r"\s+", " ", command))
+    return list(dict.fromkeys(found))
 
 
 def test_what_is_not_run_is_still_printed():
@@ -56,6 +68,49 @@ def test_what_is_not_run_is_still_printed():
     assert set(NOT_RUN) <= set(printed)
     assert all(any(part in command for command in printed) for part in NOT_RUN_PARTS)
     assert len(printed) - len(NOT_RUN) > 20
+
+
+def test_every_page_is_in_the_navigation_and_the_front_page_is_short():
+    assert sorted(pages()) == sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(readme) <= 150
+    for page in pages():
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+            table = line.startswith("|") and page.name != "README.md"
+            assert len(line) <= 110 or table, f"{page}:{number}: {len(line)} characters"
+
+
+def heading_anchors(page):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*pages(), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        linked = page.parent / path if path else page
+        assert "://" in target or linked.is_file(), target
+        assert not anchor or anchor in heading_anchors(linked), target
+
+
+def test_the_printed_memory_is_the_predicted_one():
+    lengths = (1024, 2048, 4096, 6144)
+    limit = int(4 * GIB) - CONTEXT_BYTES
+    predicted = [line.split(" | ") for line in table("cuda", 1, lengths, [1], limit)]
+    cells = {row[0].removeprefix("| "): row[2:6] for row in predicted}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `([\w.-]+)` \| (.* GiB.*) \|$", readme, flags=re.MULTILINE)
+    assert len(shown) > 5
+    for model, row in shown:
+        assert row.split(" | ") == cells[model], model
+    memory = (ROOT / "docs/memory.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| (.*) (\S+): predicted \| (.*) \|$", memory, flags=re.MULTILINE)
+    assert len(shown) == 4
+    for family, size, row in shown:
+        known = cells[f"{family.lower()}-{size.lower()}-instruct"]
+        assert row.split(" | ")[:4] == [cell.split(" GiB")[0] for cell in known], (family, size)
 
 
 @pytest.fixture
@@ -86,7 +141,8 @@ def clone(tmp_path, monkeypatch, tiny_dir):
     Path("data/raw").mkdir()
     Path("data/raw/small.json").write_text(json.dumps(make_rows(24)))
     Path("context.txt").write_text(make_rows(24)[0]["anchor"])
-    # its links are committed, so that experiments in a queue have them; `local` is left to README
+    # its links are committed, so that experiments in a queue have them; `local` is left to
+    # docs/models.md
     Path("models/small").mkdir()
     shutil.copy("models/local/model.yaml", "models/small")
     link_model(tiny_dir, "models/small")
