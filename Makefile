@@ -4,9 +4,11 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size sweep pr-report new base-model environment \
+.PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size sweep \
+	pr-report new docs base-model environment \
 	space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
@@ -63,6 +65,10 @@ export DIR
 new: folder-named environment  ## a project of its own for other data, without our results: make new DIR=../mine
 	@python -m commands.new "$$DIR"
 
+# The site opens without a server or a network: site/index.html.
+docs: $(DOCS_READY)  ## docs/ as a site in site/, every link checked
+	@sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs site
+
 # About 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
 base-model: environment  ## the embedded model, trained anew
 	@python -m standin.pretrain models/tiny/recipe.yaml models/tiny
@@ -83,3 +89,7 @@ $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
 	@touch $(READY)
+
+$(DOCS_READY): $(READY)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[docs]'
+	@touch $(DOCS_READY)
