@@ -2,8 +2,8 @@
 found here.
 
 `make new DIR=../mine`. What is copied is the commit, not the working tree, so that the commit named
-in the new README says it all. Left out are results, their log, votes, recorded measurements and
-where this project's outputs are kept.
+in the new README says it all. Left out are results, their log, votes, recorded measurements,
+the pages about them, and where this project's outputs are kept.
 """
 
 import argparse
@@ -32,11 +32,15 @@ EXAMPLE_ROWS = 60
 OURS = (
     ".ci/check_result.py",
     ".dvc/*",
+    ".github/ISSUE_TEMPLATE/*",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "LOG.md",
     "README.md",
     "benchmarks/*.json",
     "data/raw/*",
     "data/votes/*.json",
+    "docs/*",
     "dvc.lock",
     "embedding/dvc.lock",
     "metrics/*",
@@ -48,7 +52,8 @@ OURS = (
 README = """\
 # Does fine-tuning a small model help on these rows?
 
-Begun from the commit `{commit}` of the pipeline{origin}; its README says how everything works.
+Begun from the commit `{commit}` of the pipeline{origin}; its README and
+`docs/` say how everything works.
 
 ```sh
 make repro    # builds .venv, then from {data_path} to reports/report.html
@@ -111,17 +116,21 @@ def find_origin(source: Path) -> str:
     return f" at {re.sub(r'//[^@/]*@', '//', url)}"
 
 
+def is_ours(member: tarfile.TarInfo) -> bool:
+    """Whether a file belongs to this project alone: by its path, or as a link to a file of this
+    computer, such as a model's weights.
+    """
+    elsewhere = member.issym() and Path(member.linkname).is_absolute()
+    return elsewhere or any(fnmatch(member.name, name) for name in OURS)
+
+
 def copy_commit(source: Path, target: Path) -> None:
     """Unpack the files of the commit that is checked out, but those that are ours alone."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "commit.tar"
         read_git("archive", "--format=tar", f"--output={path}", "HEAD", folder=source)
         with tarfile.open(path) as archive:
-            members = [
-                member
-                for member in archive
-                if not member.isdir() and not any(fnmatch(member.name, name) for name in OURS)
-            ]
+            members = [member for member in archive if not member.isdir() and not is_ours(member)]
             # which Python has from 3.11.4 on
             archive.extraction_filter = getattr(tarfile, "data_filter", None)
             archive.extractall(target, members=members)
