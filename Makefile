@@ -8,8 +8,7 @@ DOCS_READY := $(VENV)/.ready-docs
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size sweep \
-	pr-report new docs base-model environment \
-	space-named folder-named
+	pr-report new docs base-model environment space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
 	@dvc repro
@@ -46,14 +45,14 @@ export: environment  ## the fine-tuned model as one folder for transformers, art
 compare: environment  ## a line for each experiment, and which differences are larger than their noise
 	@python -m commands.compare
 
-# Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
-export SPACE
 learning-curve: environment  ## would more rows help? Smaller shares of them, as experiments
 	@python -m commands.learning_curve
 
 sample-size: environment  ## how many test rows would show a difference: make sample-size DIFFERENCE=0.02
 	@python -m commands.sample_size $$DIFFERENCE
 
+# Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
+export SPACE
 sweep: space-named environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
 	@python -m commands.sweep "$$SPACE" $(if $(FINISH),--finish)
 

@@ -28,6 +28,7 @@ NOT_RUN = {
     "make embed": "tests/test_embed.py runs its stages, and .ci/run this command",
     "make sweep SPACE=sweeps/learning_rate.yaml": "twelve trials: tests/test_sweep.py runs a "
     "smaller study",
+    "make learning-curve": "three trainings: tests/test_learning_curve.py has smaller ones",
     "dvc exp push --no-cache origin": "belongs to the second clone of the line before",
 }
 NOT_RUN_PARTS = {
