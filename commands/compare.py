@@ -58,7 +58,10 @@ class Difference:
 
 def changed_params(runs: Sequence[Run]) -> list[str]:
     """The parameters in which the runs differ."""
-    names = dict.fromkeys(name for run in runs for name in run.params)
+    # format.retriever says it in one column
+    names = dict.fromkeys(
+        name for run in runs for name in run.params if not name.startswith("retrievers/")
+    )
     return [name for name in names if len({str(run.params.get(name)) for run in runs}) > 1]
 
 

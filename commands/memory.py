@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from library.embed.encoder import find_folder
 from library.embed.memory import (
     EXAMPLE_LORA,
     MOST_TEXTS,
@@ -21,6 +22,7 @@ from library.embedding_models import (
     trains_whole,
 )
 from library.entry import run_main
+from library.errors import InputError
 from library.llm.devices import pick_device
 from library.llm.memory.formula import predict_answering, predict_training
 from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, fits, free_bytes, memory_limit
@@ -71,27 +73,42 @@ def table(
 
 def embedding_table(device_type: str, free: int | None) -> Iterator[str]:
     """The same for embedding models, of `make embed`: training as `embed.lora` says, or with an
-    adapter where it says null and all weights can't be trained; and encoding.
+    adapter where it says null and all weights can't be trained, or names layers that a model lacks;
+    and encoding.
     """
     params = load_params().embed
     head = [f"{texts} x {length}" for texts in (1, params.batch_size) for length in TEXT_LENGTHS]
-    yield f"| embedding model | trained | {' | '.join(head)} | encoding {MOST_TEXTS} x 512 |"
+    yield f"| embedding model | trained | {' | '.join(head)} | encoding {MOST_TEXTS} |"
     yield f"|---|---|{'--:|' * (len(head) + 1)}"
     for name in list_embedding_models():
         model = load_embedding_model_file(name)
+        folder = None
         if not isinstance(model, HubEmbeddingModel):
-            continue
+            try:
+                folder = find_folder(model)
+            except InputError as error:
+                yield f"| {name} | | {'| ' * len(head)}{error} |"
+                continue
         lora = params.lora or (None if trains_whole(model) else EXAMPLE_LORA)
         settings = make_encoder_settings(model, lora, device_type)
-        sizes = measure_encoder(read_encoder_config(model, None), lora)
+        config = read_encoder_config(model, folder)
+        try:
+            sizes = measure_encoder(config, lora)
+        except InputError:  # of another architecture
+            lora = EXAMPLE_LORA
+            sizes = measure_encoder(config, lora)
         cells = [
-            predict_step(sizes, settings, texts, min(length, model.max_length))
+            predict_step(sizes, settings, texts, length) if length <= model.max_length else None
             for texts in (1, params.batch_size)
             for length in TEXT_LENGTHS
         ]
-        cells.append(predict_encoding(sizes, settings, MOST_TEXTS, min(512, model.max_length)))
+        most = min(TEXT_LENGTHS[-1], model.max_length)
+        cells.append(predict_encoding(sizes, settings, MOST_TEXTS, most))
         marked = [
-            gib(cell.peak) + ("" if free is None or cell.fits(free) else " ✗") for cell in cells
+            "–"
+            if cell is None
+            else gib(cell.peak) + ("" if free is None or cell.fits(free) else " ✗")
+            for cell in cells
         ]
         how = "all weights" if lora is None else f"adapter, r={lora.r}"
         yield f"| {name} | {how} | {' | '.join(marked)} |"
@@ -136,7 +153,8 @@ def main() -> None:
     elif limit is not None:
         free = max(0, limit - CONTEXT_BYTES)
     print("\n".join(table(asked.device, asked.processes, asked.lengths, asked.rows, free)))
-    print("\nEmbedding models (make embed): texts at a time x tokens of each\n")
+    print("\nEmbedding models (make embed): texts at a time x tokens of each; a row of a batch has")
+    print("two or three texts. –: longer than the model sees.\n")
     print("\n".join(embedding_table(asked.device, free)))
     sharding = find_sharding(asked.processes)
     how = "" if sharding is None else f" with FSDP={sharding}"

@@ -87,10 +87,13 @@ class StageInputs:
         names = sorted({*values, *self._values})
         changed += [name for name in names if values.get(name) != self._values.get(name)]
         if changed:
+            again, name = "dvc repro", self.stage
+            if name.startswith("embed_"):
+                again, name = "make embed", f"embedding/dvc.yaml:{name}"
             raise InputError(
                 f"{', '.join(changed)}: changed while {self.stage} ran, so that its result is of "
-                "what was there before; nothing is recorded. Run `dvc repro` again; or put it back "
-                f"as it was, and record the result: dvc commit --force {self.stage}"
+                f"what was there before; nothing is recorded. Run `{again}` again; or put it back "
+                f"as it was, and record the result: dvc commit --force {name}"
             )
 
 

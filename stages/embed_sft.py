@@ -9,7 +9,7 @@ import logging
 import shutil
 
 from library.embed.encoder import save_encoder
-from library.embed.memory import plan_encoding, plan_step
+from library.embed.memory import check_trainable, plan_encoding, plan_step
 from library.embed.opening import open_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import Texts
@@ -18,7 +18,6 @@ from library.embed.rows import read_split_rows
 from library.embed.searching import rank_rows
 from library.embed.training import (
     build_trainer,
-    check_trainable,
     history_csv,
     longest_texts,
     make_evaluator,

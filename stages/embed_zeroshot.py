@@ -8,7 +8,7 @@ hub's model that is not in the cache is downloaded.
 
 import logging
 
-from library.embed.memory import plan_encoding
+from library.embed.memory import plan_encoding, refuse_training
 from library.embed.opening import open_encoder
 from library.embed.passages import cut_context
 from library.embed.ranking import gather_texts
@@ -34,9 +34,10 @@ def main() -> None:
     if params.embed.primary != "answer" and not any(row["anchor"] for row in test):
         raise InputError(
             f"params.yaml: embed.primary: {params.embed.primary}: the test rows have no context; "
-            "set it to answer"
+            "dvc exp run embedding/dvc.yaml -S embed.primary=answer"
         )
     model = load_embedding_model_file(params.embed.model)
+    refuse_training(model, params.embed)
     encoder, folder = open_encoder(model)
     texts = gather_texts(
         test, lambda context: cut_context(encoder, context, params.embed.passage_characters)

@@ -160,7 +160,7 @@ def test_a_prompt_stands_before_the_text_and_is_pooled_with_it(small_dir):
 def test_files_that_can_not_be_used_are_refused_in_words(tmp_path, small_dir):
     values = SMALL.model_dump()
     other = LocalEmbeddingModel(path=str(small_dir), sha256="0" * 64, **values)
-    with pytest.raises(InputError, match=r"its SHA-256 is .*, not the file's own"):
+    with pytest.raises(InputError, match=r"has the SHA-256 .*, its file in .* says another"):
         find_folder(other)
     absent = PackagedEmbeddingModel(package="no-such-model", folder="no_such_model/x", **values)
     with pytest.raises(
@@ -418,7 +418,7 @@ def test_without_contexts_only_answers_are_looked_for(embedded):
     edit_yaml("params.yaml", data__columns__anchor=None, data__columns__negative=None)
     clean.main()
     with pytest.raises(
-        InputError, match=r"embed\.primary: passage: the test rows have no context; set"
+        InputError, match=r"embed\.primary: passage: the test rows have no context; dvc exp"
     ):
         embed_zeroshot.main()
     edit_yaml("params.yaml", embed__primary="answer")
@@ -458,7 +458,9 @@ def test_wrong_answers_of_one_group_alone_are_left_out_and_rows_of_one_group_ref
     pairs = {"answer": made[:2], "contrast": [made[2] | {"negative": "n"}]}
     groups = {"0": "a", "1": "b", "2": "c"}
     assert fold_small_kinds(pairs, groups) == {"answer": made}
-    with pytest.raises(InputError, match="answer: the train rows are of one group"):
+    lone = {"answer": made[:1], "contrast": [row | {"negative": "n"} for row in made[1:]]}
+    assert fold_small_kinds(lone, groups) == {"contrast": lone["contrast"]}
+    with pytest.raises(InputError, match="the train rows are of one group, and nothing tells"):
         fold_small_kinds(pairs, dict.fromkeys("012", "a"))
 
 

@@ -1,6 +1,7 @@
 """Embedding models of every architecture with tiny random weights, and the memory they take."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from library.embed.memory import (
     plan_encoding,
     predict_step,
     read_encoder_config,
+    refuse_training,
 )
 from library.embed.opening import open_encoder
 from library.embedding_models import EmbeddingModel, load_embedding_model_file
 from library.errors import InputError
 from library.files import hash_file, read_json
 from library.llm.memory.measuring import CONTEXT_BYTES, SPARE
+from library.params import load_params
 from library.paths import EMBEDDER_DIR
 from library.units import GIB
 from stages import clean, embed_evaluate, embed_sft, embed_zeroshot
@@ -170,7 +173,8 @@ def test_what_can_not_fit_is_refused_before_any_of_it_is_downloaded(monkeypatch)
         open_encoder(load_embedding_model_file("gritlm-8x7b"))
     said = str(error.value)
     assert said.startswith("embed.model: encoding a text of 64 tokens needs ")
-    assert "what would fit:\n  -S embed.model=bge-m3: 2." in said
+    assert "what would fit:\n  dvc exp run embedding/dvc.yaml -S embed.model=" in said
+    assert "embed.model=bge-m3: 2." in said
     assert "gritlm-7b" not in said
 
 
@@ -211,10 +215,11 @@ def tiny_project(tmp_path, monkeypatch, request):
 @pytest.mark.parametrize("tiny_project", OWN, indirect=True)
 def test_4_bits_with_an_adapter_and_checkpoints_go_through_all_stages(tiny_project):
     edit_yaml("models/embedding/tiny.yaml", quantization="nf4", gradient_checkpointing=True)
-    embed_zeroshot.main()
-    with pytest.raises(InputError, match=r"embed\.lora: null trains all weights, .* in 4 bits"):
-        embed_sft.main()
+    for stage in (embed_zeroshot, embed_sft):
+        with pytest.raises(InputError, match=r"embed\.lora: null trains all weights, .* in 4 bits"):
+            stage.main()
     edit_yaml("params.yaml", embed__lora=EXAMPLE_LORA.model_dump())
+    embed_zeroshot.main()
     embed_sft.main()
     embed_evaluate.main()
     config = read_json(EMBEDDER_DIR / "adapter_config.json")
@@ -304,12 +309,50 @@ def test_memory_is_listed_before_anything_is_downloaded(monkeypatch):
     rows = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in embedding_table("cuda", room)
     ]
-    assert rows[0][2:] == ["1 x 128", "1 x 512", "32 x 128", "32 x 512", "encoding 32 x 512"]
+    assert rows[0][2:] == ["1 x 128", "1 x 512", "32 x 128", "32 x 512", "encoding 32"]
     named = {row[0]: row[1:] for row in rows[2:]}
     assert named["bge-m3"][0] == "all weights"
     assert [cell.endswith("✗") for cell in named["bge-m3"][1:]] == [True, True, True, True, False]
     assert named["gritlm-7b"][0] == "adapter, r=16"
-    assert "minilm" not in named  # its files are here or not; nothing is downloaded
+    assert named["minilm"][1:] == named["all-minilm-l6-v2"][1:]
+    assert named["minilm"][2] == "–"  # it sees 256 tokens
+
+
+def test_more_tokens_than_positions_are_refused(tmp_path):
+    for kind, positions in (("bert", 512), ("xlm-roberta", 510)):
+        put_tiny(tmp_path / kind, kind)
+        load_encoder(TINY.model_copy(update={"max_length": positions}), tmp_path / kind)
+        with pytest.raises(
+            InputError, match=rf"max_length: {positions + 1} .* the model has {positions} positions"
+        ):
+            load_encoder(TINY.model_copy(update={"max_length": positions + 1}), tmp_path / kind)
+
+
+def test_a_model_that_can_not_be_trained_is_refused_before_it_is_downloaded(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "4")
+    params = load_params().embed.model_copy(update={"model": "bge-m3"})
+    with pytest.raises(InputError, match=r"embed_sft: one text of 64 tokens at a time needs 8\."):
+        refuse_training(load_embedding_model_file("bge-m3"), params)
+
+
+def test_of_steps_that_find_everything_the_last_is_kept(tiny_project, caplog):
+    """Six validation rows are all found from the first: step 1, at a rate of 0, taught nothing."""
+    edit_yaml("params.yaml", embed__eval_steps=1, embed__num_train_epochs=1.0)
+    embed_zeroshot.main()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training.InformationRetrievalEvaluator,
+            "__call__",
+            lambda self, model, *_, **__: {"validation_cosine_ndcg@10": 1.0},
+        )
+        caplog.set_level("INFO")
+        embed_sft.main()
+    best = re.search(r"best validation nDCG@10 1\.0000, at step (\d+) of (\d+)", caplog.text)
+    assert best[1] == best[2]
+    tuned = load_file(EMBEDDER_DIR / "model.safetensors")
+    untuned = load_file("weights/model.safetensors")
+    assert any(not torch.equal(part, untuned[name]) for name, part in tuned.items())
 
 
 def test_a_batch_and_its_halves():

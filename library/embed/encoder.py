@@ -33,6 +33,7 @@ from library.llm.quantizing import keep_weights_unpacked, nf4_config
 log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # no pickles, no code, no other formats
 
 
@@ -58,7 +59,9 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise InputError(
-                f"embed.model: {model.id} at {model.revision}: {describe_error(error)}"
+                f"embed.model: {model.id} at {model.revision} can't be downloaded, and is not in "
+                f"the cache: {describe_error(error)}. Without a network: -S embed.model=minilm, or "
+                "a folder of your own (path and sha256 in its file)"
             ) from error
         if model.pickle is not None:
             folder = convert_pickle(folder, model.pickle)
@@ -71,7 +74,10 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
         raise InputError(f"embed.model: {folder}: no model.safetensors; pickles are not loaded")
     found = None if isinstance(model, HubEmbeddingModel) else hash_file(weights[0])
     if found not in (None, getattr(model, "sha256", found)):
-        raise InputError(f"embed.model: {weights[0]}: its SHA-256 is {found}, not the file's own")
+        raise InputError(
+            f"embed.model: {weights[0]} has the SHA-256 {found}, its file in models/embedding/ "
+            "says another; if you replaced it on purpose, set sha256 to that"
+        )
     return folder
 
 
@@ -117,6 +123,7 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
                 config_kwargs=loading,
                 processor_kwargs=loading,
             )
+            check_length(transformer.auto_model, model.max_length)
             check_weights(transformer.auto_model, folder)
             transformer.auto_model.config.use_cache = False
             keep_weights_unpacked(transformer.auto_model)
@@ -153,6 +160,18 @@ def see_both_ways(model: PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "is_causal"):
             module.is_causal = False
+
+
+def check_length(model: PreTrainedModel, max_length: int) -> None:
+    """Raise InputError where a model has fewer positions than its file says it sees tokens."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and model.config.model_type in OFFSET_POSITIONS:
+        positions -= 2  # the first ones are kept for padding
+    if positions is not None and max_length > positions:
+        raise InputError(
+            f"embed.model: max_length: {max_length} in its file in models/embedding/, but the "
+            f"model has {positions} positions"
+        )
 
 
 def check_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -20,6 +20,7 @@ from library.embedding_models import (
     HubEmbeddingModel,
     list_embedding_models,
     load_embedding_model_file,
+    trains_whole,
 )
 from library.errors import InputError
 from library.llm.devices import pick_device
@@ -261,11 +262,31 @@ def plan_encoding(model: AnyEmbeddingModel, folder: Path | None, length: int) ->
     return texts
 
 
+def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
+    """Raise InputError where all weights are to be trained that are of 4 or 16 bits."""
+    if lora is None and not trains_whole(model):
+        kept = "4 bits" if model.quantization == "nf4" else "bfloat16"
+        raise InputError(
+            f"embed.lora: null trains all weights, and those of this model are kept in {kept}; "
+            f"train an adapter: dvc exp run embedding/dvc.yaml -S '{as_override(EXAMPLE_LORA)}'"
+        )
+
+
+def refuse_training(model: AnyEmbeddingModel, params: EmbedParams) -> None:
+    """Raise InputError where `embed_sft` can't train a model, as far as that is known before its
+    files are here.
+    """
+    check_trainable(model, params.lora)
+    if isinstance(model, HubEmbeddingModel):
+        plan_step(model, None, params, [[min(SHORTEST, model.max_length)]], said=False)
+
+
 def plan_step(
     model: AnyEmbeddingModel,
     folder: Path | None,
     params: EmbedParams,
     lengths: Sequence[Sequence[int]],
+    said: bool = True,
 ) -> list[int]:
     """How many texts to have in memory at a time in training, the largest first: those that are
     predicted to fit, of which the first that does is taken.
@@ -287,9 +308,11 @@ def plan_step(
         steps = (predict_step(sizes, settings, rows, *kind) for kind in together)
         return max(steps, key=lambda step: step.peak)
 
-    wanted = params.mini_batch_size
+    wanted = params.mini_batch_size and min(params.mini_batch_size, params.batch_size)
     choices = batch_choices(params.batch_size) if wanted is None else [wanted]
     fitting = [rows for rows in choices if need(rows).fits(free)]
+    if fitting and not said:
+        return fitting
     if fitting:
         log.info(
             "%d of a batch's %d rows at a time, of at most %d tokens, need %s; %s are free",
@@ -387,5 +410,6 @@ def _models_that_fit(
                 settings = make_encoder_settings(model, lora, device.type)
                 smaller.append((name, other, predict(other, settings)))
     smaller.sort(key=lambda entry: -(entry[1].linear + entry[1].other))
-    found = [(f"-S embed.model={name}", need) for name, _, need in smaller if need.fits(free)]
+    command = "dvc exp run embedding/dvc.yaml -S embed.model="
+    found = [(f"{command}{name}", need) for name, _, need in smaller if need.fits(free)]
     yield from found[:MODELS_OFFERED]

@@ -6,6 +6,7 @@ from typing import cast
 
 from library.corpus.groups import find_given_away, pair_rows
 from library.corpus.splitting import check_split, find_ties, make_split
+from library.errors import InputError
 from library.files import read_jsonl
 from library.params import SplitParams
 from library.paths import CLEAN_ROWS_PATH
@@ -31,7 +32,12 @@ def read_split_rows(params: SplitParams) -> GroupedRows:
     rows = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
     ties = find_ties(rows.values(), params)
     split = make_split(ties, params)
-    for fault in check_split(split, ties, params):
+    try:
+        faults = check_split(split, ties, params)
+    except InputError as error:  # its commands are the language model's
+        said = str(error).replace("dvc exp run ", "dvc exp run embedding/dvc.yaml ")
+        raise InputError(said) from error
+    for fault in faults:
         log.warning("%s (split.on_missed_shares: continue)", fault)
     by_split: dict[str, list[CleanRow]] = {name: [] for name in SPLITS}
     for key, row in rows.items():

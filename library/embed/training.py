@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
-from peft import LoraConfig
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -27,9 +28,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from library.corpus.passages import rank_passages
 from library.embed.encoder import count_longest
-from library.embed.memory import EXAMPLE_LORA, as_override
 from library.embed.rows import ask
-from library.embedding_models import EmbeddingModel, trains_whole
+from library.embedding_models import EmbeddingModel
 from library.errors import InputError
 from library.llm.devices import pick_device, pick_dtype
 from library.llm.memory.measuring import (
@@ -40,12 +40,14 @@ from library.llm.memory.measuring import (
 )
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.params import EmbedParams, LoraParams
+from library.paths import ADAPTER_WEIGHTS
 from library.records import CleanRow
 from library.units import gib
 
 log = logging.getLogger(__name__)
 
 METRIC = "eval_validation_cosine_ndcg@10"
+LATER = "validation_ndcg@10_later"  # the same; of equal ones the later step's is the better
 HISTORY = {"step": "step", "epoch": "epoch", "loss": "loss", METRIC: "ndcg_at_10"}
 
 
@@ -118,6 +120,18 @@ class NothingTwice(DefaultBatchSampler):  # type: ignore[misc]  # its types are 
         )
 
 
+class LaterOfEqual(InformationRetrievalEvaluator):  # type: ignore[misc]
+    """The evaluator with nDCG@10 once more, as LATER: few validation rows can all be found from the
+    first, and then the step that has seen least would be kept.
+    """
+
+    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The metrics by name."""
+        metrics: dict[str, float] = super().__call__(model, *args, **kwargs)
+        value = metrics[METRIC.removeprefix("eval_")]
+        return {**metrics, LATER: value + 1e-9 * max(0, kwargs.get("steps", 0))}
+
+
 class NdcgProgress(Progress):
     """One bar, and a line for each evaluation."""
 
@@ -130,6 +144,22 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     """
 
     group_of: Mapping[tuple[str, str], str]
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint; sentence-transformers' own goes on where it can't."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        """Of an adapter, that alone: 4-bit weights can't be loaded over others."""
+        model = self.model[0].auto_model
+        if not getattr(model, "_hf_peft_config_loaded", False):
+            super()._load_from_checkpoint(checkpoint_path)
+            return
+        saved = load_file(Path(checkpoint_path) / ADAPTER_WEIGHTS)
+        adapter = {name.removeprefix("base_model.model."): part for name, part in saved.items()}
+        found = set_peft_model_state_dict(model, adapter)
+        if found.unexpected_keys:
+            raise InputError(f"{checkpoint_path}: not of this adapter: {found.unexpected_keys[0]}")
 
     def measure_training_step(self) -> int:
         """The most bytes in tensors during one step on a batch of the longest texts.
@@ -188,9 +218,9 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 def fold_small_kinds(
     pairs: Mapping[str, Sequence[Mapping[str, str]]], groups: Mapping[str, str]
 ) -> dict[str, Sequence[Mapping[str, str]]]:
-    """The pairs by kind, wrong answers left out where only one group has any.
+    """The pairs by kind, without what only one group has: its texts could be told from none.
 
-    Raises InputError where all rows are of one group: nothing could be told from another.
+    A wrong answer that is left out leaves its pair. Raises InputError where nothing is left.
     """
     kinds = dict(pairs)
     contrast = kinds.get("contrast", ())
@@ -199,9 +229,17 @@ def fold_small_kinds(
         plain = [{k: v for k, v in pair.items() if k != "negative"} for pair in contrast]
         kinds["answer"] = [*kinds.get("answer", ()), *plain]
         del kinds["contrast"]
-    for kind, made in kinds.items():
-        if len({groups[pair["id"]] for pair in made}) < 2:
-            raise InputError(f"embed_sft: {kind}: the train rows are of one group; it needs two")
+    small = [kind for kind, made in kinds.items() if len({groups[pair["id"]] for pair in made}) < 2]
+    if len(small) == len(kinds):
+        raise InputError(
+            "embed_sft: the train rows are of one group, and nothing tells their texts apart; it "
+            "takes rows of other contexts and answers"
+        )
+    for kind in small:
+        log.warning(
+            "%s: %d train rows, all of one group, are not trained on", kind, len(kinds[kind])
+        )
+        del kinds[kind]
     return kinds
 
 
@@ -221,7 +259,7 @@ def make_evaluator(
             key = texts.setdefault(pair["positive"], f"text {len(texts)}")
             corpus[key] = pair["positive"]
             relevant.setdefault(pair["id"], set()).add(key)
-    return InformationRetrievalEvaluator(
+    return LaterOfEqual(
         queries=queries,
         corpus=corpus,
         relevant_docs=relevant,
@@ -266,16 +304,6 @@ def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
         f"embed_sft: out of memory with {choices[-1]} rows at a time; lower max_length in the "
         "model's file, or set embed.mini_batch_size to null"
     )
-
-
-def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
-    """Raise InputError where all weights are to be trained that are of 4 or 16 bits."""
-    if lora is None and not trains_whole(model):
-        kept = "4 bits" if model.quantization == "nf4" else "bfloat16"
-        raise InputError(
-            f"embed.lora: null trains all weights, and those of this model are kept in {kept}; "
-            f"train an adapter: dvc exp run embedding/dvc.yaml -S '{as_override(EXAMPLE_LORA)}'"
-        )
 
 
 def longest_texts(
@@ -378,7 +406,7 @@ def build_trainer(
         save_total_limit=3,
         restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
-        metric_for_best_model=METRIC,
+        metric_for_best_model=f"eval_{LATER}",
         greater_is_better=True,
         logging_steps=max(1, params.eval_steps // 2),
         report_to="none",
