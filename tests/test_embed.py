@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from test_embed_memory import TINY
 from transformers import BertConfig, BertModel
 
 from library.corpus.passages import Bm25, rank_passages
@@ -32,7 +33,6 @@ from library.embed.training import (
     make_pairs,
 )
 from library.embedding_models import (
-    EmbeddingModel,
     HubEmbeddingModel,
     LocalEmbeddingModel,
     PackagedEmbeddingModel,
@@ -66,19 +66,7 @@ PROMPTS = {
 }
 
 
-SMALL = EmbeddingModel(
-    dtype="float32",
-    quantization="none",
-    gradient_checkpointing=False,
-    is_causal=False,
-    pooling="mean",
-    include_prompt=True,
-    max_length=64,
-    query_prompt="",
-    document_prompt="",
-    learning_rate=1e-3,
-    license="MIT",
-)
+SMALL = TINY.model_copy(update={"query_prompt": ""})
 
 
 @pytest.fixture(scope="module")
