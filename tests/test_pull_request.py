@@ -314,6 +314,8 @@ def embed(answer, **changes):
     write_text(Path("artifacts/embedder/config.json"), "{}\n")
     for name in ("embed_history.csv", "embedding.html", "embedding.md", "embedding_card.md"):
         write_text(Path("reports") / name, "step\n")
+    for name in ("embedding", "tuned"):
+        write_json(Path("retrievers") / f"{name}.json", {"model": {}, "tuned": None})
     write_json(Path("metrics/embedding.json"), metrics)
     subprocess.run(
         [sys.executable, "-m", "dvc", "commit", "--force", "embedding/dvc.yaml"],
@@ -365,7 +367,7 @@ def test_an_embedding_model_has_a_section_where_the_branch_touched_it(repository
     commit("Another seed, not run", judge=False)
     comment = report(capsys)
     assert "[!CAUTION]\n> **embedding/dvc.lock is not current.** `make embed` would run" in comment
-    assert "(`embed_report`: `params.yaml: embed.seed`" in comment
+    assert "(`embed_sft`: `params.yaml: embed.seed`; `embed_report`: " in comment
     assert "**dvc.lock is not current.**" not in comment.replace("embedding/dvc.lock", "")
 
     write_text(Path("metrics/embedding.json"), '{"verdict": 1}')
