@@ -34,19 +34,24 @@ def difference(text: str) -> float:
 def table(
     scored: Sequence[ScoredRow], differences: Sequence[float], params: Params, every: int
 ) -> Iterator[str]:
-    """Lines of Markdown; `every` is how many rows the last run had in all. Raises InputError where
-    its answers don't differ in the primary metric.
+    """Lines of Markdown; `every` is how many rows the last run had in all. A single sentence where
+    no row's difference is another than the rest's.
     """
     metric, confidence = params.evaluate.primary, params.evaluate.confidence
     rows = rows_with_metric(scored, metric)
     groups = [row.group for row in rows]
     before, after = ([row.systems[system][metric] for row in rows] for system in SYSTEMS)
+    if not rows or count_groups(before, after, groups, 1.0, confidence) is None:
+        yield (
+            f"All test rows differ alike by {title(metric)}, or none has it: they do not say how "
+            "many it takes."
+        )
+        return
     yield f"| true difference in {title(metric)} | test groups | test rows | rows in all |"
     yield "|--:|--:|--:|--:|"
     for wanted in sorted(differences, reverse=True):
-        needed = count_groups(before, after, groups, wanted, confidence) if rows else None
-        if needed is None:
-            raise InputError(f"{SCORES_PATH}: no test row differs by {metric}: nothing to go by")
+        needed = count_groups(before, after, groups, wanted, confidence)
+        assert needed is not None
         test = needed * len(rows) / len(set(groups))
         yield f"| {wanted:g} | {needed:,} | {test:,.0f} | {test * every / len(rows):,.0f} |"
 
