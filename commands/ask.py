@@ -149,12 +149,13 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def check_memory(folder: Path, options: argparse.Namespace, prompt: int, limit: int) -> None:
+def check_memory(
+    folder: Path, options: argparse.Namespace, params: Params, prompt: int, limit: int
+) -> None:
     """Log what answering a prompt of so many tokens with `limit` more needs.
 
     Raises InputError where there is less memory, with what would fit.
     """
-    params = load_params()
     adapted = make_settings(load_model_file(params.model), params.sft, pick_device().type)
     settings, longest = adapted, LongestLengths(prompt + limit, limit)
     ways: list[Iterable[Way]] = []
@@ -229,7 +230,7 @@ def main() -> None:
     if options.show_passages:
         for index, passage in zip(prompt.indices, prompt.passages, strict=True):
             log.info("passage %d of %d: %s\n", index + 1, len(prompt.ranked), passage)
-    check_memory(folder, options, len(prompt.ids), limit)
+    check_memory(folder, options, params, len(prompt.ids), limit)
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         if options.model:
             model = load_merged(folder)

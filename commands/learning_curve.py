@@ -165,7 +165,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     recover_workspace()
     params = load_params()
-    here, whole = find_here(list_revisions())
+    revisions = list_revisions()
+    here, whole = find_here(revisions)
     train = read_formatted("train")
     parts = {share: take_fraction(train, share) for share in (*shares, 1.0)}
     for one, other in pairwise(parts):
@@ -177,7 +178,7 @@ def main() -> None:
     missing = [
         share
         for share in shares
-        if find_run(list_revisions(), here, {**whole.params, NAME: share}) is None
+        if find_run(revisions, here, {**whole.params, NAME: share}) is None
     ]
     if missing:
         log.info("%d of %d sizes are there already", len(shares) - len(missing), len(shares))
@@ -188,7 +189,7 @@ def main() -> None:
                     run_fraction(share)
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on")
-    revisions = list_revisions()
+        revisions = list_revisions()
     found = {share: find_run(revisions, here, {**whole.params, NAME: share}) for share in shares}
     runs = {share: run for share, run in found.items() if run is not None} | {1.0: whole}
     if len(runs) <= len(shares):

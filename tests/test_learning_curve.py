@@ -8,8 +8,7 @@ import pytest
 from conftest import EVALUATE, ROOT, copy_params, edit_yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
-from test_sweep import run, set_environment
+from test_sweep import run, run_and_commit, set_environment
 
 from commands import learning_curve
 from commands.learning_curve import Size, make_curve
@@ -175,15 +174,7 @@ def repository(tmp_path, monkeypatch):
     edit_yaml("params.yaml", evaluate__draws=1000)
     Path("stand_in.py").write_text(STAND_IN)
     Path(".gitignore").write_text("/checkpoints/\n/reports/learning_curve.html\n/fail\n")
-    stages = {
-        name: {"cmd": f"python stand_in.py {name}", **stage} for name, stage in STAGES.items()
-    }
-    YAML().dump({"stages": stages, "metrics": ["metrics/evaluation.json"]}, Path("dvc.yaml"))
-    run("git", "init", "--quiet")
-    run("dvc", "init", "--quiet")
-    run("dvc", "repro", "--quiet")
-    run("git", "add", "--all")
-    run("git", "commit", "--quiet", "--message", "All")
+    run_and_commit(STAGES)
 
 
 def count_experiments():

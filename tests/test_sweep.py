@@ -110,17 +110,20 @@ def template(tmp_path_factory):
         Path("checkpoints/runs.txt").touch()
         Path(".gitignore").write_text("/checkpoints/\n/space.yaml\n")
         Path(".dvcignore").write_text("/checkpoints/\n")
-        stages = {
-            name: {"cmd": f"python stand_in.py {name}", **stage} for name, stage in STAGES.items()
-        }
-        YAML().dump({"stages": stages, "metrics": ["metrics/evaluation.json"]}, Path("dvc.yaml"))
-        run("git", "init", "--quiet")
-        run("dvc", "init", "--quiet")
-        run("dvc", "repro", "--quiet")
-        run("git", "add", "--all")
-        run("git", "commit", "--quiet", "--message", "All")
+        run_and_commit(STAGES)
         Path("checkpoints/runs.txt").write_text("")
     return folder
+
+
+def run_and_commit(declared):
+    """Make this folder a Git and DVC repository in which the stages of stand_in.py have run."""
+    stages = {name: {"cmd": f"python stand_in.py {name}", **own} for name, own in declared.items()}
+    YAML().dump({"stages": stages, "metrics": ["metrics/evaluation.json"]}, Path("dvc.yaml"))
+    run("git", "init", "--quiet")
+    run("dvc", "init", "--quiet")
+    run("dvc", "repro", "--quiet")
+    run("git", "add", "--all")
+    run("git", "commit", "--quiet", "--message", "All")
 
 
 def set_environment(patch):
