@@ -207,6 +207,9 @@ class SftParams(Section):
 
     seed: Seed
     """The adapter's first weights and the order of the rows."""
+    seeds: list[Seed]
+    """Seeds to train and answer with, too, so that the verdict covers training; `seed` counts once
+    whether it is among them or not."""
     train_fraction: Annotated[float, Field(gt=0, le=1)]
     """The share of the train groups that is trained on; a smaller share lies within a larger."""
     num_train_epochs: Annotated[float, Field(gt=0)]
@@ -229,6 +232,17 @@ class SftParams(Section):
     """Evaluations in a row without a smaller loss that end training."""
     lora: LoraParams
     """The adapter."""
+
+    @property
+    def more_seeds(self) -> list[int]:
+        """The seeds beside `seed`, in their order."""
+        return [seed for seed in self.seeds if seed != self.seed]
+
+    @model_validator(mode="after")
+    def _names_each_seed_once(self) -> "SftParams":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each once")
+        return self
 
 
 Primary = Literal[

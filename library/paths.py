@@ -39,6 +39,7 @@ COSTS_PATH = Path("reports/costs.json")  # no stage's output: it is another each
 REVIEW_KEY_PATH = Path("reports/review_key.json")
 
 OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are
+SEEDS_PATH = PREDICTIONS_DIR / "seeds" / "seeds.json"  # which there are
 
 RANKINGS_DIR = Path("data/rankings")  # of embedding models, by system
 RANKED_TEXTS_PATH = RANKINGS_DIR / "texts.json"
@@ -57,6 +58,11 @@ def other_name(system: str) -> str:
     few-shot.
     """
     return f"others/{system}"
+
+
+def seed_name(system: str) -> str:
+    """What `predictions_path` and `answerer_path` know the model of one of `sft.seeds` by."""
+    return f"seeds/{system}"
 
 
 def model_path(name: str) -> Path:

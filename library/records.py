@@ -9,6 +9,8 @@ SPLITS = ("train", "validation", "test")
 SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it is, and tuned
 # of the other systems: the base with train rows in its prompt, and the base with thinking on
 FEW_SHOT, THINKING = "few_shot", "thinking"
+# the fine-tuned model trained again: its name is this with the seed behind it
+SEED_PREFIX = f"{SFT}@"
 BASELINES = ("no_context", "best_passage", "longer", "gold")  # that need no other model
 
 
@@ -159,6 +161,11 @@ class ThoughtfulPrediction(Prediction):
     """
 
     thoughts: str
+
+
+def seed_system(seed: int) -> str:
+    """The name of the model that was fine-tuned with one of `sft.seeds`."""
+    return f"{SEED_PREFIX}{seed}"
 
 
 def right_answers(row: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,53 @@
+"""The fine-tuned model once more for each further seed: trained, and asked the test rows."""
+
+import gc
+import logging
+import shutil
+
+import torch
+
+from library.files import write_json
+from library.formatted import read_formatted
+from library.llm.fine_tuning import fine_tune, training_dir
+from library.llm.processes import start_processes
+from library.llm.session import open_session
+from library.llm.training import save_adapter
+from library.params import Params
+from library.paths import ADAPTER_RECORD, SEEDS_PATH, seed_name
+from library.records import seed_system
+
+log = logging.getLogger(__name__)
+
+
+def repeat_with_seeds(params: Params) -> None:
+    """Train and ask with each of `sft.seeds` beside `sft.seed`, one after the other.
+
+    A seed's adapter and its answers are kept under checkpoints/: what was done before, and has not
+    changed, is not done again.
+    """
+    state = start_processes()
+    if state.is_main_process:
+        shutil.rmtree(SEEDS_PATH.parent, ignore_errors=True)
+    test = read_formatted("test")
+    for seed in params.sft.more_seeds:
+        sft = params.sft.model_copy(update={"seed": seed})
+        run = params.model_copy(update={"sft": sft})
+        kept_dir = training_dir("seeds", run)
+        adapter_dir = kept_dir / "adapter"
+        if not (adapter_dir / ADAPTER_RECORD).is_file():
+            log.info("training with seed %d", seed)
+            trainer, _ = fine_tune(run, kept_dir)
+            if state.is_main_process:
+                save_adapter(trainer.model, adapter_dir)
+                for checkpoint in kept_dir.glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
+            state.wait_for_everyone()
+            del trainer
+        gc.collect()  # the next model needs the memory of the last
+        torch.cuda.empty_cache()
+        name = seed_name(seed_system(seed))
+        session = open_session("seeds", adapter_dir, rows={"test": test})
+        session.close(name, {name: session.answer("test", seed_system(seed))})
+        del session
+    if state.is_main_process:
+        write_json(SEEDS_PATH, {"seeds": params.sft.more_seeds})

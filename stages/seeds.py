@@ -1,0 +1,30 @@
+"""Fine-tune and ask again with other seeds: would the result hold if it were trained again?
+
+`sft.seeds` names them; there are none by default. Reads artifacts/base/ and data/formatted/: train,
+validation and test.jsonl. Writes data/predictions/seeds/: seeds.json (which there are), and of each
+its answers and what gave them.
+"""
+
+import shutil
+
+from library.entry import run_main
+from library.files import write_json
+from library.params import load_params
+from library.paths import SEEDS_PATH
+
+
+def main() -> None:
+    """Train and ask with each, if there are any."""
+    params = load_params()
+    if params.sft.more_seeds:
+        # here, since loading PyTorch takes longer than all else where there is nothing to train
+        from library.llm.seeds import repeat_with_seeds
+
+        repeat_with_seeds(params)
+    else:
+        shutil.rmtree(SEEDS_PATH.parent, ignore_errors=True)
+        write_json(SEEDS_PATH, {"seeds": []})
+
+
+if __name__ == "__main__":
+    run_main(main)
