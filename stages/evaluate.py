@@ -33,6 +33,7 @@ from library.verdict.scoring import (
     read_examples,
     read_others,
     read_predictions,
+    read_seeds,
     round_numbers,
     rows_with_metric,
     score_baselines,
@@ -55,10 +56,10 @@ def main() -> None:
     contexts = {
         row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
     }
-    others = read_others(test)
+    others, again = read_others(test), read_seeds(test)
     predictions = {
         system: read_predictions(predictions_path(system), test) for system in SYSTEMS
-    } | others
+    } | {**others, **again}
     without_context = read_predictions(
         predictions_path("no_context"), test, "prompt_hash_no_context"
     )
@@ -81,7 +82,7 @@ def main() -> None:
             for scores, cosine in zip(scored, cosines, strict=True):
                 scores.systems[system]["embedding_cosine"] = cosine
 
-    metrics = judge(scored, params, list(others), read_examples())
+    metrics = judge(scored, params, list(others), read_examples(), list(again))
     metrics["several_right"] = sum(len(right) > 1 for right in references)
     metrics["wordless_references"] = sum(not any(map(tokenize, right)) for right in references)
     metrics["with_passages"] = sum(bool(row["passages"]) for row in test)
@@ -91,7 +92,7 @@ def main() -> None:
         system: read_predictions(predictions_path(f"{system}_train"), sample) for system in SYSTEMS
     }
     metrics["overfitting"] = measure_overfitting(
-        metrics,
+        scored,
         score_rows([row for row in sample if row["id"] in taught], contexts, asked),
         {
             **{system: answers[system] for system in SYSTEMS},
@@ -104,7 +105,7 @@ def main() -> None:
     metrics["contradictory"] = len(flagged)
     unflagged = [scores for scores in scored if scores.id not in flagged]
     if flagged and rows_with_metric(unflagged, params.primary):
-        metrics["unflagged"] = judge(unflagged, params)
+        metrics["unflagged"] = judge(unflagged, params, again=list(again))
 
     better = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
     by_id = {scores.id: scores for scores in scored}

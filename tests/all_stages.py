@@ -11,6 +11,7 @@ from stages import (
     profile,
     report,
     review,
+    seeds,
     sft,
     zeroshot,
 )
@@ -23,6 +24,7 @@ STAGES = [
     zeroshot,
     sft,
     predict,
+    seeds,
     others,
     review,
     evaluate,

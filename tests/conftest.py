@@ -286,6 +286,7 @@ def judged(tmp_path, monkeypatch):
             "artifacts/base/manifest.json": BASE,
             "artifacts/adapter/base.json": BASE,
             "data/predictions/others/systems.json": {"systems": []},
+            "data/predictions/seeds/seeds.json": {"seeds": []},
             "data/predictions/zeroshot_model.json": answerer
             | {
                 "adapter": None,

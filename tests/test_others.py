@@ -16,7 +16,19 @@ from library.llm.prompts import load_prompt
 from library.pages.statements import others_statements
 from library.params import load_params
 from library.paths import BASE_DIR, prompt_path
-from stages import base, clean, evaluate, format, others, predict, report, review, sft, zeroshot
+from stages import (
+    base,
+    clean,
+    evaluate,
+    format,
+    others,
+    predict,
+    report,
+    review,
+    seeds,
+    sft,
+    zeroshot,
+)
 
 
 @pytest.fixture
@@ -92,7 +104,19 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
         evaluate__rivals=["rival"],
         review__systems=["rival", "sft"],
     )
-    for stage in (base, clean, format, zeroshot, sft, predict, others, review, evaluate, report):
+    for stage in (
+        base,
+        clean,
+        format,
+        zeroshot,
+        sft,
+        predict,
+        others,
+        seeds,
+        review,
+        evaluate,
+        report,
+    ):
         stage.main()
     written = read_json(Path("data/predictions/others/systems.json"))
     assert written["systems"] == ["few_shot", "rival"]

@@ -6,7 +6,13 @@ import pytest
 from scipy.stats import bootstrap, t
 
 from library.verdict import statistics
-from library.verdict.statistics import adjust_holm, compare, count_groups, decide
+from library.verdict.statistics import (
+    adjust_holm,
+    compare,
+    compare_seeds,
+    count_groups,
+    decide,
+)
 
 BEFORE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 AFTER = [0.4, 0.1, 0.7, 0.6, 0.5, 0.9]
@@ -118,6 +124,90 @@ def test_intervals_cover_and_tests_keep_their_level_without_an_effect():
         false_alarms += decide(result, lower_is_better=False, confidence=0.95) != 0
     assert 0.90 <= covered / 300 <= 0.98
     assert false_alarms / 300 <= 0.08
+
+
+def seeds_table(of_groups, of_seeds):
+    """What each seed scores on four groups of one row, with nothing but the two effects."""
+    return [[1 + group + seed for group in of_groups] for seed in of_seeds]
+
+
+def test_the_interval_over_groups_and_seeds_by_hand():
+    table = seeds_table([-1, 0, 0, 1], [-0.3, 0, 0.3])
+    result = compare_seeds(np.zeros(4), table, list("abcd"), 500, 0.95, 1)
+    # squared errors: of groups 2/3/4, of seeds 0.18/2/3; nothing is left over
+    of_groups, of_seeds = 1 / 6, 0.03
+    half = math.sqrt(3.1824**2 * of_groups + 4.3027**2 * of_seeds)
+    assert (result.delta, result.seeds, result.groups) == (pytest.approx(1), 3, 4)
+    assert (result.low, result.high) == (
+        pytest.approx(1 - half, abs=1e-3),
+        pytest.approx(1 + half, abs=1e-3),
+    )
+    assert result.half_width == pytest.approx(half, abs=1e-3)
+    assert result.training_share == pytest.approx(of_seeds / (of_groups + of_seeds))
+    # a fourth seed leaves three quarters of the seeds' squared error, with Student's 3 for 2
+    assert result.half_width_next_seed == pytest.approx(
+        math.sqrt(3.1824**2 * (of_groups + of_seeds * 3 / 4)), abs=1e-3
+    )
+    assert result.half_width_twice_groups == pytest.approx(
+        math.sqrt(2.3646**2 * of_groups / 2 + 4.3027**2 * of_seeds), abs=1e-3
+    )
+
+
+def test_the_p_value_over_seeds_is_the_level_at_which_the_interval_ends_at_no_difference():
+    rng = np.random.default_rng(3)
+    groups = [f"{i:02}" for i in range(30)]
+    table = 0.5 + rng.normal(size=30) + np.array([[-0.1], [0], [0.15]])
+    result = compare_seeds(np.zeros(30), table, groups, 2000, 0.95, 1)
+    level = 1 - result.p
+    errors = table.mean(axis=0).var(ddof=1) / 30, table.mean(axis=1).var(ddof=1) / 3
+    half = math.sqrt(
+        sum(
+            t.ppf((1 + level) / 2, freedom) ** 2 * error
+            for freedom, error in zip((29, 2), errors, strict=True)
+        )
+    )
+    assert half == pytest.approx(result.delta, rel=1e-6)
+    assert result.p > compare(np.zeros(30), table.mean(axis=0), groups, 2000, 0.95, 1).p
+
+
+def test_seeds_that_differ_no_more_than_rows_do_leave_the_interval_of_their_mean():
+    # what a group gains under one seed it loses under another: all seeds have one mean
+    base = np.random.default_rng(2).normal(size=40)
+    wiggle = np.tile([0.2, -0.2], 20)
+    table = [base + wiggle, base - wiggle, base]
+    groups = [f"{i:02}" for i in range(40)]
+    result = compare_seeds(np.zeros(40), table, groups, 500, 0.95, 1)
+    alone = compare(np.zeros(40), base, groups, 500, 0.95, 1)
+    assert (result.low, result.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+    assert result.detectable == pytest.approx(alone.detectable)
+    assert 0 < result.training_share < 0.1  # what is left over falls with more seeds
+    assert result.half_width_next_seed < result.half_width
+
+
+@pytest.mark.parametrize("spread", [0, 1])
+def test_the_interval_covers_training_with_other_seeds_too(spread):
+    """Of the variance of a row's difference a half is its own, a quarter by seed; `spread` is what
+    seeds do to all rows, in units of the error of a single seed's mean.
+    """
+    rng = np.random.default_rng(6)
+    groups = [f"{i:02}" for i in range(40)]
+    covered, naive = 0, 0
+    for study in range(300):
+        rows = rng.normal(size=40) + rng.normal(size=(3, 40)) / 2
+        table = rows + spread * rng.normal(size=(3, 1)) / math.sqrt(40)
+        result = compare_seeds(np.zeros(40), table, groups, 300, 0.95, study)
+        covered += result.low <= 0 <= result.high
+        one = compare(np.zeros(40), table[0], groups, 300, 0.95, study)
+        naive += one.low <= 0 <= one.high
+    assert covered / 300 >= 0.92
+    if spread:
+        assert naive / 300 < 0.9  # one seed's interval does not
+
+
+def test_one_group_has_no_interval_over_seeds():
+    result = compare_seeds([0, 0], [[1, 1], [2, 2]], ["a", "a"], 500, 0.95, 1)
+    assert (result.low, result.high) == (-math.inf, math.inf)
+    assert math.isnan(result.training_share)
 
 
 def test_better_and_worse_follow_the_metrics_direction():

@@ -8,7 +8,7 @@ from typing import Any
 
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
-from library.records import FEW_SHOT, SFT, THINKING, ZEROSHOT
+from library.records import FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
 from library.verdict.metrics import UNBOUNDED
 from library.verdict.scoring import style_tells
 
@@ -164,7 +164,18 @@ def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
         f": {title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
         f"({result['delta']:+.3f}, interval {format_interval(result)}, {format_p(result['p'])}) on "
         f"{result['n']} {units} in {plural(result['groups'], 'group')}.{power}"
+        f"{one_seed_sentence(metrics)}"
         f"{broken_answers_sentence(metrics)}{wordless_sentence(metrics, primary)}",
+    )
+
+
+def one_seed_sentence(metrics: Mapping[str, Any]) -> str:
+    """What the interval leaves out where the model was trained once."""
+    if metrics["training_seeds"] > 1:
+        return ""
+    return (
+        " It was trained with one seed: the interval covers other test rows, not another training "
+        "run (sft.seeds trains with more)."
     )
 
 
@@ -208,6 +219,30 @@ def wordless_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         f" Of {metrics['n']} references {count} {verb} signs alone and no word: {title(primary)} "
         "is 0 there, whatever is answered."
     )
+
+
+def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
+    """Would the result hold if the model was trained again? What training and test rows each add to
+    the uncertainty, and what more of either would buy; None with one seed, which can't tell.
+    """
+    count, result = metrics["training_seeds"], metrics["primary"]
+    if count == 1:
+        return None
+    by_seed = metrics["by_seed"].values()
+    claim = f"It was trained with {count} seeds"
+    detail = (
+        f": {title(primary)} is {min(by_seed):.3f} to {max(by_seed):.3f} by seed, and the figures "
+        "of fine-tuning are means over them. The interval covers other test rows and other "
+        "seeds"
+    )
+    if "training_share" in result:
+        detail += (
+            f"; {result['training_share']:.0%} of its squared standard error is due to training, "
+            f"the rest to the choice of test rows. It is ±{result['half_width']:.3f} wide; one "
+            f"more seed would make that about ±{result['half_width_next_seed']:.3f}, twice the "
+            f"test groups ±{result['half_width_twice_groups']:.3f}"
+        )
+    return Statement(claim, f"{detail}. Answers shown and votes are of the first.")
 
 
 def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
@@ -296,6 +331,8 @@ RETRIEVERS = {
 
 def system_name(system: str) -> str:
     """A system as a reader knows it: a rival by its folder in models/, which needs no escaping."""
+    if system.startswith(SEED_PREFIX):
+        return f"fine-tuned with seed {system.removeprefix(SEED_PREFIX)}"
     return SYSTEM_NAMES.get(system) or f"{system}, zero-shot"
 
 
@@ -355,6 +392,7 @@ def result_statements(
     """What is said of metrics/evaluation.json wherever it is said, in this order."""
     statements = (
         style_statement(metrics, primary),
+        seeds_statement(metrics, primary),
         ending_statement(metrics, primary),
         knowledge_statement(metrics, confidence),
         *others_statements(metrics, primary),

@@ -17,10 +17,12 @@ from library.paths import (
     ADAPTER_RECORD,
     MANIFEST_PATH,
     OTHERS_PATH,
+    SEEDS_PATH,
     answerer_path,
     formatted_path,
     other_name,
     predictions_path,
+    seed_name,
 )
 from library.records import (
     FEW_SHOT,
@@ -35,6 +37,7 @@ from library.records import (
     ScoredRow,
     hash_answers,
     right_answers,
+    seed_system,
 )
 from library.verdict.metrics import (
     HIGHER_IS_BETTER,
@@ -48,7 +51,13 @@ from library.verdict.metrics import (
     score_answer,
     score_row,
 )
-from library.verdict.statistics import Comparison, adjust_holm, compare, decide
+from library.verdict.statistics import (
+    Comparison,
+    adjust_holm,
+    compare,
+    compare_seeds,
+    decide,
+)
 from library.verdict.written import check_file, check_written
 
 ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
@@ -137,13 +146,35 @@ def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]
     """
     found = {}
     for system in read_json(OTHERS_PATH)["systems"]:
-        name = other_name(system)
-        path, record = predictions_path(name), read_json(answerer_path(name))
-        check_file(name, record, system)
-        if system in (FEW_SHOT, THINKING) and record["base"] != hash_base(read_json(MANIFEST_PATH)):
-            raise InputError(f"{path}: its answers are of another base; run `dvc repro`")
-        found[system] = read_predictions(path, rows, None)
+        own = system in (FEW_SHOT, THINKING)
+        found[system] = _read_answers_of(system, other_name(system), rows, None, same_base=own)
     return found
+
+
+def read_seeds(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]]:
+    """The answers of the models that were fine-tuned with other seeds, by name.
+
+    Raises InputError where they are of other rows, of another base, or not as they were written.
+    """
+    found = {}
+    for seed in read_json(SEEDS_PATH)["seeds"]:
+        system = seed_system(seed)
+        found[system] = _read_answers_of(system, seed_name(system), rows, "prompt_hash")
+    return found
+
+
+def _read_answers_of(
+    system: str,
+    name: str,
+    rows: Sequence[FormattedRow],
+    hash_name: str | None,
+    same_base: bool = True,
+) -> dict[str, Prediction]:
+    path, record = predictions_path(name), read_json(answerer_path(name))
+    check_file(name, record, system)
+    if same_base and record["base"] != hash_base(read_json(MANIFEST_PATH)):
+        raise InputError(f"{path}: its answers are of another base; run `dvc repro`")
+    return read_predictions(path, rows, hash_name)
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:
@@ -218,21 +249,29 @@ def compare_systems(
     params: EvaluateParams,
     baseline: str = ZEROSHOT,
     candidate: str = SFT,
+    again: Sequence[str] = (),
 ) -> dict[str, Comparison]:
-    """The comparison of two systems by each of the metrics that some row has under both."""
-    comparisons = {}
+    """The comparison of two systems by each of the metrics that some row has under both.
+
+    `again` are the candidate trained with other seeds: then it is the mean over all of them.
+    """
+    comparisons: dict[str, Comparison] = {}
     for metric in metrics:
-        rows = rows_with_metric(scored, metric, (baseline, candidate))
-        if rows:
-            comparison = compare(
-                [row.systems[baseline][metric] for row in rows],
-                [row.systems[candidate][metric] for row in rows],
-                [row.group for row in rows],
-                params.draws,
-                params.confidence,
-                params.seed,
-            )
-            comparisons[metric] = clip(comparison, metric)
+        rows = rows_with_metric(scored, metric, (baseline, candidate, *again))
+        if not rows:
+            continue
+        before, *after = (
+            [row.systems[system][metric] for row in rows]
+            for system in (baseline, candidate, *again)
+        )
+        groups = [row.group for row in rows]
+        how = params.draws, params.confidence, params.seed
+        comparison = (
+            compare_seeds(before, after, groups, *how)
+            if again
+            else compare(before, after[0], groups, *how)
+        )
+        comparisons[metric] = clip(comparison, metric)
     return comparisons
 
 
@@ -263,14 +302,16 @@ def judge(
     params: EvaluateParams,
     others: Sequence[str] = (),
     examples: Mapping[str, float] | None = None,
+    again: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fine-tuned and each of the others against zero-shot by every metric that some row has under
     both, and fine-tuned against each of the others; and the verdicts.
 
-    `examples` says how many examples few-shot's prompts hold. All that is claimed but the verdict
-    on the fine-tuned is corrected together. Raises InputError where no row has the primary metric.
+    `examples` says how many examples few-shot's prompts hold, `again` are the systems that were
+    fine-tuned with other seeds. All that is claimed but the verdict on the fine-tuned is corrected
+    together. Raises InputError where no row has the primary metric.
     """
-    comparisons = compare_systems(scored, METRICS, params)
+    comparisons = compare_systems(scored, METRICS, params, again=again)
     if params.primary not in comparisons:
         raise InputError(
             f"params.yaml: evaluate.primary: no test row has what {params.primary} needs (a "
@@ -281,7 +322,7 @@ def judge(
     compared = {(ZEROSHOT, SFT): comparisons}
     for other in others:
         compared[ZEROSHOT, other] = compare_systems(scored, METRICS, params, ZEROSHOT, other)
-        compared[other, SFT] = compare_systems(scored, told, params, other, SFT)
+        compared[other, SFT] = compare_systems(scored, told, params, other, SFT, again)
     claims = HIGHER_IS_BETTER | LOWER_IS_BETTER
     adjusted = adjust_holm(
         {
@@ -320,9 +361,22 @@ def judge(
         "n": len(scored),
         "groups": len({scores.group for scores in scored}),
         "verdict": verdict(ZEROSHOT, SFT),
+        "training_seeds": 1 + len(again),
+        **({"by_seed": _means_by_seed(scored, params, again)} if again else {}),
         "primary": comparison_record(primary),
         **records[ZEROSHOT, SFT],
         **({"others": beside} if beside else {}),
+    }
+
+
+def _means_by_seed(
+    scored: Sequence[ScoredRow], params: EvaluateParams, again: Sequence[str]
+) -> dict[str, float]:
+    """The primary metric of the fine-tuned model and of those trained with other seeds."""
+    rows = rows_with_metric(scored, params.primary, (ZEROSHOT, SFT, *again))
+    return {
+        system: mean(row.systems[system][params.primary] for row in rows)
+        for system in (SFT, *again)
     }
 
 
@@ -354,22 +408,24 @@ def average(scored: Sequence[ScoredRow], system: str) -> dict[str, float]:
 
 
 def measure_overfitting(
-    test: Mapping[str, Any],
+    scored_test: Sequence[ScoredRow],
     scored_train: Sequence[ScoredRow],
     answers: Mapping[str, Sequence[str]],
     taught: Iterable[str],
 ) -> dict[str, Any]:
     """How much better train rows are answered than test rows, and what is taken over from them.
 
-    `test` is what `judge` made of the test rows, `answers` are those to them by system, beside the
-    `references`; `taught` are the answers that were trained on.
+    `answers` are those to the test rows by system, beside the `references`; `taught` are the
+    answers that were trained on.
     """
     train = {system: average(scored_train, system) for system in SYSTEMS}
     gap = {}
     for metric in METRICS:
-        if metric in test and all(metric in train[system] for system in SYSTEMS):
+        rows = rows_with_metric(scored_test, metric)
+        if rows and all(metric in train[system] for system in SYSTEMS):
             gap[metric] = {
-                system: train[system][metric] - test[metric][system] for system in SYSTEMS
+                system: train[system][metric] - mean(row.systems[system][metric] for row in rows)
+                for system in SYSTEMS
             }
     runs = iter(longest_shared_runs([text for given in answers.values() for text in given], taught))
     longest_run = {}

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import norm
 from scipy.stats import t as student
 
@@ -39,6 +40,24 @@ class Comparison:
     groups: int
 
 
+@dataclass(frozen=True)
+class SeedsComparison(Comparison):
+    """The comparison of a baseline with a candidate that was trained with several seeds.
+
+    `candidate` and `delta` are means over the `seeds`, and the interval covers other test rows and
+    other seeds. `training_share` is the share of the squared standard error that is due to
+    training, the rest being due to the choice of test rows. `half_width` is that of an interval
+    with Student's quantiles throughout, `half_width_next_seed` what it would be with one more seed,
+    `half_width_twice_groups` with twice the groups.
+    """
+
+    seeds: int
+    training_share: float
+    half_width: float
+    half_width_next_seed: float
+    half_width_twice_groups: float
+
+
 def _sums(values: Values, groups: Sequence[str]) -> tuple[Values, Values]:
     """Sum and count of the values in each group, groups in order of name so that row order can't
     matter.
@@ -67,21 +86,39 @@ def _mean_and_error(moments: Sequence[Values], groups: int) -> tuple[Values, Val
     return mean, np.sqrt(residuals * groups / max(groups - 1, 1)) / count
 
 
-def _detectable(error: float, counts: Values, confidence: float, times: float = 1.0) -> float:
+def _detectable(
+    error: float,
+    counts: Values,
+    confidence: float,
+    times: float = 1.0,
+    seeds_error: float = 0.0,
+    seeds: int = 1,
+) -> float:
     """The true difference d that is found with the chance POWER, in `times` as many groups of the
-    same kind: d = t·sqrt(error² + k·d²) + z·error.
+    same kind: d = sqrt(t²·(error² + k·d²) + u²·seeds_error²) + z·sqrt(error² + seeds_error²).
 
-    t is Student's, for the confidence, and z the normal quantile of the power. A difference widens
-    what swapping the systems yields by its share k·d², k being the squared sizes of the groups over
-    the square of their sum.
+    t is Student's, for the confidence and the groups, u the same for the training seeds, and z the
+    normal quantile of the power. A difference widens what swapping the systems yields by its share
+    k·d², k being the squared sizes of the groups over the square of their sum.
     """
     if error == 0:
         return math.inf
     freedom = max(times * len(counts) - 1, 1)
-    t, z = float(student.ppf((1 + confidence) / 2, freedom)), float(norm.ppf(POWER))
+    t, z = _quantile(confidence, freedom), float(norm.ppf(POWER))
     left = 1 - t**2 * float((counts**2).sum() / counts.sum() ** 2) / times
+    if left <= 0:
+        return math.inf
     error /= math.sqrt(times)
-    return error * (z + math.sqrt(z**2 + left * (t**2 - z**2))) / left if left > 0 else math.inf
+    # in units of the error of the groups, so that none of these is rounded where seeds add nothing
+    part = seeds_error / error
+    power = z**2 * (1 + part**2)
+    half = t**2 + (_quantile(confidence, seeds - 1) * part) ** 2 if seeds > 1 else t**2
+    return error * (math.sqrt(power) + math.sqrt(power + left * (half - power))) / left
+
+
+def _quantile(confidence: float, freedom: float) -> float:
+    """Student's, for a two-sided interval."""
+    return float(student.ppf((1 + confidence) / 2, freedom))
 
 
 def count_groups(
@@ -149,7 +186,7 @@ def compare(
             )
         high, low = mean - np.quantile(np.concatenate(ratios), tails) * error
     else:
-        wide = float(student.ppf(tails[1], len(sums) - 1)) * error if len(sums) > 1 else math.inf
+        wide = _quantile(confidence, len(sums) - 1) * error if len(sums) > 1 else math.inf
         low, high = mean - wide, mean + wide
     # sums of the same numbers in another order differ in their last bits: they count as equal
     observed = abs(sums.sum()) * (1 - 1e-9) - 1e-12
@@ -167,6 +204,71 @@ def compare(
         detectable=_detectable(float(error), counts, confidence),
         n=len(before),
         groups=len(sums),
+    )
+
+
+def compare_seeds(
+    baseline: Sequence[float],
+    candidates: Sequence[Sequence[float]],
+    groups: Sequence[str],
+    draws: int,
+    confidence: float,
+    seed: int,
+) -> SeedsComparison:
+    """Compare a baseline unit by unit with a candidate that was trained with several seeds,
+    `candidates` being the values of each.
+
+    A difference is taken as the sum of the true one, what its group adds, what its seed adds, and
+    the rest. `compare`'s interval of the seeds' mean covers groups and rest; beside it stands
+    Student's interval, with seeds less one, of what the seeds' means vary beyond the rest, by the
+    mean squares of the two-way table. Each end of the interval lies from the mean by the root of
+    both distances squared: Zou and Donner, Statistics in Medicine 27, 2008. The p-value is the
+    larger of the swap test's and of the level at which that interval, with Student's quantiles,
+    ends at no difference. benchmarks/verdict_calibration.py holds what it covers.
+    """
+    values = np.asarray(candidates, dtype=np.float64)
+    count = len(values)
+    over = compare(baseline, values.mean(axis=0).tolist(), groups, draws, confidence, seed)
+    before = np.asarray(baseline, dtype=np.float64)
+    sums = np.stack([_sums(one - before, groups)[0] for one in values])
+    sizes = _sums(before, groups)[1]
+    # what each group and seed adds to the ratio of sums, linearized as in _mean_and_error
+    table = (sums - over.delta * sizes) * over.groups / sizes.sum()
+    of_groups, of_seeds = table.mean(axis=0), table.mean(axis=1, keepdims=True)
+    cells = over.groups * count
+    between = count * float((of_groups**2).sum()) / max(over.groups - 1, 1) / cells
+    trained = over.groups * float((of_seeds**2).sum()) / (count - 1) / cells
+    freedom = max(over.groups - 1, 1) * (count - 1)
+    rest = float(((table - of_groups - of_seeds) ** 2).sum()) / freedom / cells
+    # squared standard errors: of groups and rest together, and of the seeds alone
+    beyond = max(trained - rest, 0.0)
+    total = between + beyond
+
+    def half_width(level: float, times: int = 1, more: int = 0) -> float:
+        share = count / (count + more)
+        rows = max(between - rest, 0.0) + share * min(rest, between)
+        t, u = _quantile(level, max(times * over.groups - 1, 1)), _quantile(level, count + more - 1)
+        return math.sqrt(t**2 * rows / times + u**2 * share * beyond)
+
+    p, surest = over.p, 1 - 1e-12
+    if 0 < abs(over.delta) < half_width(surest):
+        p = max(p, 1 - brentq(lambda level: half_width(level) - abs(over.delta), 0.0, surest))
+    width = _quantile(confidence, count - 1) * math.sqrt(beyond)
+    return SeedsComparison(
+        **{
+            **asdict(over),
+            "low": over.delta - math.hypot(over.delta - over.low, width),
+            "high": over.delta + math.hypot(over.high - over.delta, width),
+            "p": p,
+            "detectable": _detectable(
+                math.sqrt(between), sizes, confidence, 1.0, math.sqrt(beyond), count
+            ),
+        },
+        seeds=count,
+        training_share=(beyond + min(rest, between)) / total if between > 0 else math.nan,
+        half_width=half_width(confidence),
+        half_width_next_seed=half_width(confidence, more=1),
+        half_width_twice_groups=half_width(confidence, times=2),
     )
 
 
