@@ -10,7 +10,7 @@ from all_stages import STAGES
 from conftest import ROOT, edit_yaml
 
 from library.errors import InputError
-from library.files import hash_adapter, hash_file, read_json, read_jsonl, write_text
+from library.files import hash_adapter, hash_file, read_json, read_jsonl
 from library.params import load_params
 from library.paths import ADAPTER_DIR
 from stages import evaluate, predict, report, review, seeds, sft
