@@ -1,0 +1,93 @@
+"""Does the interval over training seeds and test rows hold what it promises? Studies without an
+effect are drawn and judged, as in benchmarks/verdict_calibration.py.
+
+    python -m benchmarks.seeds_calibration 1000
+
+A row's difference is what verdict_calibration draws, plus what its seed adds to all rows, plus what
+seed and row add together (half the standard deviation of the first). `spread` is the seeds'
+standard deviation, in units of the first's: 0, 0.1 (as much as the choice of 100 rows), and 0.3.
+`binary` rows are right or wrong, and all three are added to what decides that. For each: how often
+the interval held the truth, how often a difference was found that is not there, and the same of the
+interval of the first seed alone. Writes benchmarks/seeds_calibration.json.
+"""
+
+import argparse
+import datetime
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from benchmarks.verdict_calibration import CONFIDENCE, draw_groups
+from library.verdict.statistics import compare, compare_seeds, decide
+
+DRAWS = 1000
+RESIDUAL = 0.5
+
+
+def draw_table(
+    rng: Generator, kind: str, spread: float, rows: int, seeds: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
+    """Scores of the baseline by row and of the candidate by seed and row, and the rows' groups; the
+    expected difference is 0.
+    """
+    groups = draw_groups(rng, rows)
+    shared, own = rng.normal(size=(2, rows))
+    latent = (shared[groups] + own) / math.sqrt(2)
+    training = spread * rng.normal(size=(seeds, 1)) + RESIDUAL * rng.normal(size=(seeds, rows))
+    names = [f"{group:03}" for group in groups]
+    if kind == "normal":
+        return np.zeros(rows), 0.1 * (latent + training), names
+    if kind == "skewed":
+        return np.zeros(rows), 0.1 * (np.exp(latent - 0.5) - 1 + training), names
+    # right or wrong, by the row's difficulty and noise of the same spread in both systems
+    noise = math.sqrt(1 + spread**2 + RESIDUAL**2)
+    before = latent + noise * rng.normal(size=rows) > 0
+    after = latent + rng.normal(size=rows) + training > 0
+    return before.astype(np.float64), after.astype(np.float64), names
+
+
+def calibrate(kind: str, spread: float, rows: int, seeds: int, studies: int) -> dict[str, float]:
+    """How often the interval held the truth and a verdict was wrong, over all seeds and by one."""
+    rng = np.random.default_rng(seeds)
+    found = []
+    for study in range(studies):
+        before, after, groups = draw_table(rng, kind, spread, rows, seeds)
+        how = groups, DRAWS, CONFIDENCE, study
+        judged = compare_seeds(before, after, *how), compare(before, after[0], *how)
+        found.append(
+            [
+                value
+                for one in judged
+                for value in (one.low <= 0 <= one.high, decide(one, False, CONFIDENCE) != 0)
+            ]
+        )
+    names = ("covers", "false", "one_seed_covers", "one_seed_false")
+    return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
+
+
+def main() -> None:
+    """Judge the studies and record how often each interval held the truth."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.seeds_calibration", description="Simulated studies, judged."
+    )
+    parser.add_argument("studies", type=int, help="of each kind, such as 1000")
+    options = parser.parse_args()
+    results: dict[str, dict[str, float]] = {}
+    for rows in (100, 30):
+        for seeds in (2, 3, 5):
+            for kind in ("normal", "skewed", "binary"):
+                for spread in (0.0, 0.1, 0.3):
+                    name = f"{rows} rows, {seeds} seeds, {kind}, spread {spread}"
+                    results[name] = calibrate(kind, spread, rows, seeds, options.studies)
+                    print(name, json.dumps(results[name]), flush=True)
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    record = {"date": today, "studies": options.studies, "draws": DRAWS, "results": results}
+    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
