@@ -6,12 +6,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_answers
+from conftest import edit_yaml, write_answers
 from playwright.sync_api import expect, sync_playwright
 
 from library.errors import InputError
-from library.files import read_jsonl
+from library.files import hash_file, read_json, read_jsonl, write_json, write_jsonl
 from library.pages.statements import ending_statement, forgetting_statement, style_statement
+from library.paths import (
+    EVALUATION_PATH,
+    OTHERS_PATH,
+    REVIEW_KEY_PATH,
+    answerer_path,
+    other_name,
+    predictions_path,
+)
 from stages import evaluate, report, review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -410,6 +418,47 @@ def test_a_verdict_on_sound_answers_says_no_more():
 def test_a_verdict_says_what_its_number_leaves_out(metrics, said):
     assert said in a_verdict(**metrics)
     assert "smallest true difference" not in a_verdict(**metrics) or "groups" not in metrics
+
+
+def test_a_review_of_two_other_systems_names_neither_and_is_counted_for_the_second(judged):
+    rows = judged(rows=12, review={"pairs": 6, "repeats": 1, "catch_trials": 1})["zeroshot"]
+    systems = ["few_shot", "qwen2.5-3b-instruct"]
+    edit_yaml("params.yaml", evaluate__few_shot=2, evaluate__rivals=systems[1:])
+    edit_yaml("params.yaml", review__systems=systems)
+    base = read_json(Path("data/predictions/zeroshot_model.json"))
+    for system in systems:
+        told = [{**row, "prediction": f"said {len(system)} {row['id']}"} for row in rows]
+        write_jsonl(predictions_path(other_name(system)), told)
+        written = {other_name(system): hash_file(predictions_path(other_name(system)))}
+        write_json(answerer_path(other_name(system)), {**base, "answers": written})
+    write_json(OTHERS_PATH, {"systems": systems})
+    review.main()
+    page, key = Path("reports/review.html").read_text(), read_json(REVIEW_KEY_PATH)
+    assert "said 8 r" in page
+    assert "said 19 r" in page
+    names = ("few_shot", "few-shot", "qwen", "rival", "zeroshot", "zero-shot", "sft", "fine-tuned")
+    assert not [name for name in names if name in page.lower()]
+    assert key["systems"] == systems
+    pairs = [(item, entry) for item, entry in key["items"].items() if entry["kind"] == "pair"]
+    votes = []
+    for item, entry in pairs:  # all for the second system
+        won = "x" if entry["x"] == systems[1] else "y"
+        marks = {answer: "yes" if answer == won else "no" for answer in "xy"}
+        unsupported = {"x": False, "y": False}
+        votes.append(
+            {"item": item, "left": "x", "choice": won, "correct": marks, "comment": ""}
+            | {"unsupported": unsupported}
+        )
+    for rater in ("ann", "bob", "cy"):
+        saved = {"review": key["review"], "rater": rater, "votes": votes, "revised": []}
+        write_json(Path(f"data/votes/votes-{rater}.json"), saved)
+    evaluate.main()
+    counted = read_json(EVALUATION_PATH)["votes"]
+    assert (counted["raters"], counted["rows"], counted["wins"], counted["votes"]) == (3, 6, 6, 18)
+    assert counted["correct_few_shot"]["no"] == counted["correct_qwen2.5-3b-instruct"]["yes"] == 1
+    report.main()
+    said = Path("reports/report.md").read_text()
+    assert "People chose qwen2.5-3b-instruct, zero-shot in 6 of 6 pairs**, few-shot in 0" in said
 
 
 def test_without_votes_the_report_says_so(judged):
