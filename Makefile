@@ -48,7 +48,7 @@ compare: environment  ## a line for each experiment, and which differences are l
 learning-curve: environment  ## would more rows help? Smaller shares of them, as experiments
 	@python -m commands.learning_curve
 
-sample-size: environment  ## how many test rows would show a difference: make sample-size DIFFERENCE=0.02
+sample-size: environment  ## how many test rows or votes would show a difference: make sample-size DIFFERENCE=0.02
 	@python -m commands.sample_size $$DIFFERENCE
 
 # Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.

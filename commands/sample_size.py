@@ -1,16 +1,18 @@
-"""How many test rows would show a difference? python -m commands.sample_size 0.02
+"""How many test rows or votes would show a difference? python -m commands.sample_size 0.02
 
 Reads what the last run scored, and says how many groups of test rows like its own a true difference
-takes to be found with a chance of 80%, and how many rows in all that is at this split.
+takes to be found with a chance of 80%, and how many rows in all that is at this split. The same of
+people's votes: how many pairs show that a system's answers are preferred.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_json, read_jsonl
-from library.pages.statements import title
+from library.pages.statements import title, votes_needed, votes_needed_sentence
 from library.params import Params, load_params
 from library.paths import EVALUATION_PATH, SCORES_PATH, SPLITS_PATH
 from library.records import SFT, SPLITS, SYSTEMS, ZEROSHOT, ScoredRow
@@ -56,8 +58,19 @@ def table(
         yield f"| {wanted:g} | {needed:,} | {test:,.0f} | {test * every / len(rows):,.0f} |"
 
 
+def votes_table(votes: Mapping[str, Any], confidence: float) -> Iterator[str]:
+    """Lines of Markdown: the pairs to vote on, by true share of the pairs that people decide."""
+    yield (
+        "| true share of the decided pairs | decided pairs | pairs, with ties as so far | "
+        "pairs still to vote on |"
+    )
+    yield "|--:|--:|--:|--:|"
+    for share, decided, pairs, more in votes_needed(votes, confidence):
+        yield f"| {share:.0%} | {decided:,} | {pairs:,} | {more:,} |"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(
         prog="python -m commands.sample_size", description=__doc__.partition("\n")[0]
     )
@@ -67,7 +80,8 @@ def main() -> None:
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro`")
     params, splits = load_params(), read_json(SPLITS_PATH)
-    primary = read_json(EVALUATION_PATH)["primary"]
+    evaluation = read_json(EVALUATION_PATH)
+    primary, votes = evaluation["primary"], evaluation["votes"]
     every = sum(splits[name]["rows"] for name in SPLITS)
     scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
     print("\n".join(table(scored, wanted, params, every)))
@@ -77,6 +91,8 @@ def main() -> None:
         f"{primary['delta']:+.3f} ({primary[ZEROSHOT]:.3f} to {primary[SFT]:.3f}). Rows that vary "
         "more, or less, take more, or fewer. Training's own chance is not in these numbers."
     )
+    print("\n" + "\n".join(votes_table(votes, params.evaluate.confidence)))
+    print(f"\n{votes_needed_sentence(params.evaluate.confidence)}")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,17 @@ from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, t
+from scipy.stats import binom, binomtest, bootstrap, t
 
 from library.verdict import statistics
 from library.verdict.statistics import (
     adjust_holm,
     compare,
     compare_seeds,
+    count_decisions,
     count_groups,
     decide,
+    sign_test_power,
 )
 
 BEFORE = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -243,3 +245,31 @@ def test_as_many_groups_as_are_said_find_a_difference_four_times_of_five():
     assert count_groups([0.0, 0.0], [0.1, 0.1], ["a", "b"], 0.05, 0.95) is None
     detectable = compare([0.0] * 200, list(noise), groups, 500, 0.95, 1).detectable
     assert count_groups([0.0] * 200, list(noise), groups, detectable + 1e-9, 0.95) == 100
+
+
+def test_the_sign_tests_power_by_hand():
+    # 5 decisions: even 5 of 5 has p = 2/32 > 0.05; 6: only 0 and 6 of 6, p = 2/64; 9: also 1 and 8,
+    # p = 2·(1 + 9)/512 = 0.039; 12: also 2 and 10, p = 2·(1 + 12 + 66)/4096 = 0.039
+    by_hand = {
+        5: 0,
+        6: 0.9**6 + 0.1**6,
+        9: 0.9**9 + 9 * 0.9**8 * 0.1 + 0.1**9 + 9 * 0.1**8 * 0.9,
+        12: sum(math.comb(12, k) * (0.9**k * 0.1 ** (12 - k)) for k in (0, 1, 2, 10, 11, 12)),
+    }
+    for n, power in by_hand.items():
+        assert float(sign_test_power(0.9, n, 0.95)) == pytest.approx(power)
+    # 0.775, 0.736 and 0.697 with 9, 10 and 11; 0.889, 0.866 and 0.842 with 12, 13 and 14
+    assert count_decisions(0.9, 0.95) == count_decisions(0.1, 0.95) == 12
+    # one tail of 1/32 each is just allowed
+    assert float(sign_test_power(0.9, 5, 1 - 2 / 32)) == pytest.approx(0.9**5 + 0.1**5)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.7])
+def test_so_many_decisions_are_found_by_the_test_that_votes_are_given(share):
+    needed = count_decisions(share, 0.95)
+    wins = np.arange(needed + 1)
+    found = np.array([binomtest(int(k), needed).pvalue <= 0.05 for k in wins])
+    assert binom.pmf(wins, needed, share)[found].sum() >= 0.8
+    z, power = 1.959964, 0.841621  # the normal estimate, 194 for 0.6 and 47 for 0.7, is too small
+    normal = ((z / 2 + power * math.sqrt(share * (1 - share))) / (share - 0.5)) ** 2
+    assert normal < needed < 1.2 * normal

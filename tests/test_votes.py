@@ -4,7 +4,7 @@ import pytest
 from conftest import EVALUATE
 
 from library.errors import InputError
-from library.pages.statements import votes_statement
+from library.pages.statements import votes_needed, votes_statement
 from library.params import ReviewParams
 from library.records import ScoredRow
 from library.verdict.ballot import choose_rows, make_items
@@ -105,6 +105,28 @@ def test_a_row_with_several_raters_counts_once():
     assert numbers["alpha"] == pytest.approx(1 - (2 / 3) / (2 / 3))
 
 
+def test_three_raters_agree_as_computed_by_hand():
+    # outcomes for sft of ann, bob and cy: r1: 1 1 1; r2: 1 1 0; r3: ½ ½ 0; r4 has ann alone.
+    # Observed: of the ordered pairs of a row's labels r1 has none that differ, r2 and r3 four each;
+    # over raters less one, and over labels: (4/2 + 4/2)/9 = 4/9. Expected: five 1, two 0 and two ½
+    # make (81 − 25 − 4 − 4)/(9·8) = 2/3. Alpha = 1 − (4/9)/(2/3) = 1/3.
+    pair = {"kind": "pair", "x": "sft", "y": "zeroshot"}
+    key = {**KEY, "items": {str(i): {"row": f"r{i}", **pair} for i in range(1, 5)}}
+    ann = saved("ann", vote("1", "x"), vote("2", "x"), vote("3", "both bad"), vote("4", "y"))
+    bob = saved("bob", vote("1", "x"), vote("2", "x"), vote("3", "both good"))
+    cy = saved("cy", vote("1", "x"), vote("2", "y"), vote("3", "y"))
+    files = [VoteFile.model_validate(file) for file in (ann, bob, cy)]
+    numbers = count_votes(files, key, SCORED, {"rouge_l": 1}, EVALUATE)
+    assert numbers["alpha"] == pytest.approx(1 / 3)
+    # r2 is two to one, and r3 below one half
+    assert (numbers["wins"], numbers["losses"], numbers["ties"]) == (2, 2, 0)
+    assert numbers["win_rate"] == pytest.approx((1 + 2 / 3 + 1 / 3 + 0) / 4)
+    # the lowest draws are r2 three times and r3 three times: observed 6/9, expected
+    # (81 − 36 − 9)/72 = 1/2, alpha −1/3
+    assert numbers["alpha_low"] == pytest.approx(-1 / 3)
+    assert numbers["alpha_low"] < numbers["alpha"] < numbers["alpha_high"] < 1
+
+
 def test_votes_on_two_other_systems_are_about_the_second_of_the_key():
     items = {"1": {"row": "r1", "kind": "pair", "x": "few_shot", "y": "rival"}}
     scored = {
@@ -122,6 +144,14 @@ def test_votes_on_two_other_systems_are_about_the_second_of_the_key():
     metrics = {"votes": {**numbers, "files_of_other_reviews": 0}}
     said = str(votes_statement(metrics, ["few_shot", "rival"]))
     assert said.startswith("**People chose rival, zero-shot in 0 of 1 pairs**, few-shot in 1, ")
+
+
+def test_pairs_still_to_vote_on_count_ties_as_so_far():
+    # 75% takes 35 decisions; of 20 pairs 15 were decided: ceil(35 · 20/15) = 47 pairs, 27 more
+    votes = {"rows": 20, "wins": 11, "losses": 4, "ties": 5}
+    assert votes_needed(votes, 0.95)[3] == (0.75, 35, 47, 27)
+    assert votes_needed({"rows": 0}, 0.95)[3] == (0.75, 35, 35, 35)
+    assert votes_needed({"rows": 80, "wins": 40, "losses": 0}, 0.95)[3] == (0.75, 35, 70, 0)
 
 
 def test_no_votes_are_said_to_be_none():

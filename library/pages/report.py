@@ -25,6 +25,8 @@ from library.pages.statements import (
     split_statement,
     system_name,
     title,
+    votes_needed,
+    votes_needed_sentence,
     votes_statement,
 )
 from library.params import Params
@@ -376,6 +378,8 @@ def render_html(report: Report) -> str:
         system_name=system_name,
         systems_heads=[head.format(title(primary)) for head in SYSTEMS_HEADS],
         systems=systems_table(metrics, primary),
+        votes_needed=votes_needed(metrics["votes"], report.confidence),
+        votes_needed_sentence=votes_needed_sentence(report.confidence),
         baseline_heads=baseline_heads(metrics),
         baselines=baselines_table(metrics),
         losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in losses},

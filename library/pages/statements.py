@@ -1,6 +1,7 @@
 """What is said of numbers: names, intervals and statements that all pages share."""
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from library.pages.rendering import plural, show_directions
 from library.records import FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
 from library.verdict.metrics import UNBOUNDED
 from library.verdict.scoring import style_tells
+from library.verdict.statistics import POWER, count_decisions
 
 SHOWN_CHARACTERS = 600
+PREFERRED = (0.6, 0.65, 0.7, 0.75, 0.8)  # true shares of the decided pairs, to be shown by votes
 FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
 # Shares from which a comparison says more of how a system was asked than of what it knows.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
@@ -515,11 +518,41 @@ def votes_statement(metrics: Mapping[str, Any], systems: Sequence[str]) -> State
         share = f"{votes['identical_called_equal']:.0%}"
         said.append(f" Identical answers were called equal in {share}.")
     if "alpha" in votes:
-        said.append(f" Krippendorff's alpha between raters is {votes['alpha']:.2f}.")
+        said.append(f" Krippendorff's alpha between raters is {format_alpha(votes)}.")
     if votes["revised"]:
         said.append(f" Not counted: {votes['revised']} changed after the reference was shown.")
     claim = f"People chose {candidate} in {votes['wins']} of {votes['rows']} pairs"
     return Statement(claim, "".join(said) + skipped)
+
+
+def format_alpha(agreement: Mapping[str, Any]) -> str:
+    """Krippendorff's alpha, with its interval where there is one."""
+    alpha = f"{agreement['alpha']:.2f}"
+    if "alpha_low" not in agreement:
+        return alpha
+    return f"{alpha} ({agreement['alpha_low']:.2f} to {agreement['alpha_high']:.2f})"
+
+
+def votes_needed(votes: Mapping[str, Any], confidence: float) -> list[tuple[float, int, int, int]]:
+    """By true share of the decided pairs: the decided pairs that show it, how many pairs that is
+    with ties as often as so far, and how many of these have no vote yet.
+    """
+    decided, pairs = votes.get("wins", 0) + votes.get("losses", 0), votes["rows"]
+    rows = []
+    for share in PREFERRED:
+        needed = count_decisions(share, confidence)
+        every = math.ceil(needed * pairs / decided) if decided else needed
+        rows.append((share, needed, every, max(0, every - pairs)))
+    return rows
+
+
+def votes_needed_sentence(confidence: float) -> str:
+    """How `votes_needed` is to be read."""
+    return (
+        f"Found by the sign test with a chance of {POWER:.0%}, at {confidence:.0%} confidence. A "
+        "pair counts once, however many people vote on it: more pairs (review.pairs, at most one "
+        "of each test group) show smaller differences, more raters show how far people agree."
+    )
 
 
 def memory_sentence(record: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import binom, norm
 from scipy.stats import t as student
 
 Values = NDArray[np.float64]
@@ -224,7 +224,7 @@ def compare_seeds(
     mean squares of the two-way table. Each end of the interval lies from the mean by the root of
     both distances squared: Zou and Donner, Statistics in Medicine 27, 2008. The p-value is the
     larger of the swap test's and of the level at which that interval, with Student's quantiles,
-    ends at no difference. benchmarks/verdict_calibration.py holds what it covers.
+    ends at no difference. benchmarks/seeds_calibration.py says what it covers.
     """
     values = np.asarray(candidates, dtype=np.float64)
     count = len(values)
@@ -270,6 +270,28 @@ def compare_seeds(
         half_width_next_seed=half_width(confidence, more=1),
         half_width_twice_groups=half_width(confidence, times=2),
     )
+
+
+def sign_test_power(share: float, n: int | NDArray[np.int64], confidence: float) -> Values:
+    """The chance that the exact two-sided sign test of `n` decisions finds a true share that is not
+    one half, in either direction; an array where `n` is one.
+    """
+    least = (1 - confidence) / 2
+    below = binom.ppf(least, n, 0.5)  # the smallest count whose tail holds at least that
+    below = np.where(binom.cdf(below, n, 0.5) <= least * (1 + 1e-12), below, below - 1)
+    found = binom.cdf(below, n, share) + binom.sf(n - below - 1, n, share)
+    return np.where(below < 0, 0.0, found)
+
+
+def count_decisions(share: float, confidence: float) -> int:
+    """How many independent decisions show a true `share`, not one half, with the chance POWER, and
+    so do all larger numbers: the power of an exact test saws up and down.
+    """
+    z = float(norm.ppf((1 + confidence) / 2)) / 2 + float(norm.ppf(POWER)) * math.sqrt(
+        share * (1 - share)
+    )
+    many = np.arange(1, 50 + 2 * math.ceil((z / (share - 0.5)) ** 2))  # twice the normal estimate
+    return int(many[sign_test_power(share, many, confidence) < POWER].max()) + 1
 
 
 def adjust_holm(p_values: Mapping[K, float]) -> dict[K, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+import numpy as np
 from nltk.metrics.agreement import AnnotationTask
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import binomtest
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Answer = Literal["x", "y"]
 GRADES = ("yes", "partly", "no")
+ALPHA_DRAWS = 2_000  # a tenth of a millisecond for each label of ten
+LEAST_DEFINED = 0.95  # of the draws: with fewer, an interval would be of other draws than it says
 
 
 class _Strict(BaseModel):
@@ -125,6 +128,34 @@ def krippendorff_alpha(labels: Sequence[tuple[str, str, str]]) -> float | None:
     return float(AnnotationTask(data=several).alpha())
 
 
+def measure_alpha(
+    labels: Sequence[tuple[str, str, str]], params: EvaluateParams
+) -> dict[str, float]:
+    """`alpha` of labels, as `krippendorff_alpha` has it, between `alpha_low` and `alpha_high`: a
+    percentile bootstrap over the units with several raters. Empty where there is no alpha; without
+    interval where the units drawn too often say nothing.
+    """
+    if (alpha := krippendorff_alpha(labels)) is None:
+        return {}
+    by_unit: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for rater, unit, label in labels:
+        by_unit[unit].append((rater, label))
+    units = [by_unit[unit] for unit in sorted(by_unit) if len(by_unit[unit]) > 1]
+    drawn = np.random.default_rng(params.seed).integers(
+        len(units), size=(min(params.draws, ALPHA_DRAWS), len(units))
+    )
+    alphas = []
+    for draw in drawn:
+        again = [(r, str(at), label) for at, index in enumerate(draw) for r, label in units[index]]
+        if (value := krippendorff_alpha(again)) is not None:
+            alphas.append(value)
+    if len(alphas) < LEAST_DEFINED * len(drawn):
+        return {"alpha": alpha}
+    tails = [(1 - params.confidence) / 2, (1 + params.confidence) / 2]
+    low, high = map(float, np.quantile(alphas, tails))
+    return {"alpha": alpha, "alpha_low": low, "alpha_high": high}
+
+
 @dataclass
 class Tally:
     """What raters said, before anything is counted. Votes that were revised are left out.
@@ -220,8 +251,7 @@ def count_votes(
         numbers["self_agreement"] = mean(tally.repeated)
     if tally.equal:
         numbers["identical_called_equal"] = mean(tally.equal)
-    if (alpha := krippendorff_alpha(tally.labels)) is not None:
-        numbers["alpha"] = alpha
+    numbers |= measure_alpha(tally.labels, params)
     for system in key["systems"]:
         marks = tally.correct[system]
         numbers[f"correct_{system}"] = {grade: marks[grade] / marks.total() for grade in GRADES}
