@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Python and safetensors; the last is PyTorch's
 FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
+NOT_DETERMINISTIC = " does not have a deterministic implementation"  # PyTorch's, of an operator
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -42,6 +43,13 @@ def run_main(main: Callable[[], None]) -> None:
                 "no space is left on a disk (`df -h . checkpoints /tmp` says on which); make room, "
                 "and run it again"
             )
+        for cause in causes(error):
+            operator, found, _ = str(cause).partition(NOT_DETERMINISTIC)
+            if found:
+                fail(
+                    f"{operator} has no form that computes the same bytes twice here; set "
+                    "DETERMINISTIC=0 in the environment, and two runs can differ"
+                )
         if isinstance(error, NotADirectoryError) and error.filename:
             path = Path(error.filename)
             fail(

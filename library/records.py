@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 SPLITS = ("train", "validation", "test")
 SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it is, and tuned
@@ -113,10 +113,13 @@ class Answer(TypedDict):
 
 
 class Computation(TypedDict):
-    """What computed something: a GPU's name or CPU, and the floating-point type."""
+    """What computed something: a GPU's name or CPU, and the floating-point type; on a GPU also
+    whether by deterministic algorithms.
+    """
 
     device: str
     dtype: str
+    deterministic: NotRequired[bool]
 
 
 class Answerer(Computation):

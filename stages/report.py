@@ -27,7 +27,7 @@ from library.pages.report import (
     render_html,
     render_markdown,
 )
-from library.pages.statements import RETRIEVERS, memory_sentence, title
+from library.pages.statements import RETRIEVERS, memory_sentence, repeatable_sentence, title
 from library.params import Params, load_model_file, load_params
 from library.paths import (
     CLEAN_ROWS_PATH,
@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) -> dict[str, str]:
     """What the numbers are about, by name: model, data, prompt, memory, …"""
     answerers = {system: read_json(answerer_path(system)) for system in SYSTEMS}
+    memory = read_json(MEMORY_PATH)
     leaves_out = "" if with_passages else ", which leaves the passages out"
     return {
         "primary metric": title(params.evaluate.primary),
@@ -62,7 +63,8 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
         "prompt": f"prompts/{params.format.prompt}.jinja{leaves_out}, {params.format.max_length} "
         f"tokens, {params.format.max_new_tokens} of them for the answer",
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
-        "memory of training": memory_sentence(read_json(MEMORY_PATH)),
+        "memory of training": memory_sentence(memory),
+        "repeatable": repeatable_sentence([memory, *answerers.values()]),
     }
 
 

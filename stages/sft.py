@@ -1,14 +1,16 @@
 """Fine-tune a LoRA adapter on the train rows, watched on the validation rows.
 
 Reads data/formatted/train.jsonl, data/formatted/validation.jsonl and artifacts/base/. Writes
-artifacts/adapter/, reports/sft_history.csv and reports/sft_memory.json: what was predicted and what
-one step on the longest rows took.
+artifacts/adapter/, reports/sft_history.csv and reports/sft_memory.json: what was predicted, what
+one step on the longest rows took, and on CUDA whether it computed deterministically.
 """
 
 import shutil
 
 from library.entry import run_main
 from library.files import write_json, write_text
+from library.llm.determinism import describe_determinism
+from library.llm.devices import pick_device
 from library.llm.fine_tuning import fine_tune, training_dir
 from library.llm.processes import start_processes
 from library.llm.training import history_csv, save_adapter
@@ -25,7 +27,7 @@ def main() -> None:
     if state.is_main_process:
         save_adapter(trainer.model, ADAPTER_DIR)
         write_text(HISTORY_PATH, history_csv(trainer.state.log_history))
-        write_json(MEMORY_PATH, memory)
+        write_json(MEMORY_PATH, {**memory, **describe_determinism(pick_device())})
         shutil.rmtree(checkpoints)
     state.wait_for_everyone()
 

@@ -130,6 +130,10 @@ VARIABLES: dict[str, tuple[str, Callable[[str], str | None]]] = {
             None if value in ("", "full_shard", "offload") else "expected full_shard or offload"
         ),
     ),
+    "DETERMINISTIC": (
+        "whether CUDA computes the same bytes twice, which takes longer",
+        lambda value: None if value in ("", "0", "1") else "expected 0 or 1",
+    ),
     "PER_DEVICE_TRAIN_BATCH_SIZE": (
         "rows at once when training, in place of what is predicted to fit",
         _positive_count,

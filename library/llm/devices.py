@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from library.llm.determinism import describe_determinism
 from library.llm.processes import processes
 from library.records import Computation
 
@@ -43,14 +44,18 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 def describe_device() -> str:
     """What is computed on, and in which type: results of one and another do not mix."""
     device = pick_device()
-    return f"{device.type}, {pick_dtype(device)}"
+    how = ", deterministic" if describe_determinism(device).get("deterministic") else ""
+    return f"{device.type}, {pick_dtype(device)}{how}"
 
 
 def describe_computation(model: PreTrainedModel) -> Computation:
-    """What a model computes on, and in which type, as people call them."""
+    """What a model computes on, and in which type, as people call them; on CUDA also whether
+    deterministically.
+    """
     return {
         "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        **describe_determinism(model.device),
     }
 
 

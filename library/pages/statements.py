@@ -568,6 +568,24 @@ def memory_sentence(record: Mapping[str, Any]) -> str:
     return "; ".join([*parts, *record["incidents"]])
 
 
+def repeatable_sentence(records: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the same run gives the same bytes, by the records of what computed it: devices, and
+    on CUDA whether by deterministic algorithms.
+    """
+    on_cuda = [record for record in records if not record["device"].startswith("CPU")]
+    if not on_cuda:
+        return "yes: the same CPU and packages give the same bytes"
+    if all(record.get("deterministic") for record in on_cuda):
+        return (
+            "yes: computed by deterministic algorithms; the same card, driver, packages and batch "
+            "size give the same bytes"
+        )
+    return (
+        "no: CUDA's fastest algorithms were allowed (DETERMINISTIC=0 in the environment), and a "
+        "second run can differ"
+    )
+
+
 def render_table(metrics: Mapping[str, Any], primary: str) -> str:
     """All metrics before and after, as a Markdown table."""
     lines = [

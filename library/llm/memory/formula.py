@@ -13,6 +13,7 @@ predicted to between -0.9% and +1.0%, where the CPU's coefficients gave +0.5% to
 checkpoints nothing was measured on a card: the CPU's coefficients stand there, likely too high.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ PLAIN_HEAD_ROWS = 256
 SCORE_BYTES, KEPT_SCORE_BYTES = 17, 8
 SCORING_HEAD_BYTES = 2**26  # logits at a time when given answers are scored
 
-# cuBLAS's, which PyTorch counts among tensors; on Hopper it is 32 MiB, unless
-# CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8 asks for this
+# cuBLAS's, which PyTorch counts among tensors, where CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8: the
+# default below Hopper, and of all measurements
 WORKSPACE_BYTES = 8_519_680
 
 # Of a training step's tensors, what lies unused between them on CUDA, beside the 5% of all that is
@@ -92,6 +93,10 @@ class ComputeSettings:
     gathered_layers: float = 0.0
     triton: bool = True  # whether TRL's fused head runs as Triton's kernels on CUDA
     ddp: bool = False  # whether DDP averages gradients, by copies of its own
+    cublas_bytes: int = WORKSPACE_BYTES  # of one thread's workspace
+    # of a card whose flash attention computes deterministically: each adds up its own gradient of
+    # the queries, in float32 (dq_accum in PyTorch's flash_api.cpp); 0 where it does not
+    multiprocessors: int = 0
 
     @property
     def size(self) -> int:
@@ -101,7 +106,7 @@ class ComputeSettings:
     @property
     def workspace(self) -> int:
         """Bytes of the libraries' own that PyTorch counts among tensors."""
-        return WORKSPACE_BYTES if self.device_type == "cuda" else 0
+        return self.cublas_bytes if self.device_type == "cuda" else 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ class Sizes:
     # what is normalized in a layer beside its two inputs: queries and keys in Qwen 3, outputs in
     # Gemma 3
     normed: int = 0
+    heads: int = 1
     eager_heads: int = 0  # heads whose scores are written out, where PyTorch's attention can't be
 
     def per_token(self, coefficients: Mapping[str, float]) -> float:
@@ -229,6 +235,7 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
         query=query,
         key_value=key_value,
         normed=_count_normed(model, text.hidden_size, query, key_value),
+        heads=text.num_attention_heads,
         eager_heads=0 if model._supports_sdpa else text.num_attention_heads,
     )
 
@@ -273,6 +280,9 @@ def predict_training(
     attention = (rows > 1) * rows * length**2 * (1 + size * masks)
     kept = (masks - 1) * KEPT_SCORE_BYTES
     attention += rows * sizes.eager_heads * length**2 * (SCORE_BYTES + kept)
+    if setting.multiprocessors and not sizes.eager_heads:  # the first is among the layer's
+        copies = math.ceil(setting.multiprocessors / (rows * sizes.heads))
+        layer += (copies - 1) * tokens * sizes.query * 4
     adapter = (20 if setting.ddp else 16) * sizes.lora
     return MemoryEstimate(
         _weights(sizes, setting),
@@ -281,7 +291,9 @@ def predict_training(
         attention,
         int(layer),
         head,
-        setting.workspace,
+        # the backward pass has a thread, and a workspace, of its own; what it takes of the smallest
+        # is in the coefficients
+        setting.workspace and 2 * setting.workspace - WORKSPACE_BYTES,
         int(
             (setting.device_type == "cuda")
             * SCATTERED

@@ -12,7 +12,8 @@ from transformers import AutoConfig
 
 from library.errors import InputError
 from library.llm.architectures import read_config
-from library.llm.devices import device_name, pick_device
+from library.llm.determinism import cublas_workspace, wants_determinism
+from library.llm.devices import device_name, lacks_bfloat16, pick_device
 from library.llm.memory.formula import (
     Adapter,
     ComputeSettings,
@@ -123,7 +124,7 @@ def make_settings(
     count = count or processes().num_processes
     sharding = find_sharding(count)
     held, gathered = held_and_gathered_layers(sharding, device_type, count)
-    return ComputeSettings(
+    settings = ComputeSettings(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
         adapter=Adapter(sft.lora.r, sft.lora.target_modules),
@@ -133,6 +134,18 @@ def make_settings(
         gathered_layers=gathered,
         ddp=count > 1 and sharding is None,
     )
+    return _repeatable(settings) if device_type == "cuda" and wants_determinism() else settings
+
+
+def _repeatable(settings: ComputeSettings) -> ComputeSettings:
+    """The same on a card that computes the same bytes twice; of one that is not here only cuBLAS's
+    part is known.
+    """
+    settings = replace(settings, cublas_bytes=cublas_workspace())
+    if not torch.cuda.is_available() or lacks_bfloat16(pick_device()):
+        return settings
+    card = torch.cuda.get_device_properties(pick_device())
+    return replace(settings, multiprocessors=card.multi_processor_count)
 
 
 def can_offload(settings: ComputeSettings) -> bool:
