@@ -23,11 +23,12 @@ help:  ## this list
 test: environment  ## the fast tests
 	@pytest
 
-lint: environment  ## style, types, and which package may import which
+lint: environment  ## style, types, imports between packages, and the safety of workflows
 	@ruff check
 	@ruff format --check
 	@mypy
 	@lint-imports --no-logo
+	@if [ -d .github/workflows ]; then zizmor --offline --quiet --persona=pedantic .github/workflows; fi
 
 # Builds nothing. Exit status 1 where there is a problem.
 doctor:  ## what is in order here and what is not, each with the command that mends it
