@@ -84,7 +84,7 @@ def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[s
         "undisturbed_seconds": round(whole, 1),
         "killed_after_seconds": killed_after,
         "seconds_in_all": round(time.perf_counter() - began, 1),
-        "went_on": said.count("going on from ") + said.count(" rows were done before"),
+        "went_on": said.count("resuming from ") + said.count(": resuming, "),
         "same_bytes": {
             path: hash_file(folder / path) == expected for path, expected in undisturbed.items()
         },

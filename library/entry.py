@@ -5,6 +5,7 @@ usable.
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from errno import EACCES, EEXIST, EISDIR, EPERM, EROFS
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from library.errors import InputError
 from library.paths import PIPELINE_PATH
+from library.units import duration
 
 if TYPE_CHECKING:
     from library.stage_inputs import StageInputs
+
+log = logging.getLogger(__name__)
 
 # Python and safetensors; the last is PyTorch's
 FULL = ("No space left on device", "Disk quota exceeded", "inline_container.cc")
@@ -22,15 +26,22 @@ NOT_DETERMINISTIC = " does not have a deterministic implementation"  # PyTorch's
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a stage or a command with plain log lines; an InputError becomes its message alone and
-    exit status 1, and so does a full disk. A stage whose inputs change meanwhile fails.
+    """Run a stage or a command with plain log lines.
+
+    An InputError or a full disk ends it with a message instead of a traceback and exit status 1. A
+    stage first logs the first paragraph of its module's docstring, and at the end how long it took.
+    It fails if its inputs changed while it ran.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start = time.perf_counter()
     try:
         inputs = _stage_inputs()
+        if inputs is not None:
+            log.info("%s", first_paragraph(sys.modules["__main__"].__doc__))
         main()
         if inputs is not None:
             inputs.check_unchanged()
+            log.info("%s took %s", inputs.stage, duration(time.perf_counter() - start))
         sys.stdout.flush()
     except InputError as error:
         fail(str(error))
@@ -65,10 +76,13 @@ def run_main(main: Callable[[], None]) -> None:
         raise
 
 
+def first_paragraph(text: str | None) -> str:
+    """The first paragraph of a docstring as one line; empty if there is none."""
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
 def _stage_inputs() -> "StageInputs | None":
-    """The inputs of the stage that this program is; None where it is a command, or one of several
-    processes but not the first.
-    """
+    """The inputs of the running stage; None for a command, and in every process but the first."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     package, _, stage = (spec.name if spec else "").partition(".")
     if package != "stages" or os.environ.get("RANK", "0") != "0":

@@ -1,8 +1,8 @@
-"""Make the base model ready: every file checked and on record, and the model tried on one row.
+"""Check or download the base model, and try it on one row.
 
-Reads models/NAME/, where `model` in params.yaml is NAME. Writes artifacts/base/: manifest.json,
-config.json, and the tokenizer with its chat template adapted. This is the only stage that may use
-the network, but for `others`, which makes rivals ready.
+Reads models/NAME/, where `model` in params.yaml is NAME. Writes artifacts/base/: manifest.json
+(every file with its hash), config.json, and the tokenizer with the adapted chat template. Only this
+stage, `others` and the embedding stages use the network.
 """
 
 from library.entry import run_main

@@ -1,7 +1,7 @@
-"""Write down what the model and the data are, for whoever meets them without this project.
+"""Write a model card and a data card, to publish beside the adapter and the rows.
 
-Reads the metrics, artifacts/base/manifest.json, data/predictions/sft_model.json and the raw rows'
-file. Writes reports/model_card.md and reports/data_card.md.
+Reads the metrics, artifacts/base/manifest.json, data/predictions/sft_model.json and the raw rows.
+Writes reports/model_card.md and reports/data_card.md.
 """
 
 import logging
@@ -32,7 +32,7 @@ def main() -> None:
         Path("reports/data_card.md"),
         render_data_card(profile, cleaning, facts.splits, params, columns, hash_file(path)),
     )
-    log.info("reports/model_card.md and data_card.md are written")
+    log.info("reports/model_card.md and reports/data_card.md are written")
 
 
 if __name__ == "__main__":

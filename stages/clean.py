@@ -1,7 +1,7 @@
-"""Clean the raw rows: usable ones in one form, every other with its reason.
+"""Clean the raw rows, and reject those that cannot be used, each with a reason.
 
-Reads the file that `data.path` names. Writes data/clean/: rows.jsonl, rejected.jsonl,
-changes.jsonl; and metrics/clean.json.
+Reads the file that `data.path` names. Writes metrics/clean.json and data/clean/: rows.jsonl,
+rejected.jsonl and changes.jsonl.
 """
 
 import json
@@ -20,6 +20,7 @@ from library.entry import run_main
 from library.files import open_atomic, to_line, write_json, write_jsonl
 from library.params import load_params
 from library.paths import CLEAN_DIR, CLEAN_ROWS_PATH, CLEANING_PATH
+from library.progress import SECONDS_BETWEEN_UPDATES
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +28,11 @@ SHOWN_REJECTED = 10
 
 
 def main() -> None:
-    """Clean the rows of `data.path`.
-
-    Fails where more than `clean.max_rejected_share` of them can't be used.
-    """
+    """Clean the rows of `data.path`; fail if more than `clean.max_rejected_share` are rejected."""
     params = load_params()
     path = Path(params.data.path)
     rules = [name for name, on in params.clean.rules if on]
-    # on Windows a file that is mapped into memory can't be removed: it goes with the system's own
-    # cleaning
+    # Windows cannot remove a memory-mapped file: it leaves that to the system
     with tempfile.TemporaryDirectory(prefix="clean-", ignore_cleanup_errors=True) as cache:
         shape, raw = read_table(path, params.data, params.clean.nothing, Path(cache))
         log.info("%s: %s", path, shape.describe())
@@ -55,7 +52,7 @@ def main() -> None:
         for record in rejected[:SHOWN_REJECTED]:
             log.info("rejected %s: %s", record["place"], record["reason"])
         if len(rejected) > SHOWN_REJECTED:
-            log.info("%d rejected rows in all: see data/clean/rejected.jsonl", len(rejected))
+            log.info("%d rows rejected in all: data/clean/rejected.jsonl lists them", len(rejected))
         write_jsonl(CLEAN_DIR / "rejected.jsonl", rejected)
         check_rejected_share(
             [record for record in rejected if record["reason"] != UNANSWERABLE],
@@ -68,7 +65,9 @@ def main() -> None:
             open_atomic(CLEAN_ROWS_PATH) as rows,
             open_atomic(CLEAN_DIR / "changes.jsonl") as changes,
         ):
-            for index, row in enumerate(tqdm(table, desc="clean", unit="row", mininterval=2)):
+            for index, row in enumerate(
+                tqdm(table, desc="clean", unit="row", mininterval=SECONDS_BETWEEN_UPDATES)
+            ):
                 if index in problems:
                     continue
                 other = contradictions.get(row["id"])
@@ -91,7 +90,8 @@ def main() -> None:
     }
     write_json(CLEANING_PATH, metrics)
     log.info(
-        "%s: kept %d of %d rows, %d changes", path, metrics["kept"], len(table), changed.total()
+        "%s: kept %d of %d rows, made %d changes",
+        *(CLEAN_ROWS_PATH, metrics["kept"], len(table), changed.total()),
     )
 
 

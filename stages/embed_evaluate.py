@@ -1,7 +1,7 @@
-"""Judge the tuned embedding model against the untuned one and BM25. No model is loaded.
+"""Compare the tuned embedding model with the untuned one and BM25. No model is loaded.
 
-Reads data/clean/rows.jsonl and data/rankings/. Writes metrics/embedding.json: by task and metric
-the three means, the change that tuning made, and how sure it is.
+Reads data/clean/rows.jsonl and data/rankings/. Writes metrics/embedding.json: for each task and
+metric the three means, the change by tuning, and its interval and p-value.
 """
 
 import logging
@@ -44,7 +44,7 @@ def rank_by_words(rows: list[CleanRow], groups: dict[str, str], texts: Texts) ->
 
 
 def main() -> None:
-    """Rank by words, and judge."""
+    """Rank the test texts with BM25, and compare the three systems."""
     params = load_params()
     rows = read_split_rows(params.split)
     test = rows.splits["test"]
@@ -53,7 +53,10 @@ def main() -> None:
     ranked = {system: list(read_jsonl(rankings_path(system))) for system in (BM25, ZEROSHOT, SFT)}
     metrics = judge_rankings(ranked, params.embed.primary, params.evaluate)
     write_json(EMBEDDING_PATH, round_numbers({**metrics, "longer": texts["longer"]}))
-    log.info("%d test questions in %d groups; nDCG@10:", metrics["n"], metrics["groups"])
+    log.info(
+        "%s: %d test questions in %d groups; nDCG@10:",
+        *(EMBEDDING_PATH, metrics["n"], metrics["groups"]),
+    )
     for task in TASKS:
         if task in metrics:
             log.info("question → %s: %s", task, describe(metrics[task]["ndcg_at_10"]))
@@ -63,7 +66,7 @@ def main() -> None:
 
 
 def describe(result: Mapping[str, float]) -> str:
-    """A metric under the three systems, and how sure its change is."""
+    """One line: a metric under the three systems, and its change with interval and p-value."""
     between = f", {result['low']:+.3f} to {result['high']:+.3f}" if "low" in result else ""
     p = f"Holm p = {result['p_holm']:.4f}" if "p_holm" in result else f"p = {result['p']:.4f}"
     return (

@@ -1,4 +1,4 @@
-"""Write what came of tuning the embedding model: a page, a short report, a card. Judges nothing.
+"""Report the result of tuning the embedding model: a page, a short report and a model card.
 
 Reads metrics/embedding.json, data/rankings/, reports/embed_history.csv and data/clean/rows.jsonl.
 Writes reports/embedding.html, embedding.md and embedding_card.md.
@@ -81,7 +81,9 @@ def main() -> None:
     write_text(Path("reports/embedding_card.md"), card)
     for statement in report.statements:
         log.info("%s%s", statement.claim, statement.detail)
-    log.info("reports/embedding.html, embedding.md and embedding_card.md are written")
+    log.info(
+        "reports/embedding.html, reports/embedding.md and reports/embedding_card.md are written"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Fine-tune the embedding model on the train rows, and rank the test texts by what comes of it.
+"""Fine-tune the embedding model on the train rows, and rank the test texts with it.
 
 Reads data/clean/rows.jsonl, split as `format` splits it, and data/rankings/texts.json. Writes
 artifacts/embedder/ (all weights, or an adapter), retrievers/tuned.json for `format.retriever`,
-reports/embed_history.csv and data/rankings/sft.jsonl. A killed run goes on at its last checkpoint.
+reports/embed_history.csv and data/rankings/sft.jsonl. A killed run resumes at its last checkpoint.
 """
 
 import logging
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Train, keep the best, and rank."""
+    """Train, keep the best checkpoint, and rank the test texts with it."""
     params = load_params()
     embed = params.embed
     rows = read_split_rows(params.split)
@@ -73,7 +73,7 @@ def main() -> None:
     log.info("%s", ", ".join(f"{len(made)} pairs of {kind}" for kind, made in pairs.items()))
     prove_memory(trainer, choices)
     if (checkpoint := find_checkpoint(checkpoints)) is not None:
-        log.info("going on from %s", checkpoint)
+        log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     log.info(
         "best validation nDCG@10 %.4f, at step %s of %d",
@@ -89,6 +89,7 @@ def main() -> None:
     )
     write_jsonl(rankings_path(SFT), ranked)
     shutil.rmtree(checkpoints)
+    log.info("%s: the fine-tuned model; %s: its rankings", EMBEDDER_DIR, rankings_path(SFT))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Rank the test texts for each test question by the embedding model as it is.
+"""Rank the test texts for each test question with the untuned embedding model.
 
 Reads data/clean/rows.jsonl, split as `format` splits it. Writes data/rankings/zeroshot.jsonl;
-data/rankings/texts.json: the passages of the test contexts, and how many questions and answers are
-longer than the model's longest input; and retrievers/embedding.json for `format.retriever`. A
-hub's model that is not in the cache is downloaded.
+data/rankings/texts.json (the passages of the test contexts, and how many questions and answers
+exceed the model's longest input); and retrievers/embedding.json for `format.retriever`. Downloads a
+Hub model that is not in the cache.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Rank, and write."""
+    """Rank the test texts and write the rankings."""
     params = load_params()
     rows = read_split_rows(params.split)
     test = rows.splits["test"]
@@ -46,8 +46,9 @@ def main() -> None:
     for kind, count in longer.items():
         if count:
             log.warning(
-                "the model sees %d tokens; the ends of longer test %s, %d of %d, it does not see",
-                *(model.max_length, kind, count, len(test)),
+                "%d of %d test %s are longer than the %d tokens that the model sees: it ignores "
+                "their ends",
+                *(count, len(test), kind, model.max_length),
             )
     ranked = rank_rows(
         *(encoder, test, rows.groups, texts, ZEROSHOT),

@@ -1,9 +1,9 @@
-"""Split the clean rows by group and turn each into the prompt that the model will be asked with.
+"""Split the clean rows by group into train, validation and test, and build the prompts.
 
 Reads data/clean/rows.jsonl, the base model's tokenizer and prompts/NAME.jinja, where
-`format.prompt` is NAME. Writes data/formatted/: train.jsonl, validation.jsonl, test.jsonl,
-rejected.jsonl, groups.json (what ties the largest group), and train_sample.jsonl with those train
-rows that the models are asked, too, so that over-fitting shows; and metrics/format.json.
+`format.prompt` is NAME. Writes metrics/format.json and data/formatted/: train.jsonl,
+validation.jsonl, test.jsonl, rejected.jsonl, groups.json (what ties the largest group) and
+train_sample.jsonl (train rows that the models answer too, to show overfitting).
 """
 
 import logging
@@ -45,7 +45,7 @@ MANY_WITHOUT, SOME_REJECTED = 0.1, 0.01  # of the test rows, and of all
 
 
 def main() -> None:
-    """Format the clean rows; fail where too many do not fit, or the splits are not as asked for."""
+    """Format the clean rows; fail if too many do not fit, or a split misses its share."""
     params = load_params()
     template = load_prompt(prompt_path(params.format.prompt))
     tokenizer = load_tokenizer(BASE_DIR)
@@ -80,13 +80,13 @@ def main() -> None:
         check_rejected_share(rejected, len(rows), params.clean.max_rejected_share)
         for name in SPLITS:
             if not formatted[name]:
-                raise InputError(f"no row is left in {name}: {len(rejected)} rows don't fit")
+                raise InputError(f"no row is left in {name}: {len(rejected)} rows do not fit")
     except InputError as error:
         too_long = any(" tokens" in record["reason"] for record in rejected)
         raise InputError(f"{error}{advise() if too_long else ''}") from error
 
-    # a pair is two rows that are both asked, and do not contradict each other: nothing in their
-    # questions could decide then
+    # both rows of a pair must be asked; contradicting rows make no pair, since they ask the same
+    # question
     asked = [rows[made["id"]] for name in SPLITS for made in formatted[name]]
     partners = pair_rows([row for row in asked if row["contradicts"] is None])
     given_away = find_given_away(formatted["train"], asked, partners)
@@ -110,9 +110,10 @@ def main() -> None:
     if not reads_passages(template):
         log.info("prompts/%s.jinja leaves the passages out", params.format.prompt)
     elif metrics["test"]["without_passages"] > MANY_WITHOUT * metrics["test"]["rows"]:
-        log.warning("many prompts have no room for a passage%s", advise())
+        log.warning("many test prompts have no room for a passage%s", advise())
     elif len(rejected) > SOME_REJECTED * len(rows):
         log.warning("%d of %d rows are rejected%s", len(rejected), len(rows), advise())
+    log.info("%s: %d rows as prompts", FORMATTED_DIR, len(asked))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ gave them. A rival that is not in the hub's cache is downloaded. DVC does not wa
 after an edit of one, `dvc repro --force others`.
 """
 
+import logging
 import shutil
 
 from library.entry import run_main
 from library.files import write_json
 from library.params import list_others, load_params
 from library.paths import OTHERS_PATH
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -28,6 +31,7 @@ def main() -> None:
     else:
         shutil.rmtree(OTHERS_PATH.parent, ignore_errors=True)
         write_json(OTHERS_PATH, {"systems": systems})
+        log.info("evaluate in params.yaml names no other system")
 
 
 if __name__ == "__main__":

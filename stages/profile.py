@@ -1,4 +1,4 @@
-"""Describe the raw rows before any change: what they share and contradict, and what fits.
+"""Profile the raw rows: lengths, defects, shared texts, contradictions, and what fits the model.
 
 Reads the file that `data.path` names, the base model's tokenizer and the prompt template. Writes
 metrics/profile.json and reports/profile.html.
@@ -28,12 +28,12 @@ from library.paths import BASE_DIR, PROFILE_PATH, prompt_path
 log = logging.getLogger(__name__)
 
 WINDOWS = (384, 1024, 2048, 4096, 8192)  # tokens
-# in the page's table, of each text: a browser and this stage's memory hold no more
+# limits of the page's table, for the browser and for this stage's memory
 SHOWN_ROWS, SHOWN_CHARACTERS = 1000, 30_000
 
 
 def shown_rows(raw: Dataset) -> pd.DataFrame:
-    """The rows of the page's table, their texts shortened."""
+    """The first rows, texts shortened, for the table of the page."""
     rows = raw.select(range(min(len(raw), SHOWN_ROWS))).select_columns(list(FIELDS))
     return pd.DataFrame(
         {name: pd.Series(rows[name]).str.slice(stop=SHOWN_CHARACTERS) for name in rows.column_names}
@@ -104,8 +104,12 @@ def main() -> None:
             rows=shown,
         )
     )
-    write_text(Path("reports/profile.html"), page)
-    log.info("%s: %d rows in %d groups", path, profile["rows"], profile["groups"]["count"])
+    page_path = Path("reports/profile.html")
+    write_text(page_path, page)
+    log.info(
+        "%s: %d rows in %d groups",
+        *(page_path, profile["rows"], profile["groups"]["count"]),
+    )
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def main() -> None:
     )
     write_text(Path("reports/report.md"), render_markdown(report))
     write_text(Path("reports/report.html"), render_html(report))
-    log.info("reports/report.html and report.md are written")
+    log.info("reports/report.html and reports/report.md are written")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main() -> None:
     write_text(Path("reports/review.html"), page)
     write_json(REVIEW_KEY_PATH, {"review": review["id"], "systems": systems, "items": key})
     pairs = sum(item["kind"] == "pair" for item in key.values())
-    why = "" if pairs else f": {' and '.join(systems)} gave the same answers"
+    why = "" if pairs else f", because {' and '.join(systems)} gave the same answers"
     log.info("reports/review.html: %d pairs to vote on%s; votes go to data/votes/", pairs, why)
 
 

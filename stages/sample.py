@@ -1,7 +1,7 @@
-"""Write the embedded default data, in the reference data set's shape.
+"""Generate the rows of the default run.
 
-499 generated questions over 398 invented patents: see standin/sample_rows.py. Writes
-data/sample/patents.json.
+Writes data/sample/patents.json: 499 questions about 398 invented patents, in the shape of the
+reference data set. standin/sample_rows.py says how they are made.
 """
 
 import json
@@ -20,10 +20,10 @@ def main(out_path: Path = Path("data/sample/patents.json")) -> None:
     """Write the rows as a JSON array."""
     rows, planted = make_rows(load_params().sample.seed)
     write_text(out_path, json.dumps(rows, indent=1) + "\n")
-    log.info("%s: %d rows", out_path, len(rows))
-    total = sum(counts.total() for counts in planted.values())
+    defects = sum(counts.total() for counts in planted.values())
     log.info(
-        "%d defects of real texts are planted in it, for profile to count and clean to mend", total
+        "%s: %d rows, with %d defects as in real texts for clean to repair",
+        *(out_path, len(rows), defects),
     )
 
 

@@ -5,6 +5,7 @@ artifacts/adapter/, reports/sft_history.csv and reports/sft_memory.json: what wa
 one step on the longest rows took, and on CUDA whether it computed deterministically.
 """
 
+import logging
 import shutil
 
 from library.entry import run_main
@@ -16,6 +17,8 @@ from library.llm.processes import start_processes
 from library.llm.training import history_csv, save_adapter
 from library.params import load_params
 from library.paths import ADAPTER_DIR, HISTORY_PATH, MEMORY_PATH
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -29,6 +32,7 @@ def main() -> None:
         write_text(HISTORY_PATH, history_csv(trainer.state.log_history))
         write_json(MEMORY_PATH, {**memory, **describe_determinism(pick_device())})
         shutil.rmtree(checkpoints)
+        log.info("%s: the adapter", ADAPTER_DIR)
     state.wait_for_everyone()
 
 

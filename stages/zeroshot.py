@@ -1,10 +1,10 @@
-"""Ask the base model the test questions as it is, and without the passages.
+"""Ask the base model the test questions, with and without the passages.
 
-The latter shows what it answers without reading. Reads data/formatted/{test,train_sample}.jsonl,
-artifacts/base/ and the text that `evaluate.general_text` names. Writes data/predictions/:
-zeroshot.jsonl, zeroshot_train.jsonl (the same of some train rows), zeroshot_general.jsonl (how
-likely that text is), no_context.jsonl (answers to the question alone), zeroshot_model.json (what
-gave them).
+Answers without passages show what the model can guess. Reads
+data/formatted/{test,train_sample}.jsonl, artifacts/base/ and the text that `evaluate.general_text`
+names. Writes data/predictions/: zeroshot.jsonl, zeroshot_train.jsonl (the same for some train
+rows), zeroshot_general.jsonl (how likely that text is), no_context.jsonl (answers without passages)
+and zeroshot_model.json (which model and device gave them).
 """
 
 from collections.abc import Mapping, Sequence

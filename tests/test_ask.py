@@ -211,8 +211,8 @@ def test_what_does_not_fit_is_refused_with_what_would_before_anything_is_loaded(
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "64")
     with pytest.raises(pytest.fail.Exception, match="a model was loaded"):
         run(monkeypatch, *asked, *options)
-    (said,) = [line for line in caplog.messages if "tokens at a time need" in line]
-    needed = float(re.search(r"need (\d+) MiB", said)[1])
+    (said,) = [line for line in caplog.messages if "a batch of" in line and "tokens needs" in line]
+    needed = float(re.search(r"needs (\d+) MiB", said)[1])
     monkeypatch.setenv("MEMORY_LIMIT_GIB", str(needed / 1024))
     with pytest.raises(InputError) as error:
         run(monkeypatch, *asked, *options)

@@ -433,7 +433,9 @@ def test_a_tokenizer_of_another_model_of_the_same_size_is_told_of(model, caplog)
     assert "in reverse" not in caplog.text
     shuffle_vocabulary(model)
     base.main()
-    assert "models/local hardly tells a sentence from its tokens in reverse (" in caplog.text
+    assert (
+        "models/local finds a sentence hardly likelier than its tokens in reverse (" in caplog.text
+    )
 
 
 def test_a_model_whose_cache_changes_its_scores_is_refused(model, monkeypatch):
@@ -500,4 +502,4 @@ def test_where_the_model_does_not_fit_base_says_that_it_was_not_tried(model, mon
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.001")
     with caplog.at_level("INFO"):
         base.main()
-    assert "models/local was not tried, since it can't answer here" in caplog.text
+    assert "models/local was not tried out, because it cannot run here" in caplog.text

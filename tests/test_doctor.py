@@ -309,8 +309,8 @@ def test_the_data_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
     Path("rows.json").write_text(json.dumps(make_rows(4)))
     usable, unknown = texts(repository.check_data)
     assert usable == (
-        "ok      data: rows.json: columns: context anchor, question query, answer positive, wrong "
-        "answer negative, where there is one; the first 4 rows have them"
+        "ok      data: rows.json: columns: context = anchor, question = query, answer = positive, "
+        "wrong answer = negative (optional); the first 4 rows have them"
     )
     assert "known to neither git nor DVC" in unknown
     git("add", "rows.json")

@@ -270,7 +270,7 @@ def test_the_longest_texts_are_proved_first_and_fewer_taken_where_memory_runs_ou
     embed_zeroshot.main()
     embed_sft.main()
     whole = (EMBEDDER_DIR / "model.safetensors").read_bytes()
-    assert "proved on the longest texts: a step, 4 rows at a time, takes" in caplog.text
+    assert "measured on the longest texts: a step with mini-batch size 4 takes" in caplog.text
     monkeypatch.setattr(training.PairTrainer, "measure_training_step", lambda self: 0)
     embed_sft.main()
     assert (EMBEDDER_DIR / "model.safetensors").read_bytes() == whole  # nothing remains of it
@@ -282,7 +282,7 @@ def test_the_longest_texts_are_proved_first_and_fewer_taken_where_memory_runs_ou
 
     monkeypatch.setattr(training.PairTrainer, "measure_training_step", run_out)
     embed_sft.main()
-    assert "a step, 1 rows at a time" in caplog.text
+    assert "a step with mini-batch size 1" in caplog.text
     assert caplog.text.count("out of memory before the first step") == 2
 
 
@@ -332,7 +332,9 @@ def test_a_model_that_can_not_be_trained_is_refused_before_it_is_downloaded(monk
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "4")
     params = load_params().embed.model_copy(update={"model": "bge-m3"})
-    with pytest.raises(InputError, match=r"embed_sft: one text of 64 tokens at a time needs 8\."):
+    with pytest.raises(
+        InputError, match=r"embed_sft: mini-batch size 1 with a text of 64 tokens needs 8\."
+    ):
         refuse_training(load_embedding_model_file("bge-m3"), params)
 
 

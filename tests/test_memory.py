@@ -404,7 +404,7 @@ def test_batches_that_are_answered_fit_too(ready, monkeypatch, caplog):
     monkeypatch.setenv("TOKENS_PER_BATCH", "100")
     assert plan_answering(BASE_DIR, setting, LongestLengths(500, 100)) == 100
     assert caplog.messages == [
-        "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
+        "TOKENS_PER_BATCH in the environment is more than fits; unset it if memory runs out"
     ]
 
 
@@ -446,7 +446,7 @@ def test_one_prompt_is_not_planned_as_a_batch(ready, monkeypatch, caplog):
     caplog.set_level("INFO")
     assert plan_answering(BASE_DIR, setting, LongestLengths(500, 100), most_tokens=500) == 500
     (said,) = caplog.messages
-    assert said.startswith(f"500 tokens at a time need {alone}, ")
+    assert said.startswith(f"a batch of 500 tokens needs {alone}; ")
 
 
 def test_what_is_merged_is_asked_whole_and_on_a_cpu_where_a_card_is_too_small(ready, monkeypatch):

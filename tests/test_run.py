@@ -4,6 +4,7 @@ is ours.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from library.errors import InputError
 from library.files import write_json
 from library.params import read_yaml
 from library.stage_inputs import StageInputs
+from library.units import duration
 
 
 def raising(error, cause=None):
@@ -211,6 +213,29 @@ def test_a_stage_without_its_inputs_names_the_stage_that_makes_them(pipeline):
         StageInputs("use")
     write_json(Path("made/rows.json"), [])
     StageInputs("use")  # what no stage makes is for the stage itself to ask after
+
+
+def test_a_stage_logs_what_it_does_first_and_its_time_last(pipeline):
+    stage = STAGE.replace(
+        '    Path("rows.json").write_text("other rows")  # by somebody else\n', ""
+    )
+    Path("stages/copy.py").write_text(f'"""Copy the rows\nas they are.\n\nMore."""\n{stage}')
+    said = subprocess.run(
+        [sys.executable, "-m", "stages.copy"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert re.fullmatch(r"Copy the rows as they are\.\ncopy took \d\.\d s\n", said)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.21, "3.2 s"), (9.96, "10 s"), (59.7, "1 min 0 s"), (125, "2 min 5 s"), (3725, "1 h 2 min")],
+)
+def test_durations_are_given_to_the_digits_that_matter(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_rows_replaced_while_a_stage_runs_are_not_recorded_for_its_result(pipeline, monkeypatch):

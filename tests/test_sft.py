@@ -494,10 +494,10 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
     # under another key nothing of it is looked at
     edit_yaml("params.yaml", sft__learning_rate=3e-3)
     sft.main()
-    assert "going on from" not in caplog.text
+    assert "resuming from" not in caplog.text
     edit_yaml("params.yaml", sft__learning_rate=2e-3)
     sft.main()
-    assert f"going on from {folder}/checkpoint-4" in caplog.text
+    assert f"resuming from {folder}/checkpoint-4" in caplog.text
     again = [
         path.read_bytes()
         for path in (ADAPTER_DIR / "adapter_model.safetensors", Path("reports/sft_history.csv"))
@@ -514,15 +514,15 @@ def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(
     with monkeypatch.context() as patch:
         stop_at(patch, 2, torch.OutOfMemoryError())
         sft.main()
-    assert "out of memory at step 2 with 4 rows at a time; going on with fewer" in caplog.text
+    assert "out of memory at step 2 with batch size 4; continuing with a smaller one" in caplog.text
     record = json.loads(MEMORY_PATH.read_text())
-    assert record["incidents"] == ["out of memory at step 2 with 4 rows at a time"]
+    assert record["incidents"] == ["out of memory at step 2 with batch size 4"]
     assert (record["per_device_train_batch_size"], record["gradient_accumulation_steps"]) == (2, 2)
     for name, value in load_file(ADAPTER_DIR / "adapter_model.safetensors").items():
         assert (value - whole[name]).norm() < 1e-3 * value.norm(), name
     said = (
-        r"out of memory at step 2 with rows of \d+ tokens, 2 at a time, .* were predicted and .* "
-        r"were free; set PER_DEVICE_TRAIN_B"
+        r"out of memory at step 2 with batch size 2 and rows of \d+ tokens; predicted: .*; "
+        r"free: .*; set PER_DEVICE_TRAIN_B"
     )
     with monkeypatch.context() as patch:
         stop_at(

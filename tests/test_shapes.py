@@ -57,8 +57,9 @@ def test_squads_own_file_is_read_with_all_right_answers_and_without_what_has_non
     path = tmp_path / ("dev.json.gz" if packed else "dev.json")
     raw = json.dumps(content).encode()
     said, fields, problems = read(path, gzip.compress(raw) if packed else raw)
-    assert said == "SQuAD: context context, question question, answer answers.text" + (
-        ", wrong answer negative, where there is one; not read: id"
+    assert said == (
+        "SQuAD: context = context, question = question, answer = answers.text, "
+        "wrong answer = negative (optional); not read: id"
     )
     assert fields[0] == FIELDS | {"positive": ["R.", "S."]}
     assert problems == [None, UNANSWERABLE, UNANSWERABLE, UNANSWERABLE]
@@ -199,7 +200,7 @@ def test_alpaca_has_no_context_where_its_input_is_empty(tmp_path):
         {"instruction": "", "input": "A.", "output": "R."},
     ]
     said, fields, problems = read(tmp_path / "rows.json", rows)
-    assert said.startswith("Alpaca: context input, question instruction, answer output")
+    assert said.startswith("Alpaca: context = input, question = instruction, answer = output")
     assert fields[0] == FIELDS
     assert fields[1]["anchor"] == ""
     assert problems == [None, None, '"instruction" is empty']
@@ -226,9 +227,9 @@ SHAREGPT = [
     [
         (
             {"messages": CHAT},
-            "messages in messages: the last turn is the answer, the context is anchor where",
+            "messages in messages: answer = the last turn, context = anchor, or part of the",
         ),
-        ({"conversations": SHAREGPT}, "ShareGPT conversations in conversations: the last turn is"),
+        ({"conversations": SHAREGPT}, "ShareGPT conversations in conversations: answer = the last"),
     ],
 )
 def test_of_a_conversation_the_last_turn_is_the_answer(tmp_path, row, said):
@@ -242,8 +243,7 @@ def test_a_conversation_can_have_a_context_and_any_name(tmp_path):
     row = {"talk": CHAT[3:], "doc": "A."}
     described, fields, _ = read(tmp_path / "rows.json", [row], positive="talk", anchor="doc")
     assert described == (
-        "messages in talk: the last turn is the answer, the context is doc where there is one, "
-        "else it sits in the question"
+        "messages in talk: answer = the last turn, context = doc, or part of the question"
     )
     assert fields == [FIELDS | {"turns": []}]
 

@@ -117,7 +117,7 @@ def test_it_is_unpacked_once_and_asked_as_any_other_model(model, caplog):
     with caplog.at_level("INFO"):
         base.main()
     assert "unpacking models/local/tiny.Q8_0.gguf" in caplog.text
-    assert "was quantized to Q8_0 before: what that lost stays lost" in caplog.text
+    assert "had been quantized to Q8_0: the precision that this lost stays lost" in caplog.text
     source = read_json(MANIFEST_PATH)["source"]
     assert (source["path"], source["quantized"]) == ("models/local/tiny.Q8_0.gguf", "Q8_0")
     unpacked = load_file(find_model_folder(source) / "model.safetensors")

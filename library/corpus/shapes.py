@@ -73,19 +73,19 @@ class Shape:
         }
 
     def describe(self) -> str:
-        """The shape in words: which column is which field, and which are not read."""
+        """The shape in words: the column of each field, and the columns that are not read."""
         unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         if self.turns is not None:
-            wrong = f", a wrong answer is the last turn of {REJECTED}" * (self.turns == CHOSEN)
-            context = f"is {self.anchor} where there is one, else it " if self.anchor else ""
+            context = f"{self.anchor}, or part" if self.anchor else "part"
+            wrong = f", wrong answer = the last turn of {REJECTED}" * (self.turns == CHOSEN)
             return (
-                f"{self.name} in {self.turns}: the last turn is the answer, the context {context}"
-                f"sits in the question{wrong}{unread}"
+                f"{self.name} in {self.turns}: answer = the last turn, context = {context} of "
+                f"the question{wrong}{unread}"
             )
         fields = {"context": self.anchor, "question": self.query, "answer": self.positive}
         if self.negative:
-            fields["wrong answer"] = f"{self.negative}, where there is one"
-        named = [f"{field} {column}" for field, column in fields.items() if column]
+            fields["wrong answer"] = f"{self.negative} (optional)"
+        named = [f"{field} = {column}" for field, column in fields.items() if column]
         return f"{self.name}: {', '.join(named)}{unread}"
 
 

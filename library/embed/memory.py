@@ -315,19 +315,21 @@ def plan_step(
         return fitting
     if fitting:
         log.info(
-            "%d of a batch's %d rows at a time, of at most %d tokens, need %s; %s are free",
-            *(fitting[0], params.batch_size, length, need(fitting[0]), gib(free)),
+            "batch size %d in mini-batches of %d, with texts of up to %d tokens, needs %s; %s are "
+            "free",
+            *(params.batch_size, fitting[0], length, need(fitting[0]), gib(free)),
         )
         return fitting
     if wanted is not None:
         log.warning(
-            "embed.mini_batch_size: %d at a time need %s; %s. With null, what fits is taken",
+            "embed.mini_batch_size: %d needs %s; %s. Set it to null, and the largest that fits is "
+            "taken",
             *(wanted, need(wanted), describe_free_memory(free, device.type)),
         )
         return choices
     found = list(_alternatives(config, settings, params, length, free))
     lines = [
-        f"embed_sft: one text of {length} tokens at a time needs {need(1)}; "
+        f"embed_sft: mini-batch size 1 with a text of {length} tokens needs {need(1)}; "
         f"{describe_free_memory(free, device.type)}",
         "what would fit:" if found else "no change of one or two things would fit",
         *(f"  {change}: {predicted}" for change, predicted in found),

@@ -292,16 +292,17 @@ def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
             with name_out_of_memory(trainer.model.device):
                 peak = trainer.measure_training_step()
         except OutOfMemoryError:
-            log.warning("out of memory before the first step with %d rows at a time", at_once)
+            log.warning("out of memory before the first step with mini-batch size %d", at_once)
             gc.collect()
             torch.cuda.empty_cache()
             continue
         log.info(
-            "proved on the longest texts: a step, %d rows at a time, takes %s", at_once, gib(peak)
+            "measured on the longest texts: a step with mini-batch size %d takes %s",
+            *(at_once, gib(peak)),
         )
         return
     raise InputError(
-        f"embed_sft: out of memory with {choices[-1]} rows at a time; lower max_length in the "
+        f"embed_sft: out of memory with mini-batch size {choices[-1]}; lower max_length in the "
         "model's file, or set embed.mini_batch_size to null"
     )
 

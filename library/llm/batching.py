@@ -22,6 +22,7 @@ from library.llm.devices import pick_device
 from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
 from library.llm.processes import broadcast_from_main, gather_from_all, processes
 from library.llm.sharding import takes_same_steps
+from library.progress import SECONDS_BETWEEN_UPDATES
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,10 @@ def run_batches(
     mine: dict[int, Any] = {}
     start = time.perf_counter()
     with tqdm(
-        desc=name,
+        desc=name.replace("-", " "),
         total=sum(map(len, share)),
-        unit="row",
-        mininterval=2,
+        unit="",
+        mininterval=SECONDS_BETWEEN_UPDATES,
         disable=not (batching.shown and state.is_main_process),
     ) as progress:
         for batch in share:
@@ -107,8 +108,8 @@ def _log_batches(name: str, lengths: Sequence[int], batches: Sequence[list[int]]
         padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
         padding = 100 - 100 * sum(lengths) / padded
         log.info(
-            "%s: %d rows, %d at most in a batch, %.0f%% padding",
-            *(name, len(lengths), max(map(len, batches)), padding),
+            "%s: %d in batches of up to %d, %.0f%% padding",
+            *(name.replace("-", " "), len(lengths), max(map(len, batches)), padding),
         )
 
 
@@ -121,7 +122,7 @@ def _read_done(name: str, kept_dir: Path | None) -> dict[int, Any]:
                 done.update(zip(indices, results, strict=True))
     done = dict(broadcast_from_main(done))
     if done:
-        log.info("%s: %d rows were done before", name, len(done))
+        log.info("%s: resuming, %d are done", name.replace("-", " "), len(done))
     return done
 
 
@@ -147,7 +148,7 @@ def _halve_until_it_fits(
     gc.collect()
     torch.cuda.empty_cache()
     log.warning(
-        "%s: out of memory with %d rows at once, going on with half as many", name, len(batch)
+        "%s: out of memory with batch size %d; continuing with half of it", name, len(batch)
     )
     half = len(batch) // 2
     return [

@@ -54,7 +54,10 @@ def fine_tune(params: Params, checkpoints: Path) -> tuple[CheckedTrainer, dict[s
     train = take_fraction(read_formatted("train"), params.sft.train_fraction)
     validation = read_formatted("validation")
     steps = count_steps(len(train), params.sft)
-    log.info("%d train rows, %d optimizer steps at most", len(train), steps)
+    log.info(
+        "%d train rows, %g epochs: at most %d optimizer steps, a validation every %d",
+        *(len(train), params.sft.num_train_epochs, steps, params.sft.eval_steps),
+    )
 
     device = pick_device()
     settings = make_settings(model_file, params.sft, device.type)
@@ -87,6 +90,6 @@ def fine_tune(params: Params, checkpoints: Path) -> tuple[CheckedTrainer, dict[s
         checkpoints,
     )
     loss, step = trainer.state.best_metric, trainer.state.best_global_step
-    log.info("least validation loss %.4f, at step %s", loss, step)
+    log.info("the adapter of step %s has the lowest validation loss, %.4f", step, loss)
     tokens = {"length": longest.length, "answer": longest.answer}
     return trainer, {**memory, "longest": tokens}

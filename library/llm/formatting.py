@@ -22,6 +22,7 @@ from library.llm.chat_template import (
 )
 from library.llm.prompts import build_messages, build_prompt
 from library.params import FormatParams
+from library.progress import SECONDS_BETWEEN_UPDATES
 from library.records import SPLITS, CleanRow, FormattedRow
 
 log = logging.getLogger(__name__)
@@ -126,18 +127,18 @@ def format_rows(
     formatted: dict[str, list[FormattedRow]] = {name: [] for name in SPLITS}
     rejected: list[dict[str, str]] = []
     ordered = sorted(rows, key=lambda row: row["id"])
-    for row in tqdm(ordered, desc="format", unit="row", mininterval=2):
+    for row in tqdm(ordered, desc="format", unit="row", mininterval=SECONDS_BETWEEN_UPDATES):
         name, group = split.splits[row["id"]], split.groups[row["id"]]
         try:
             made = format_row(row, name, group, tokenizer, template, params, positions, rank)
         except InputError as error:
             rejected.append({"id": row["id"], "place": row["place"], "reason": str(error)})
-            if len(rejected) <= SHOWN_REJECTED:
-                log.info("rejected %s: %s", row["place"], error)
         else:
             formatted[name].append(made)
+    for record in rejected[:SHOWN_REJECTED]:
+        log.info("rejected %s: %s", record["place"], record["reason"])
     if len(rejected) > SHOWN_REJECTED:
-        log.info("%d rejected rows in all: see data/formatted/rejected.jsonl", len(rejected))
+        log.info("%d rows rejected in all: data/formatted/rejected.jsonl lists them", len(rejected))
     return formatted, rejected
 
 
@@ -158,16 +159,14 @@ def complete_row(
 
 
 def log_shares(name: str, numbers: Mapping[str, Any]) -> None:
-    """Say a split's rows and groups, the share that was asked for, and what is missing; warn where
-    most rows lose their wrong answer.
-    """
+    """Log a split's rows, groups and share; warn if most rows lose their wrong answer."""
     said = (
-        f"{name}: {numbers['rows']} rows in {numbers['groups']} groups, {numbers['share']:.1%} "
-        f"where {numbers['asked_share']:.0%} were asked for"
+        f"{name}: {numbers['rows']} rows in {numbers['groups']} groups, {numbers['share']:.1%} of "
+        f"all (wanted: {numbers['asked_share']:.0%})"
     )
     if lost := numbers["negatives_given_away"]:
-        said += f"; {lost} lose their wrong answer, which training holds as right, or their right "
-        said += "one as wrong"
+        said += f"; {lost} of them lose their wrong answer, because training shows it as right or "
+        said += "their right answer as wrong"
     if without := numbers["without_passages"]:
         said += f"; {without} prompts have no room for a passage"
     log.log(logging.WARNING if 2 * lost > numbers["rows"] else logging.INFO, "%s", said)

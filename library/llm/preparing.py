@@ -33,7 +33,11 @@ def prepare_base(name: str, base_dir: Path, sft: SftParams) -> None:
     folder = find_model_folder(manifest["source"])
     source = source_name(manifest["source"])
     if quantized := manifest["source"].get("quantized"):
-        log.warning("%s was quantized to %s before: what that lost stays lost", source, quantized)
+        log.warning(
+            "%s had been quantized to %s: the precision that this lost stays lost",
+            source,
+            quantized,
+        )
     config = load_config(folder, source)
     if isinstance(model_file, HubModel) and model_file.config is not None:
         check_config(model_file.config, config, str(model_path(name)))
@@ -43,7 +47,7 @@ def prepare_base(name: str, base_dir: Path, sft: SftParams) -> None:
     check_vocabulary(config, tokenizer, source)
     try:
         for change in adapt_template(tokenizer, model_file.chat_template_kwargs):
-            log.info("%s: in its chat template %s", source, change)
+            log.info("%s: chat template: %s", source, change)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     shutil.rmtree(base_dir, ignore_errors=True)
@@ -56,4 +60,7 @@ def prepare_base(name: str, base_dir: Path, sft: SftParams) -> None:
         shutil.rmtree(base_dir)
         raise
     size = sum(file["bytes"] for file in manifest["files"].values())
-    log.info("%s: %d files, %.1f MB", name, len(manifest["files"]), size / 1e6)
+    log.info(
+        "%s: %s is ready, %d files with %.1f MB",
+        *(base_dir, name, len(manifest["files"]), size / 1e6),
+    )

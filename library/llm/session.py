@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,8 @@ from library.records import (
     Prediction,
     QuestionAnswer,
 )
+
+log = logging.getLogger(__name__)
 
 ASKED = ("test", "train_sample")  # every test row and, so that over-fitting shows, some train rows
 
@@ -101,6 +104,11 @@ class AnsweringSession:
             }
             write_json(answerer_path(system), answerer)
             self._note_costs(predictions)
+            cut_off = sum(row["finish_reason"] == "length" for row in predictions[system])
+            log.info(
+                "%s: %d answers, %d of them cut off at %d tokens",
+                *(predictions_path(system), len(predictions[system]), cut_off, self.max_new_tokens),
+            )
         self.state.wait_for_everyone()
 
     def _note_costs(self, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -9,6 +9,7 @@ from transformers.trainer_callback import ProgressCallback
 from library.llm.checkpoints import COMPLETE
 from library.llm.processes import processes
 from library.llm.training_rows import EpochSampler
+from library.progress import SECONDS_BETWEEN_UPDATES
 
 
 class AdvanceEpoch(TrainerCallback):  # type: ignore[misc]  # transformers ships types that mypy is told to skip
@@ -29,10 +30,10 @@ class Progress(ProgressCallback):  # type: ignore[misc]
     measure, title = "eval_loss", "validation loss"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin the bar, which need not move at each step."""
+        """Begin the bar, which need not move at every step."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
-            self.training_bar.mininterval = 2
+            self.training_bar.mininterval = SECONDS_BETWEEN_UPDATES
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show no bar for an evaluation."""

@@ -71,8 +71,8 @@ def train_within_memory(
         plan = plan_rows(most_rows)
         rows = plan.per_device_train_batch_size
         log.info(
-            "rows of %d tokens, %d at a time, need %s; %s are free",
-            *(length, rows, plan.predicted, gib(plan.free)),
+            "batch size %d, with rows of up to %d tokens, needs %s; %s are free",
+            *(rows, length, plan.predicted, gib(plan.free)),
         )
         trainer: CheckedTrainer | None = None
         try:
@@ -94,12 +94,12 @@ def train_within_memory(
                 raise InputError(_explain(plan, length, when)) from None
         # here, not above: the exception holds on to what was computed
         log.warning(
-            "out of memory %s with %d rows at a time; going on with fewer, the effective batch "
-            "size stays",
+            "out of memory %s with batch size %d; continuing with a smaller one (the effective "
+            "batch size stays the same)",
             *(when, rows),
         )
         if measured is not None:
-            incidents.append(f"out of memory {when} with {rows} rows at a time")
+            incidents.append(f"out of memory {when} with batch size {rows}")
         most_rows = rows - 1
         del trainer
         gc.collect()
@@ -112,7 +112,8 @@ def _prove(trainer: CheckedTrainer, length: int) -> dict[str, int]:
         "answer": measure_answer(trainer.model, length),
     }
     log.info(
-        "proved on the longest rows: a step takes %s, an answer %s", *map(gib, measured.values())
+        "measured on the longest rows: a training step takes %s, an answer %s",
+        *map(gib, measured.values()),
     )
     return measured
 
@@ -120,7 +121,7 @@ def _prove(trainer: CheckedTrainer, length: int) -> dict[str, int]:
 def _train(trainer: CheckedTrainer, checkpoints: Path) -> None:
     checkpoint = find_checkpoint(checkpoints)
     if checkpoint is not None:
-        log.info("going on from %s", checkpoint)
+        log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
@@ -130,7 +131,6 @@ def _explain(plan: Plan, length: int, when: str) -> str:
     if rows == 1:
         advice = "lower format.max_length"
     return (
-        f"sft: out of memory {when} with rows of {length} tokens, {rows} at a time, where "
-        f"{plan.predicted} were predicted and {gib(plan.free)} were free; {advice}, and run it "
-        "again"
+        f"sft: out of memory {when} with batch size {rows} and rows of {length} tokens; predicted: "
+        f"{plan.predicted}; free: {gib(plan.free)}; {advice}, and run it again"
     )

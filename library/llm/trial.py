@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from library.errors import InputError, describe_error
 from library.llm.adapted_template import ANSWER, CONTEXT, example_messages
-from library.llm.batching import pad
+from library.llm.batching import Batching, pad
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids, read_answer
 from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
@@ -58,15 +58,16 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
     except Exception as error:  # of whatever kind: there is no model of these values
         raise InputError(f"{name}: config.json makes no model: {describe_error(error)}") from error
     try:
-        plan_answering(base_dir, settings, LongestLengths(longest, NEW_TOKENS))
+        plan_answering(base_dir, settings, LongestLengths(longest, NEW_TOKENS), shown=False)
     except InputError as error:
-        log.warning("%s was not tried, since it can't answer here: %s", name, error)
+        log.warning("%s was not tried out, because it cannot run here: %s", name, error)
         return
     model = load_model(base_dir, model_file.quantization)
     try:
-        generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS)
+        quiet = Batching(shown=False)
+        generate_answers(model, tokenizer, [prompt for prompt, _ in pairs], NEW_TOKENS, quiet)
         padded = _difference_by_padding(model, *(prompt for prompt, _ in pairs))
-        (cached,) = score_completions(model, tokenizer, [pairs])
+        (cached,) = score_completions(model, tokenizer, [pairs], quiet)
         uncached = [_score(model, prompt, answer) for prompt, answer in pairs]
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
@@ -84,7 +85,11 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
         abs(one - other) / len(answer)
         for one, other, (_, answer) in zip(cached, uncached, pairs, strict=True)
     )
-    log.info("%s: scores with the cache are %.1e nats a token off those without", name, off)
+    log.info(
+        "%s answers, and scores an answer alike with and without the cache (within %.1e nats a "
+        "token)",
+        *(name, off),
+    )
     if not off <= max(MOST_DIFFERENCE, ROUNDINGS * rounding):
         raise InputError(
             f"{name}: {type(model).__name__} scores an answer otherwise with the cache than "
@@ -94,8 +99,8 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
     better = (uncached[0] - _score(model, prompt, answer[::-1])) / len(answer)
     if better < ORDER_NATS:
         log.warning(
-            "%s hardly tells a sentence from its tokens in reverse (%.2f nats a token): it is "
-            "untrained, or its tokenizer or config.json is another model's",
+            "%s finds a sentence hardly likelier than its tokens in reverse (%.2f nats a token): "
+            "it is untrained, or the tokenizer or config.json belongs to another model",
             name,
             better,
         )

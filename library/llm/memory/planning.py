@@ -376,6 +376,7 @@ def plan_answering(
     ways: Sequence[Iterable[Way]] = (),
     most_tokens: int = sys.maxsize,
     instead: str = "model={}",
+    shown: bool = True,
 ) -> int:
     """Tokens of a batch when answering, padding included, `most_tokens` at most.
 
@@ -400,7 +401,8 @@ def plan_answering(
         while tokens > longest.length and not fits(need(tokens), free):
             tokens //= 2
     predicted = need(tokens)
-    log.info("%d tokens at a time need %s, %s are free", tokens, predicted, gib(free))
+    if shown:
+        log.info("a batch of %d tokens needs %s; %s are free", tokens, predicted, gib(free))
     if fits(predicted, free):
         return tokens
     if wanted is None:
@@ -411,7 +413,7 @@ def plan_answering(
         misfit = Misfit(longest.length, 1, predicted, free, settings.device_type, alternatives)
         raise InputError("\n".join(describe_answering_misfit(misfit, prompt)))
     log.warning(
-        "that is more than fits: unset TOKENS_PER_BATCH in the environment if memory runs out"
+        "TOKENS_PER_BATCH in the environment is more than fits; unset it if memory runs out"
     )
     return tokens
 
@@ -458,7 +460,7 @@ def check_merging(config_dir: Path, adapter: Adapter) -> None:
     sizes = read_sizes(config_dir, adapter)
     free = free_beside(pick_device())
     predicted = predict_merging(sizes)
-    log.info("merging needs %s, %s are free", predicted, gib(free))
+    log.info("merging needs %s; %s are free", predicted, gib(free))
     if fits(predicted, free):
         return
     needs = [
