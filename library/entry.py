@@ -57,10 +57,7 @@ def run_main(main: Callable[[], None]) -> None:
         for cause in causes(error):
             operator, found, _ = str(cause).partition(NOT_DETERMINISTIC)
             if found:
-                fail(
-                    f"{operator} has no form that computes the same bytes twice here; set "
-                    "DETERMINISTIC=0 in the environment, and two runs can differ"
-                )
+                _go_on_without_determinism(operator)
         if isinstance(error, NotADirectoryError) and error.filename:
             path = Path(error.filename)
             fail(
@@ -74,6 +71,19 @@ def run_main(main: Callable[[], None]) -> None:
         ):
             fail(f"{error.filename}: {error.strerror}")
         raise
+
+
+def _go_on_without_determinism(operator: str) -> None:
+    """Start this program again with DETERMINISTIC=0, unless it was asked for, or is one of several
+    processes: what is done so far is kept, and what comes of it says that a second run can differ.
+    """
+    said = f"{operator} has no form that computes the same bytes twice here"
+    if os.environ.get("DETERMINISTIC") or "RANK" in os.environ:
+        fail(f"{said}; set DETERMINISTIC=0 in the environment, and two runs can differ")
+    log.warning("%s; starting again with DETERMINISTIC=0: two runs can differ", said)
+    sys.stdout.flush()
+    os.environ["DETERMINISTIC"] = "0"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def first_paragraph(text: str | None) -> str:

@@ -1,9 +1,12 @@
 """Whether CUDA computes the same bytes twice: what is switched on and recorded, what it takes."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import Qwen2Config
 
 from library.entry import run_main
@@ -76,6 +79,7 @@ def test_a_value_that_does_not_do_is_named(switches, name, value, message):
 
 
 def test_an_operator_without_a_deterministic_form_is_said_in_words(switches):
+    switches.setenv("DETERMINISTIC", "1")
     torch.use_deterministic_algorithms(True)
 
     def work():
@@ -87,6 +91,28 @@ def test_an_operator_without_a_deterministic_form_is_said_in_words(switches):
         "error: put_ has no form that computes the same bytes twice here; set DETERMINISTIC=0 in "
         "the environment, and two runs can differ"
     )
+
+
+def test_a_run_that_did_not_ask_for_it_starts_again_without(tmp_path):
+    (tmp_path / "work.py").write_text(
+        "import os, torch\n"
+        "from library.entry import run_main\n"
+        "def work():\n"
+        "    torch.use_deterministic_algorithms(os.environ.get('DETERMINISTIC') != '0')\n"
+        "    torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))\n"
+        "    print('done')\n"
+        "run_main(work)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "work"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, "done\n")
+    assert ran.stderr.count("put_ has no form that computes the same bytes twice here") == 1
 
 
 def test_what_it_takes_of_memory_is_predicted(switches):

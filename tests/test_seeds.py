@@ -45,7 +45,7 @@ def test_another_seed_is_the_run_that_has_that_seed_and_is_judged_with_the_first
     with caplog.at_level("INFO"):
         seeds.main()
     assert "training with seed" not in caplog.text
-    assert "rows were done before" in caplog.text
+    assert "resuming, 8 are done" in caplog.text
     assert hash_file(AGAIN) == answers
     edit_yaml("params.yaml", sft__seed=1)
     for stage in (sft, predict):

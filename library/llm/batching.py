@@ -87,7 +87,7 @@ def run_batches(
         total=sum(map(len, share)),
         unit="",
         mininterval=SECONDS_BETWEEN_UPDATES,
-        disable=not (batching.shown and state.is_main_process),
+        disable=not (share and batching.shown and state.is_main_process),
     ) as progress:
         for batch in share:
             results = _halve_until_it_fits(name, batch, lengths, work)
