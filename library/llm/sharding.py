@@ -2,8 +2,9 @@
 one layer when that computes.
 
 `FSDP` in the environment says which, by PyTorch's FSDP2: `full_shard` spreads each layer's weights
-over the processes, `offload` keeps them in the computer's own memory. LoRA adapters, embeddings and
-the output head stay whole in every process.
+over the processes, `offload` keeps them in the computer's own memory, and with them embeddings that
+the output head does not share. LoRA adapters and the head stay whole in every process, and so do
+embeddings otherwise.
 """
 
 import logging
@@ -77,6 +78,36 @@ def held_and_gathered_layers(
     )
 
 
+class HostEmbedding(torch.nn.Module):
+    """Token embeddings that stay in the computer's memory: rows are looked up there, and only they
+    are sent to the device.
+
+    What it holds is no part of the model, whose device is that of its first parameter.
+    """
+
+    def __init__(self, embedding: torch.nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "embedding", embedding)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of `ids` (rows x tokens), on their device."""
+        found: torch.Tensor = self.embedding(ids.cpu())
+        return found.to(ids.device)
+
+
+def keep_embeddings_on_host(model: PreTrainedModel) -> bool:
+    """Replace a model's token embeddings, which are on the CPU, by HostEmbedding; say whether.
+
+    Not where the output head has the same weights, which it needs on its device, or where PEFT has
+    wrapped them to be trained.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, torch.nn.Embedding) or embedding.weight is head.weight:
+        return False
+    model.set_input_embeddings(HostEmbedding(embedding))
+    return True
+
+
 def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bool:
     """Shard the frozen weights of a model's layers, in place, and put all else on the device; say
     whether FSDP asked for it.
@@ -119,6 +150,8 @@ def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bo
             parameter for parameter in decoder.parameters() if not is_sharded(parameter)
         },
     )
+    if sharding == "offload":
+        keep_embeddings_on_host(base)
     for tensor in [*model.parameters(), *model.buffers()]:
         if not is_sharded(tensor):
             tensor.data = tensor.data.to(device)

@@ -171,6 +171,7 @@ class Sizes:
     # Gemma 3
     normed: int = 0
     heads: int = 1
+    embedding: int = 0  # of `other`, the token embeddings, where the output head has its own
     eager_heads: int = 0  # heads whose scores are written out, where PyTorch's attention can't be
 
     def per_token(self, coefficients: Mapping[str, float]) -> float:
@@ -200,7 +201,7 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    head = model.get_output_embeddings()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     linear = {
         name: module
         for name, module in model.named_modules()
@@ -236,6 +237,7 @@ def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
         key_value=key_value,
         normed=_count_normed(model, text.hidden_size, query, key_value),
         heads=text.num_attention_heads,
+        embedding=0 if embedding is head.weight else embedding.numel(),
         eager_heads=0 if model._supports_sdpa else text.num_attention_heads,
     )
 
@@ -245,7 +247,8 @@ def _weights(sizes: Sizes, setting: ComputeSettings) -> int:
         (NF4_STORED_BYTES, NF4_SCALES_BYTES) if setting.quantization == "nf4" else (setting.size, 0)
     )
     there = setting.held_share + setting.gathered_layers / sizes.layers
-    return int(sizes.linear * (stored * there + scales) + sizes.other * setting.size)
+    other = sizes.other - (sizes.embedding if setting.held_share == 0 else 0)
+    return int(sizes.linear * (stored * there + scales) + other * setting.size)
 
 
 def predict_training(
