@@ -23,6 +23,7 @@ from library.entry import run_main
 from library.errors import InputError
 from library.llm.architectures import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
+from library.llm.determinism import compute_deterministically
 from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
 from library.llm.loading import check_artifacts, load_merged, load_model
@@ -36,6 +37,7 @@ from library.llm.memory.planning import (
     offloaded_ways,
     on_cpu,
     plan_answering,
+    plan_dequantizing,
     unadapted,
 )
 from library.llm.prompts import Prompt, build_prompt, load_asked_prompt, reads_passages
@@ -151,8 +153,9 @@ def parse_options() -> argparse.Namespace:
 
 def check_memory(
     folder: Path, options: argparse.Namespace, params: Params, prompt: int, limit: int
-) -> None:
-    """Log what answering a prompt of so many tokens with `limit` more needs.
+) -> bool:
+    """Log what answering a prompt of so many tokens with `limit` more needs; say whether there is
+    room to dequantize 4-bit weights once.
 
     Raises InputError where there is less memory, with what would fit.
     """
@@ -173,7 +176,8 @@ def check_memory(
     if options.model is None:
         ways.append(offloaded_ways(settings, longest))
     ways += [shorter_prompts(settings, prompt, limit), shorter_answers(settings, prompt, limit)]
-    plan_answering(folder, settings, longest, ways, most_tokens=longest.length)
+    tokens = plan_answering(folder, settings, longest, ways, most_tokens=longest.length)
+    return plan_dequantizing(folder, settings, longest, tokens)
 
 
 def halves(count: int, least: int = 16) -> Iterator[int]:
@@ -201,6 +205,7 @@ def main() -> None:
     options = parse_options()
     params = load_params()
     find_sharding()  # what it refuses is refused before anything is loaded
+    compute_deterministically()
     limit = options.max_new_tokens or params.format.max_new_tokens
     context = "" if options.context is None else read_context(options.context)
     adapter_dir = None if options.base else ADAPTER_DIR
@@ -230,12 +235,13 @@ def main() -> None:
     if options.show_passages:
         for index, passage in zip(prompt.indices, prompt.passages, strict=True):
             log.info("passage %d of %d: %s\n", index + 1, len(prompt.ranked), passage)
-    check_memory(folder, options, params, len(prompt.ids), limit)
+    once = check_memory(folder, options, params, len(prompt.ids), limit)
     with redirect_stdout(sys.stderr):  # what libraries print is no answer
         if options.model:
             model = load_merged(folder)
         else:
-            model = load_model(BASE_DIR, load_model_file(params.model).quantization, adapter_dir)
+            quantization = load_model_file(params.model).quantization
+            model = load_model(BASE_DIR, quantization, adapter_dir, dequantize=once)
         (answer,) = generate_answers(model, tokenizer, [prompt.ids], limit)
     if answer["finish_reason"] == "length":
         log.warning("the answer was cut off after %d tokens; --max-new-tokens allows more", limit)

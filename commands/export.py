@@ -22,6 +22,7 @@ from library.formatted import read_formatted
 from library.llm.answering import answer_rows
 from library.llm.batching import Batching
 from library.llm.chat_template import load_tokenizer
+from library.llm.determinism import compute_deterministically
 from library.llm.devices import describe_computation, pick_device
 from library.llm.loading import check_artifacts, load_merged
 from library.llm.memory.planning import (
@@ -150,6 +151,7 @@ def main() -> None:
     """Merge, ask, compare, and keep the folder with its card."""
     params = load_params()
     find_sharding()  # before the merge, which takes minutes
+    compute_deterministically()
     check_needed()
     template = load_asked_prompt(params.format.prompt)
     rows = read_formatted("test")

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused_with_what_would_before_anything_is_loaded(
     shutil.copytree(find_model_folder(read_json(MANIFEST_PATH)["source"]), "folder")
     monkeypatch.setattr(ask, "check_artifacts", lambda *_: None)  # no adapter is loaded either
     for load in ("load_model", "load_merged"):
-        monkeypatch.setattr(ask, load, lambda *_: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(ask, load, lambda *_, **__: pytest.fail("a model was loaded"))
     asked = ["Of what material is the valve that was described?", "--max-new-tokens", "2048"]
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
     nothing = "nothing that changes one thing would fit: neither a shorter prompt nor another model"

@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(
     link_model(tiny_dir, Path("models/rival"))
     edit_yaml("params.yaml", **asked)
     for module in (session, trial):
-        monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
     with pytest.raises(InputError, match=f"^{said}"):
         others.main()

@@ -26,7 +26,7 @@ from library.llm.devices import lacks_bfloat16, pick_device, pick_dtype
 from library.llm.manifest import check_manifest, find_model_folder, source_name
 from library.llm.memory.measuring import explain_out_of_memory
 from library.llm.patches import repeat_key_value_heads
-from library.llm.quantizing import keep_weights_unpacked, nf4_config
+from library.llm.quantizing import dequantize_once, keep_weights_unpacked, nf4_config
 from library.llm.sharding import find_sharding, shard_layers
 from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS
 
@@ -117,13 +117,15 @@ def load_model(
     quantization: Literal["nf4", "none"],
     adapter_dir: Path | None = None,
     shard: bool = True,
+    dequantize: bool = False,
 ) -> PreTrainedModel:
     """The base model that the manifest in `base_dir` names, ready to answer.
 
     With an adapter on it if one is given. Where FSDP in the environment asks for it, its layers are
     sharded; with `shard` off it waits for that on the CPU, since what adds an adapter must see the
-    weights whole. Raises InputError where files changed, or where the adapter was trained on
-    another base.
+    weights whole. With `dequantize` 4-bit weights are dequantized once, which takes the memory of
+    whole ones: `plan_dequantizing` says whether there is room. Raises InputError where files
+    changed, or where the adapter was trained on another base.
     """
     check_artifacts(base_dir, adapter_dir)
     manifest = read_json(base_dir / "manifest.json")
@@ -150,6 +152,8 @@ def load_model(
         model = PeftModel.from_pretrained(
             model, adapter_dir, local_files_only=True, torch_device="cpu"
         )
+    if dequantize:  # after the adapter: PEFT's 4-bit layer adds up what it adds in 16 bits
+        dequantize_once(model)
     if shard:
         shard_layers(model, device)
     model.eval()

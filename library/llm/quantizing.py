@@ -1,6 +1,7 @@
 """Four bits a weight, by bitsandbytes."""
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -25,3 +26,35 @@ def keep_weights_unpacked(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+class DequantizedLinear(torch.nn.Linear):
+    """A 4-bit linear layer whose weights were dequantized once, to the type that it computes in.
+
+    bitsandbytes dequantizes them for every product, to the same numbers. On a CPU the products are
+    the same bits, too. On CUDA they are where it calls cuBLAS; for few rows it has a kernel of its
+    own, which up to three rounds each weight twice and each product to 16 bits, so that a row alone
+    is rounded otherwise than in a batch. Here it is not.
+    """
+
+    def __init__(self, layer: Linear4bit) -> None:
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        if layer.compute_dtype is not None:
+            weight = weight.to(layer.compute_dtype)
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's outputs, in the type of its inputs."""
+        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+        product = torch.nn.functional.linear(x.to(self.weight.dtype), self.weight, bias)
+        return product.to(x.dtype)
+
+
+def dequantize_once(model: torch.nn.Module) -> None:
+    """Dequantize a model's 4-bit linear layers, in place, under adapters too."""
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, Linear4bit):
+                setattr(module, name, DequantizedLinear(layer))

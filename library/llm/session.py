@@ -31,6 +31,7 @@ from library.llm.memory.planning import (
     make_settings,
     offloaded_ways,
     plan_answering,
+    plan_dequantizing,
 )
 from library.llm.processes import start_processes
 from library.params import AnyModel, Params, load_model_file, load_params
@@ -203,9 +204,11 @@ def open_session(
     )
     every = [row for asked_rows in rows.values() for row in asked_rows]
     longest, tokens = plan_rows(base_dir, model_file, params, every, thinking_tokens)
+    settings = make_settings(model_file, params.sft, pick_device().type)
+    once = plan_dequantizing(base_dir, settings, LongestLengths(longest, limit), tokens)
     return AnsweringSession(
         state=state,
-        model=load_model(base_dir, model_file.quantization, adapter_dir),
+        model=load_model(base_dir, model_file.quantization, adapter_dir, dequantize=once),
         tokenizer=load_tokenizer(base_dir),
         rows=rows,
         general_text=general_path.read_text(encoding="utf-8"),

@@ -418,6 +418,30 @@ def plan_answering(
     return tokens
 
 
+def plan_dequantizing(
+    config_dir: Path, settings: ComputeSettings, longest: LongestLengths, tokens: int
+) -> bool:
+    """Whether to dequantize 4-bit weights once before answering: where batches of so many tokens
+    fit all the same. Layers that FSDP shards or offloads stay in 4 bits.
+    """
+    if settings.quantization != "nf4" or find_sharding() is not None:
+        return False
+    rows = max(1, tokens // longest.length)
+    whole = replace(settings, quantization="none")
+    predicted = predict_answering(
+        *(read_sizes(config_dir, settings.adapter), whole, rows),
+        *(longest.length - longest.answer, longest.answer),
+    )
+    free = measure_free(pick_device())
+    there = fits(predicted, free)
+    log.info(
+        "4-bit weights %s: that needs %s, %s are free",
+        "are dequantized once" if there else "stay, and are dequantized for each token",
+        *(predicted, gib(free)),
+    )
+    return there
+
+
 def _predict_row(
     sizes: Sizes, settings: ComputeSettings, longest: LongestLengths
 ) -> MemoryEstimate:
