@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size sweep \
-	pr-report new docs base-model environment space-named folder-named
+.PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size judge \
+	sweep pr-report new docs base-model environment model-named space-named folder-named
 
 repro: environment  ## raw rows to a measured answer, and the verdict printed
 	@dvc repro
@@ -52,6 +52,11 @@ learning-curve: environment  ## would more rows help? Smaller shares of them, as
 sample-size: environment  ## how many test rows or votes would show a difference: make sample-size DIFFERENCE=0.02
 	@python -m commands.sample_size $$DIFFERENCE
 
+# Asks the server of OPENAI_BASE_URL, with the key of OPENAI_API_KEY. ALL=1 judges every test row.
+export JUDGE
+judge: model-named environment  ## a language model votes on the review's pairs: make judge JUDGE=qwen2.5:7b
+	@python -m commands.judge "$$JUDGE" $(if $(ALL),--all)
+
 # Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
 export SPACE
 sweep: space-named environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
@@ -74,6 +79,9 @@ base-model: environment  ## the embedded model, trained anew
 	@python -m standin.pretrain models/tiny/recipe.yaml models/tiny
 
 # before .venv is built for nothing
+model-named:
+	@test -n "$$JUDGE" || { echo "error: which model? make judge JUDGE=qwen2.5:7b" >&2; exit 1; }
+
 space-named:
 	@test -n "$$SPACE" || { echo "error: which? make sweep SPACE=sweeps/learning_rate.yaml" >&2; exit 1; }
 

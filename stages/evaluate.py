@@ -23,6 +23,7 @@ from library.paths import (
     predictions_path,
 )
 from library.records import BASELINES, SYSTEMS, right_answers
+from library.verdict.judges import count_folder
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, TEXT_METRICS, score_cut
 from library.verdict.scoring import (
     average,
@@ -39,7 +40,6 @@ from library.verdict.scoring import (
     score_baselines,
     score_rows,
 )
-from library.verdict.votes import count_files
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ def main() -> None:
         metrics["unflagged"] = judge(unflagged, params, again=list(again))
 
     better = dict.fromkeys(HIGHER_IS_BETTER, 1) | dict.fromkeys(LOWER_IS_BETTER, -1)
-    by_id = {scores.id: scores for scores in scored}
-    metrics["votes"] = count_files(VOTES_DIR, read_json(REVIEW_KEY_PATH), by_id, better, params)
+    key, by_id = read_json(REVIEW_KEY_PATH), {scores.id: scores for scores in scored}
+    metrics |= count_folder(VOTES_DIR, key, by_id, better, predictions, params)
     write_jsonl(SCORES_PATH, (scores.to_record() for scores in scored))
     write_json(EVALUATION_PATH, round_numbers(metrics))
     told = (metrics["primary"][system] for system in SYSTEMS)

@@ -32,6 +32,8 @@ NOT_RUN = {
     "dvc exp push --no-cache origin": "belongs to the second clone of the line before",
 }
 NOT_RUN_PARTS = {
+    "make judge": "needs a server with a model: tests/test_judge.py starts one with known replies",
+    "commands.judge": "and so does this",
     "model=qwen2.5": "downloads a model",
     "commands.fetch owner/name": "downloads rows; tests/test_fetch.py reads a folder",
     "rivals=[qwen2.5": "so does this",

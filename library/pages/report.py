@@ -12,12 +12,14 @@ from rapidfuzz.distance import LCSseq
 from library.corpus.words import locate_tokens
 from library.pages.rendering import render_page
 from library.pages.statements import (
+    JUDGES_NOTE,
     TITLES,
     Statement,
     contradiction_sentence,
     escape,
     format_holm,
     format_interval,
+    judges_statements,
     overfitting_sentence,
     render_table,
     result_statements,
@@ -301,6 +303,12 @@ def render_case(case: Case, primary: str) -> str:
     )
 
 
+def render_judges(report: Report) -> list[str]:
+    """What language models judged, as Markdown paragraphs; none where none did."""
+    said = [str(statement) for statement in judges_statements(report.metrics, report.voted)]
+    return ["## What language models judged", JUDGES_NOTE, *said] if said else []
+
+
 def render_summary(verdict: Verdict, facts: Mapping[str, str]) -> str:
     """The verdict for a terminal, in Markdown, with the facts that are given."""
     listed = "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items())
@@ -328,6 +336,7 @@ def render_markdown(report: Report) -> str:
         render_baselines(report.metrics),
         "## Learned by heart?",
         overfitting_sentence(report.metrics, report.primary),
+        *render_judges(report),
         "## Rows that gained most",
         gained or "None gained.",
         "## Rows that gained least, or lost",
@@ -378,6 +387,8 @@ def render_html(report: Report) -> str:
         system_name=system_name,
         systems_heads=[head.format(title(primary)) for head in SYSTEMS_HEADS],
         systems=systems_table(metrics, primary),
+        judges=judges_statements(metrics, report.voted),
+        judges_note=JUDGES_NOTE,
         votes_needed=votes_needed(metrics["votes"], report.confidence),
         votes_needed_sentence=votes_needed_sentence(report.confidence),
         baseline_heads=baseline_heads(metrics),

@@ -16,6 +16,7 @@ from library.verdict.statistics import POWER, count_decisions
 
 SHOWN_CHARACTERS = 600
 PREFERRED = (0.6, 0.65, 0.7, 0.75, 0.8)  # true shares of the decided pairs, to be shown by votes
+COIN = 0.5  # how often a choice without a reason follows the side, once sides are swapped
 FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
 # Shares from which a comparison says more of how a system was asked than of what it knows.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
@@ -49,6 +50,12 @@ TITLES = {
     "truncated": "answers cut off at max_new_tokens (lower is better)",
     "empty": "empty answers (lower is better)",
 }
+
+
+JUDGES_NOTE = (
+    "Asked with each pair in both orders. A language model's preference is not a person's, and no "
+    "part of the verdict."
+)
 
 
 def title(metric: str) -> str:
@@ -531,6 +538,72 @@ def format_alpha(agreement: Mapping[str, Any]) -> str:
     if "alpha_low" not in agreement:
         return alpha
     return f"{alpha} ({agreement['alpha_low']:.2f} to {agreement['alpha_high']:.2f})"
+
+
+def judges_statements(metrics: Mapping[str, Any], systems: Sequence[str]) -> list[Statement]:
+    """What language models said of two systems' answers, and how far each is to be believed."""
+    return [
+        _judge_statement(name, judged, systems)
+        for name, judged in metrics.get("judges", {}).items()
+    ]
+
+
+def _judge_statement(name: str, judged: Mapping[str, Any], systems: Sequence[str]) -> Statement:
+    baseline, candidate = map(system_name, systems)
+    shown = re.sub(r"[^A-Za-z0-9./:@_-]", "?", name)  # safe in Markdown and HTML
+    left_out = _left_out_replies(judged)
+    if not judged["rows"]:
+        return Statement(f"{shown} judged no pair in both orders", f".{left_out}")
+    said = [
+        f", {baseline} in {judged['losses']}, neither in {judged['ties']}. Ties as halves, that is "
+        f"{judged['win_rate']:.0%}"
+    ]
+    if "win_rate_low" in judged:
+        said.append(f" ({judged['win_rate_low']:.0%} to {judged['win_rate_high']:.0%})")
+    said.append(f", {format_p(judged['p'])}.")
+    if "first_pick" in judged:
+        said.append(
+            f" Of two answers it chose the one shown first in {judged['first_pick']:.0%} "
+            f"({judged['first_pick_low']:.0%} to {judged['first_pick_high']:.0%})."
+        )
+    followed = judged["followed_side"]
+    said.append(
+        f" With the sides swapped, its choice followed the side in {followed:.0%} of the pairs "
+        f"({judged['followed_side_low']:.0%} to {judged['followed_side_high']:.0%})"
+    )
+    said.append(
+        ": a coin does so in half of them, so do not rely on this judge."
+        if followed >= COIN
+        else ", which then count as ties."
+    )
+    if "identical_called_equal" in judged:
+        share = f"{judged['identical_called_equal']:.0%}"
+        said.append(f" It called identical answers equal in {share}.")
+    claim = f"{shown}, a language model, preferred {candidate} in {judged['wins']} of "
+    return Statement(
+        f"{claim}{judged['rows']} pairs", "".join(said) + _backing_sentence(judged) + left_out
+    )
+
+
+def _backing_sentence(judged: Mapping[str, Any]) -> str:
+    people = judged["people"]
+    if not people["rows"]:
+        return " No person voted on these pairs, so nothing shows that people would agree with it."
+    said = f" It agrees with people on {people['same']:.0%} of {plural(people['rows'], 'pair')}"
+    if "alpha" in people:
+        said += f", Krippendorff's alpha {format_alpha(people)}"
+    unvoted = judged["rows"] - people["rows"]
+    return f"{said}." + (f" No person voted on the other {unvoted}." if unvoted else "")
+
+
+def _left_out_replies(judged: Mapping[str, Any]) -> str:
+    said = f" {judged['unclear']:,} of {judged['replies']:,} replies had no verdict."
+    if judged["outdated"]:
+        said += f" {judged['outdated']} more are about earlier answers: run make judge again."
+    if "prompt_tokens" in judged:
+        tokens = f"{judged['prompt_tokens']:,} tokens read, {judged['completion_tokens']:,} written"
+        said += f" {tokens}" + (f", cost {judged['cost']:.2f}." if "cost" in judged else ".")
+    return said
 
 
 def votes_needed(votes: Mapping[str, Any], confidence: float) -> list[tuple[float, int, int, int]]:

@@ -22,12 +22,13 @@ from scipy.stats import binomtest
 from library.errors import InputError
 from library.params import EvaluateParams
 from library.records import ScoredRow
-from library.verdict.statistics import compare
+from library.verdict.statistics import Comparison, compare
 
 log = logging.getLogger(__name__)
 
 Answer = Literal["x", "y"]
 GRADES = ("yes", "partly", "no")
+MODEL_MARK = "judge"  # the key that a model's file has and a person's has not
 ALPHA_DRAWS = 2_000  # a tenth of a millisecond for each label of ten
 LEAST_DEFINED = 0.95  # of the draws: with fewer, an interval would be of other draws than it says
 
@@ -63,7 +64,8 @@ class VoteFile(_Strict):
 
 def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], list[str]]:
     """The files of a folder that belong to the review of `key`, by name; and for each that does
-    not, a line that says so.
+    not, a line that says so. What a model judged, as `library.verdict.judges` reads it, is left
+    out.
 
     Raises InputError, naming the file, where one of this review is not what the page saves, names
     an item that the review does not have or the same twice, or where a rater has two files.
@@ -72,7 +74,10 @@ def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], li
     refused = []
     for path in sorted(folder.glob("*.json")):
         try:
-            review = json.loads(path.read_bytes()).get("review", key["review"])
+            content = json.loads(path.read_bytes())
+            review = content.get("review", key["review"])
+            if MODEL_MARK in content:
+                continue
         except (ValueError, AttributeError, RecursionError):
             review = key["review"]  # to be refused below, with the reason
         if review != key["review"]:
@@ -246,7 +251,7 @@ def count_votes(
     numbers |= _count_outcomes(means, scored, params)
     if tally.left_picked:
         picked = tally.left_picked
-        numbers |= _share("left_pick", sum(picked), len(picked), params.confidence)
+        numbers |= measure_share("left_pick", sum(picked), len(picked), params.confidence)
     if tally.repeated:
         numbers["self_agreement"] = mean(tally.repeated)
     if tally.equal:
@@ -263,16 +268,26 @@ def count_votes(
 def _count_outcomes(
     means: Mapping[str, float], scored: Mapping[str, ScoredRow], params: EvaluateParams
 ) -> dict[str, float]:
+    numbers = count_wins(means)
+    wins, decided = numbers["wins"], numbers["wins"] + numbers["losses"]
+    shares: dict[str, float] = {}
+    if decided:
+        shares = measure_share("wins_share", wins, decided, params.confidence)
+        shares["p"] = float(binomtest(wins, decided).pvalue)
+    return {**numbers, **shares, **describe_win_rate(compare_with_even(means, scored, params))}
+
+
+def count_wins(means: Mapping[str, float]) -> dict[str, int]:
+    """Rows whose mean outcome is above one half, below, and one half."""
     wins, losses = (sum(sign * (value - 0.5) > 0 for value in means.values()) for sign in (1, -1))
-    numbers: dict[str, float] = {
-        "wins": wins,
-        "losses": losses,
-        "ties": len(means) - wins - losses,
-    }
-    if wins + losses:
-        numbers |= _share("wins_share", wins, wins + losses, params.confidence)
-        numbers["p"] = float(binomtest(wins, wins + losses).pvalue)
-    rate = compare(
+    return {"wins": wins, "losses": losses, "ties": len(means) - wins - losses}
+
+
+def compare_with_even(
+    means: Mapping[str, float], scored: Mapping[str, ScoredRow], params: EvaluateParams
+) -> Comparison:
+    """Mean outcomes by row against one half, over the groups of the rows."""
+    return compare(
         [0.5] * len(means),
         list(means.values()),
         [scored[row].group for row in means],
@@ -280,15 +295,21 @@ def _count_outcomes(
         params.confidence,
         params.seed,
     )
-    numbers["win_rate"] = rate.candidate
-    # votes that are all alike have no spread to tell an interval from
+
+
+def describe_win_rate(rate: Comparison) -> dict[str, float]:
+    """`win_rate`, with its interval where the votes are not all alike: then they have no spread to
+    tell it from.
+    """
+    numbers = {"win_rate": rate.candidate}
     if rate.low < rate.high < math.inf:
         numbers["win_rate_low"] = max(0.0, 0.5 + rate.low)
         numbers["win_rate_high"] = min(1.0, 0.5 + rate.high)
     return numbers
 
 
-def _share(name: str, successes: int, total: int, confidence: float) -> dict[str, float]:
+def measure_share(name: str, successes: int, total: int, confidence: float) -> dict[str, float]:
+    """A share of `total`, with Wilson's interval."""
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return {
         name: successes / total,

@@ -1,0 +1,296 @@
+"""A language model's votes: files that `commands.judge` wrote, read back and counted.
+
+They lie beside people's votes and are never counted among them. A judge sees each pair in both
+orders, so that a preference for a side shows, and is not taken for one for a system.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from library.errors import InputError
+from library.files import read_json
+from library.params import EvaluateParams
+from library.records import ScoredRow
+from library.verdict.votes import (
+    MODEL_MARK,
+    compare_with_even,
+    count_files,
+    count_wins,
+    describe_win_rate,
+    measure_alpha,
+    measure_share,
+    read_votes,
+    tally_votes,
+)
+
+log = logging.getLogger(__name__)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class JudgeVote(_Strict):
+    """One reply: the judge was shown the answer of the system `left` as A and the other's as B, or
+    `left`'s on both sides (`catch`).
+
+    `choice` is "unclear" where `reply` has no verdict. `answers` tells whether the answers are
+    still the same, as `hash_answers` has it. Tokens are the server's count, where it gives one.
+    """
+
+    row: str
+    kind: Literal["pair", "catch"]
+    left: str
+    choice: Literal["A", "B", "tie", "unclear"]
+    answers: str
+    reply: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Prices(_Strict):
+    """What a million tokens cost, in any currency."""
+
+    input: float
+    output: float
+
+
+class JudgeFile(_Strict):
+    """What one model replied. `host` is where its server is; no key is on file."""
+
+    judge: str
+    host: str
+    temperature: float
+    max_tokens: int
+    instructions: str
+    systems: list[str]
+    prices: Prices | None
+    votes: list[JudgeVote]
+
+
+def hash_answers(row: str, answers: Mapping[str, Mapping[str, str]], systems: Sequence[str]) -> str:
+    """What tells whether a vote is about the answers that there are: sixteen hexadecimal digits of
+    two systems' answers to a row, in either order; `answers` are by system and row id.
+    """
+    texts = [answers[system].get(row) for system in sorted(systems)]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def load_judge_file(path: Path) -> JudgeFile:
+    """A file that `commands.judge` wrote. Raises InputError where it is none."""
+    try:
+        return JudgeFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: not a file that `make judge` wrote: {where}{': ' if where else ''}"
+            f"{first['msg']}"
+        ) from error
+
+
+def read_judge_files(folder: Path, systems: Sequence[str]) -> list[JudgeFile]:
+    """The models' files of a folder that are about these two systems; the others are named in the
+    log.
+
+    Raises InputError where one is not what `commands.judge` writes, or a model has two.
+    """
+    files: dict[str, JudgeFile] = {}
+    for path in sorted(folder.glob("*.json")):
+        content = read_json(path)
+        if not isinstance(content, dict) or MODEL_MARK not in content:
+            continue
+        file = load_judge_file(path)
+        if sorted(file.systems) != sorted(systems):
+            log.warning(
+                "%s: about %s, review.systems are %s; not counted",
+                path,
+                " and ".join(file.systems),
+                " and ".join(systems),
+            )
+            continue
+        if file.judge in files:
+            raise InputError(f"{path}: a second file of the judge {file.judge!r}; move one away")
+        asked = [(vote.row, vote.kind, vote.left) for vote in file.votes]
+        if len(set(asked)) < len(asked):
+            raise InputError(f"{path}: votes twice on one pair in one order")
+        files[file.judge] = file
+    return list(files.values())
+
+
+@dataclass
+class JudgeTally:
+    """A judge's votes that are about the present answers.
+
+    `means` are outcomes for the candidate by row, of rows judged in both orders: 1, 0 or ½ for a
+    tie, and of these the mean. `first_picked` says of each decided reply on a pair whether it chose
+    the answer shown first, `followed_side` of each row whether both orders chose the same side,
+    `equal` of identical answers whether they were called so.
+    """
+
+    means: dict[str, float] = field(default_factory=dict)
+    first_picked: list[bool] = field(default_factory=list)
+    followed_side: list[bool] = field(default_factory=list)
+    equal: list[bool] = field(default_factory=list)
+    replies: int = 0
+    unclear: int = 0
+    outdated: int = 0
+
+
+def tally_judge(
+    file: JudgeFile, answers: Mapping[str, Mapping[str, str]], candidate: str
+) -> JudgeTally:
+    """Count a judge's replies, for the candidate; `answers` are by system and row id."""
+    tally = JudgeTally()
+    by_row: dict[str, list[JudgeVote]] = {}
+    for vote in file.votes:
+        if vote.answers != hash_answers(vote.row, answers, file.systems):
+            tally.outdated += 1
+            continue
+        tally.replies += 1
+        if vote.choice == "unclear":
+            tally.unclear += 1
+        elif vote.kind == "catch":
+            tally.equal.append(vote.choice == "tie")
+        else:
+            by_row.setdefault(vote.row, []).append(vote)
+            if vote.choice != "tie":
+                tally.first_picked.append(vote.choice == "A")
+    for row, votes in by_row.items():
+        if len(votes) == 2:
+            choices = {vote.choice for vote in votes}
+            tally.followed_side.append(len(choices) == 1 and "tie" not in choices)
+            tally.means[row] = mean(_outcome(vote, candidate) for vote in votes)
+    return tally
+
+
+def _outcome(vote: JudgeVote, candidate: str) -> float:
+    if vote.choice == "tie":
+        return 0.5
+    return float((vote.left == candidate) == (vote.choice == "A"))
+
+
+def count_folder(
+    folder: Path,
+    key: Mapping[str, Any],
+    scored: Mapping[str, ScoredRow],
+    better: Mapping[str, int],
+    predictions: Mapping[str, Mapping[str, Any]],
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """`votes`, what people's files in a folder say, as `count_files` has it, and `judges`, what
+    models' say, where there are any.
+    """
+    votes = count_files(folder, key, scored, better, params)
+    return {"votes": votes, **count_judges(folder, key, scored, predictions, params)}
+
+
+def count_judges(
+    folder: Path,
+    key: Mapping[str, Any],
+    scored: Mapping[str, ScoredRow],
+    predictions: Mapping[str, Mapping[str, Any]],
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """What each judge's votes say, as finite numbers under `judges` by model; empty without judges.
+
+    `key` is that of the review, whose systems are judged; `predictions` are by system and row id.
+    """
+    systems = key["systems"]
+    files = read_judge_files(folder, systems)
+    answers = {
+        system: {row: record["prediction"] for row, record in predictions[system].items()}
+        for system in systems
+    }
+    voted = tally_votes(read_votes(folder, key)[0], key).first
+    people = {row: mean(votes) for row, votes in voted.items()}
+    judged = {
+        file.judge: count_judge(file, answers, systems[1], people, scored, params) for file in files
+    }
+    return {"judges": judged} if judged else {}
+
+
+def count_judge(
+    file: JudgeFile,
+    answers: Mapping[str, Mapping[str, str]],
+    candidate: str,
+    people: Mapping[str, float],
+    scored: Mapping[str, ScoredRow],
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    """One judge's votes in numbers. `people` are people's mean outcomes by row.
+
+    Rows of a group are not independent, so `p` is from swapping the systems group by group, not
+    from a sign test. `followed_side` is the share of rows whose choice followed the side; a coin
+    does that in one half. `people` has on how many rows people voted, too, in how many both chose
+    alike, and Krippendorff's alpha of the two.
+    """
+    tally = tally_judge(file, answers, candidate)
+    numbers: dict[str, Any] = {
+        "replies": tally.replies,
+        "unclear": tally.unclear,
+        "outdated": tally.outdated,
+        "rows": len(tally.means),
+        **_count_tokens(file),
+    }
+    for name, seen in (
+        ("first_pick", tally.first_picked),
+        ("followed_side", tally.followed_side),
+    ):
+        if seen:
+            numbers |= measure_share(name, sum(seen), len(seen), params.confidence)
+    if tally.equal:
+        numbers["identical_called_equal"] = mean(tally.equal)
+    if tally.means:
+        rate = compare_with_even(tally.means, scored, params)
+        numbers |= {**count_wins(tally.means), **describe_win_rate(rate), "p": rate.p}
+    numbers["people"] = compare_with_people(tally.means, people, params)
+    return numbers
+
+
+def compare_with_people(
+    judged: Mapping[str, float], people: Mapping[str, float], params: EvaluateParams
+) -> dict[str, float]:
+    """How far a judge agrees with people on the rows that both decided on or called equal, as
+    raters among themselves: by which answer was chosen, or neither.
+    """
+    both = sorted(judged.keys() & people.keys())
+    numbers: dict[str, float] = {"rows": len(both)}
+    if both:
+        numbers["same"] = mean(_winner(judged[row]) == _winner(people[row]) for row in both)
+        labels = [
+            (rater, row, _winner(means[row]))
+            for row in both
+            for rater, means in (("judge", judged), ("people", people))
+        ]
+        numbers |= measure_alpha(labels, params)
+    return numbers
+
+
+def _winner(value: float) -> str:
+    return "neither" if value == 0.5 else "candidate" if value > 0.5 else "baseline"
+
+
+def _count_tokens(file: JudgeFile) -> dict[str, float]:
+    """Tokens of all replies that the server counted them for, and what they cost."""
+    counted = [
+        (vote.prompt_tokens, vote.completion_tokens)
+        for vote in file.votes
+        if vote.prompt_tokens is not None and vote.completion_tokens is not None
+    ]
+    if not counted:
+        return {}
+    prompt, completion = (sum(tokens) for tokens in zip(*counted, strict=True))
+    numbers: dict[str, float] = {"prompt_tokens": prompt, "completion_tokens": completion}
+    if file.prices is not None:
+        cost = prompt * file.prices.input + completion * file.prices.output
+        numbers["cost"] = cost / 1_000_000
+    return numbers
