@@ -85,13 +85,13 @@ class HostEmbedding(torch.nn.Module):
     What it holds is no part of the model, whose device is that of its first parameter.
     """
 
-    def __init__(self, embedding: torch.nn.Module) -> None:
+    def __init__(self, embedding: torch.nn.Embedding) -> None:
         super().__init__()
-        object.__setattr__(self, "embedding", embedding)
+        self.look_up = embedding.__call__  # a method, so that its weights are not registered here
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of `ids` (rows x tokens), on their device."""
-        found: torch.Tensor = self.embedding(ids.cpu())
+        found: torch.Tensor = self.look_up(ids.cpu())
         return found.to(ids.device)
 
 

@@ -181,7 +181,7 @@ def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
 
 def one_seed_sentence(metrics: Mapping[str, Any]) -> str:
     """What the interval leaves out where the model was trained once."""
-    if metrics["training_seeds"] > 1:
+    if metrics.get("training_seeds", 1) > 1:
         return ""
     return (
         " It was trained with one seed: the interval covers other test rows, not another training "
@@ -235,7 +235,7 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
     """Would the result hold if the model was trained again? What training and test rows each add to
     the uncertainty, and what more of either would buy; None with one seed, which can't tell.
     """
-    count, result = metrics["training_seeds"], metrics["primary"]
+    count, result = metrics.get("training_seeds", 1), metrics["primary"]
     if count == 1:
         return None
     by_seed = metrics["by_seed"].values()
