@@ -17,8 +17,9 @@ from typing import Any
 from library.entry import run_main
 from library.errors import InputError
 from library.files import write_text
+from library.pages.charts import Chart, Mark, plot_marks, render_chart_page
 from library.pages.embedding_statements import TASKS
-from library.pages.rendering import plural, render_page
+from library.pages.rendering import plural
 from library.pages.statements import system_name, title
 from library.params import EvaluateParams, load_params
 from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
@@ -290,23 +291,32 @@ def order_runs(runs: Sequence[Run]) -> list[Run]:
     return [*(run for group in group_runs(runs) for run in group), *rest]
 
 
-def scale(group: Sequence[Run]) -> tuple[float, float]:
-    """The least and the greatest number that is drawn for a group."""
-    values = [number for run in group for number in (*_drawn(run).values(), *_beside(run).values())]
-    low, high = min(values), max(values)
-    return low, high if high > low else low + 1.0
-
-
-def _drawn(run: Run) -> dict[str, float]:
-    """Zero-shot, fine-tuned, and the interval of the gain set off from zero-shot."""
-    primary = result(run)
-    numbers = {"before": primary[ZEROSHOT], "after": primary[SFT]}
-    if "low" in primary:
-        numbers |= {
-            "low": primary[ZEROSHOT] + primary["low"],
-            "high": primary[ZEROSHOT] + primary["high"],
-        }
-    return numbers
+def chart_runs(group: Sequence[Run], name: str, confidence: float, paired: bool) -> Chart:
+    """Each run of a group before and after tuning with the interval of its gain, set off from
+    zero-shot, and the systems that it was held against. `name` is the metric's.
+    """
+    marks = []
+    for number, run in enumerate(group, 1):
+        primary, label = result(run), f"{number}. {run.name}"
+        interval = [
+            primary[ZEROSHOT] + primary[end] if end in primary else None for end in ("low", "high")
+        ]
+        marks += [
+            Mark(label, "zero-shot", primary[ZEROSHOT]),
+            Mark(label, "fine-tuned", primary[SFT], *interval),
+            *(Mark(label, name_system(other), value) for other, value in _beside(run).items()),
+        ]
+    best = group[0]
+    others = f", of {len(group)} runs" if len(group) > 1 else ""
+    below = ", but below" if paired else ""
+    return plot_marks(
+        f"{best.name} has the best {name} here{others}: {result(best)[SFT]:.3f}.",
+        marks,
+        "run",
+        f"{name}{' (lower is better)' if group[0].primary in LOWER_IS_BETTER else ''}",
+        note=f"Bar: the {confidence:.0%} interval of the gain over that run's own zero-shot, set "
+        f"off from there. Whether two runs differ is not read off overlapping bars{below}.",
+    )
 
 
 def describe_gain(difference: Difference) -> str:
@@ -358,28 +368,27 @@ def make_notes(groups: Sequence[Sequence[Run]], unjudged: Sequence[Run]) -> list
     return notes
 
 
-def show_group(group: Sequence[Run]) -> dict[str, Any]:
-    """What is drawn of a group."""
+def show_group(group: Sequence[Run], confidence: float, paired: bool) -> dict[str, Any]:
+    """What is shown of a group."""
+    name = metric_title(group[0])
+    if isinstance(group[0], EmbeddingRun):
+        name = f"nDCG@10, {name}"
     return {
-        "runs": [(run.name, _drawn(run)) for run in group],
-        "beside": {run.name: _beside(run) for run in group},
+        "runs": [run.name for run in group],
         "others": other_sentences(group),
-        "scale": scale(group),
-        "title": metric_title(group[0]),
-        "lower": group[0].primary in LOWER_IS_BETTER,
+        "chart": chart_runs(group, name, confidence, paired),
+        "title": name,
         "n": result(group[0])["n"],
     }
 
 
-def show_embeddings(runs: Sequence[EmbeddingRun]) -> dict[str, Any]:
+def show_embeddings(runs: Sequence[EmbeddingRun], confidence: float) -> dict[str, Any]:
     """What is printed and drawn of embedding models."""
     groups = group_runs(runs)
     return {
         "rows": embedding_rows(runs),
         "notes": make_embedding_notes(groups),
-        "groups": [
-            show_group(group) | {"title": f"nDCG@10, {metric_title(group[0])}"} for group in groups
-        ],
+        "groups": [show_group(group, confidence, paired=False) for group in groups],
         "seeds": [seed_sentence(group, EMBED_SEED) for group in groups if len(group) > 1],
     }
 
@@ -395,13 +404,14 @@ def render_comparison(
         differences = compare_runs(group, params) if len(group) > 1 else []
         sentences = [pair_sentence(differences), seed_sentence(group)] if differences else []
         cells = {(other.first, other.second): other for other in differences}
-        shown.append({**show_group(group), "cells": cells, "sentences": sentences})
+        about = show_group(group, params.confidence, paired=True)
+        shown.append({**about, "cells": cells, "sentences": sentences})
         said += [*sentences, *shown[-1]["others"]]
         said += [describe_gain(difference) for difference in differences if difference.decided]
     notes = make_notes(groups, [run for run in ordered if run.metrics is None]) if runs else []
     printed = [align(rows), "\n".join([*said, *notes])] if runs else []
 
-    embedding = show_embeddings(embedding_runs) if embedding_runs else None
+    embedding = show_embeddings(embedding_runs, params.confidence) if embedding_runs else None
     if embedding:
         heading = "Embedding models (make embed), by nDCG@10:"
         beside = [part for group in embedding["groups"] for part in group["others"]]
@@ -410,14 +420,12 @@ def render_comparison(
             align(embedding["rows"]),
             "\n".join([*embedding["seeds"], *beside, *embedding["notes"]]),
         ]
-    page = render_page(
+    page = render_chart_page(
         "compare.html.jinja",
         rows=rows,
         groups=shown,
         notes=notes,
         embedding=embedding,
-        confidence=params.confidence,
-        system_name=name_system,
     )
     return "\n\n".join(printed), page
 

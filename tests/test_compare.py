@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import EVALUATE, copy_params, edit_yaml
 from ruamel.yaml import YAML
-from test_pages import HOSTILE, context, needs_browser, open_page  # noqa: F401  # context is a fixture
+from test_pages import HOSTILE, check_charts, context, fits, needs_browser, open_page  # noqa: F401  # context is a fixture
 
 from commands import compare
 from commands.compare import (
     PAGE_PATH,
     align,
+    chart_runs,
     compare_runs,
     group_runs,
     order_runs,
@@ -175,12 +177,13 @@ def test_other_systems_stand_beside_the_runs_that_were_held_against_them():
     assert rows["experiment"][-3:] == ["few-shot", "big-1.5b, zero-shot", "validation loss"]
     assert rows["held"][-3:-1] == ["0.441", "0.912"]
     assert rows["plain"][-3:-1] == ["–", "–"]
-    assert compare.scale([plain, held])[1] == 0.912
+    chart = chart_runs([held], "ROUGE-L", 0.95, paired=True)
+    assert ["1. held", "big-1.5b, zero-shot", "0.912", ""] in chart.rows
     said, page = render_comparison([plain, held], EVALUATE)
     assert "Against few-shot, fine-tuning is better in 1 of 1 run, worse in 0, and in 0 " in said
     assert "Against big-1.5b, zero-shot, fine-tuning is better in 0 of 1 run, worse in 1" in said
-    assert "<title>held, few-shot: 0.441</title>" in page
-    assert "<title>plain, few-shot" not in page
+    assert re.search(r"<tr><td>\d\. held<td>few-shot<td>0\.441", page)
+    assert not re.search(r"<tr><td>\d\. plain<td>few-shot", page)
 
 
 LOCK = {
@@ -376,10 +379,10 @@ def test_the_page_opens_without_requests_or_errors_and_fits_a_phone(tmp_path, co
     page, errors = open_page(context, tmp_path / "compare.html")
     page.set_viewport_size({"width": width, "height": 900})
     assert page.title() == "Experiments compared"
-    assert page.locator("svg.runs").count() == 2
-    assert page.locator("svg.runs >> nth=0").locator("circle").count() == 14
+    assert check_charts(page, tmp_path / "compare.html") == [["ROUGE-L", "run"]] * 2
+    assert page.locator(".plot >> nth=0").locator(".mark-symbol.role-mark path").count() == 14
     assert page.locator("td.decided").count() >= 10
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert fits(page)
     assert errors == []
     if shots := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=f"{shots}/compare-{width}.png", full_page=True)

@@ -10,7 +10,7 @@ import pytest
 from conftest import EVALUATE, copy_params, edit_yaml
 from ruamel.yaml import YAML
 from test_compare import make_run
-from test_pages import HOSTILE, context, needs_browser, open_page  # noqa: F401  # context is a fixture
+from test_pages import HOSTILE, check_charts, context, fits, needs_browser, open_page  # noqa: F401  # context is a fixture
 
 from commands import compare
 from commands.compare import embedding_rows, group_runs, render_comparison
@@ -80,7 +80,7 @@ def test_two_runs_are_undecided_and_other_rows_or_tasks_are_not_ordered():
         assert text in page.replace("&#39;", "'")
     assert said.startswith("experiment  metric ")
     assert "\n\nEmbedding models (make embed), by nDCG@10:\n\nexperiment  embed.seed" in said
-    assert "<title>b, BM25: 0.400</title>" in page
+    assert "<tr><td>1. b<td>BM25<td>0.400<td>\n" in page
     assert "undecided: not paired" not in page
 
 
@@ -205,10 +205,12 @@ def test_the_page_draws_embeddings_and_fits_a_phone(tmp_path, context, width):  
     write_text(tmp_path / "compare.html", page_text)
     page, errors = open_page(context, tmp_path / "compare.html")
     page.set_viewport_size({"width": width, "height": 900})
-    assert page.locator("svg.runs").count() == 3
-    drawn = page.locator("svg.runs >> nth=1")
-    assert [drawn.locator(part).count() for part in ("circle", ".interval", ".other")] == [4, 2, 2]
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert len(check_charts(page, tmp_path / "compare.html")) == 3
+    drawn = page.locator(".plot >> nth=1")
+    # zero-shot, fine-tuned and BM25 of two runs, and an interval each
+    assert drawn.locator(".mark-symbol.role-mark path").count() == 6
+    assert drawn.locator(".mark-rule.role-mark line").count() == 2
+    assert fits(page)
     assert errors == []
     if shots := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=f"{shots}/compare-embedding-{width}.png", full_page=True)

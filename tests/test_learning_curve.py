@@ -8,13 +8,15 @@ import pytest
 from conftest import EVALUATE, ROOT, copy_params, edit_yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from test_pages import check_charts, context, fits, needs_browser, open_page  # noqa: F401  # context is a fixture
 from test_sweep import run, run_and_commit, set_environment
 
 from commands import learning_curve
 from commands.learning_curve import Size, make_curve
 from library.corpus.fractions import choose_groups, take_fraction
 from library.errors import InputError
-from library.pages.learning_curve import render_curve, render_text
+from library.files import write_text
+from library.pages.learning_curve import chart_curve, render_curve, render_text
 from library.records import ScoredRow
 from library.repository.experiments import Run
 from library.verdict.learning_curve import draw_means, extrapolate, forecast
@@ -95,9 +97,14 @@ def test_more_rows_help_where_the_curve_still_rises():
     said = render_text(curve)
     assert "Twice the rows would likely help: with about 800 train rows" in said
     assert "The last step, 200 to 400 rows, helped" in said
-    page = render_curve(curve)
-    assert 'class="ahead"' in page
-    assert "curve-0" not in page
+    chart = chart_curve(curve)
+    assert [row[:2] for row in chart.rows] == [
+        *([f"{size}", "fine-tuned"] for size in SIZES),
+        ["800", "forecast"],
+        ["", "zero-shot"],
+    ]
+    assert "the forecast for twice the rows" in chart.note
+    assert "curve-0" not in render_curve(curve)
 
 
 def test_a_flat_curve_is_no_evidence_and_a_fall_is_no_law():
@@ -107,14 +114,28 @@ def test_a_flat_curve_is_no_evidence_and_a_fall_is_no_law():
     fall = make_curve(make_sizes([0.4, 0.5, 0.55, 0.2]), "rouge_l", EVALUATE)
     assert (fall.foreseen, fall.verdict) == (False, 0)
     assert "No forecast for more rows" in render_text(fall)
-    assert 'class="ahead"' not in render_curve(fall)
+    assert "forecast" not in {row[1] for row in chart_curve(fall).rows}
     steep = make_curve(make_sizes([0.146, 0.524, 0.809, 0.959]), "rouge_l", EVALUATE)
     assert (steep.fits, steep.verdict) == (False, 0)
     assert "No forecast for more rows: no power law runs through these points" in render_text(steep)
     assert "The last step, 200 to 400 rows, helped" in render_text(steep)
     few = make_curve(make_sizes([0.1, 0.3, 0.4, 0.5])[-2:], "rouge_l", EVALUATE)
     assert "Too few sizes for a forecast" in render_text(few)
-    assert "<svg" in render_curve(few)
+    assert len(chart_curve(few).rows) == 3
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1300, 390])
+def test_the_page_draws_the_curve_and_fits_a_phone(tmp_path, context, width):  # noqa: F811
+    curve = make_curve(make_sizes([0.9 - 3 * size**-0.6 for size in SIZES]), "rouge_l", EVALUATE)
+    write_text(tmp_path / "curve.html", render_curve(curve))
+    page, errors = open_page(context, tmp_path / "curve.html")
+    page.set_viewport_size({"width": width, "height": 900})
+    titles = check_charts(page, tmp_path / "curve.html")
+    assert titles == [["train rows (log scale)", "ROUGE-L"]]
+    assert page.locator(".plot .mark-rule.role-mark line").count() == 5
+    assert fits(page)
+    assert errors == []
 
 
 STAND_IN = """

@@ -11,7 +11,20 @@ from playwright.sync_api import expect, sync_playwright
 
 from library.errors import InputError
 from library.files import hash_file, read_json, read_jsonl, write_json, write_jsonl
-from library.pages.statements import ending_statement, forgetting_statement, style_statement
+from library.pages.charts import chart_library
+from library.pages.statements import (
+    EXPLANATIONS,
+    TITLES,
+    count_changes,
+    ending_statement,
+    forgetting_statement,
+    leading_metrics,
+    prompt_doubt,
+    rows_doubt,
+    seed_doubt,
+    style_statement,
+    votes_doubt,
+)
 from library.paths import (
     EVALUATION_PATH,
     OTHERS_PATH,
@@ -20,6 +33,7 @@ from library.paths import (
     other_name,
     predictions_path,
 )
+from library.verdict.metrics import METRICS
 from stages import evaluate, report, review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -59,6 +73,43 @@ def open_page(context, path):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(Path(path).resolve().as_uri())
     return page, errors
+
+
+def fits(page):
+    """Whether a page, all that folds opened, has no horizontal scrollbar."""
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+AXIS_TITLES = """(plot) => [...plot.querySelectorAll(".role-axis-title text")].map((text) =>
+  [...text.querySelectorAll("tspan")].map((line) => line.textContent).join(" ") || text.textContent)
+"""
+
+
+def check_charts(page, path):
+    """The axes' titles of each chart of a page of less than 3 MB, once it is drawn: it has a title
+    and a table of its values, and a legend where it has several series.
+    """
+    assert Path(path).stat().st_size < 3_000_000
+    plots = page.locator(".plot")
+    expect(page.locator(".plot .drawing svg")).to_have_count(plots.count())
+    titles = []
+    for at in range(plots.count()):
+        plot = plots.nth(at)
+        spec = json.loads(plot.locator("script").inner_text())
+        series = {row.get("series") for row in spec["data"]["values"]} - {None}
+        assert (plot.locator(".role-legend").count() > 0) >= (len(series) > 1)
+        assert plot.locator(".role-mark path, .role-mark line").count() > 0
+        assert len(plot.locator("figcaption").inner_text()) > 10
+        assert plot.locator(".values tr").count() > 1
+        titles.append(plot.evaluate(AXIS_TITLES))
+        assert len(titles[-1]) == 2, titles
+    return titles
+
+
+def text_of_page(html):
+    """A page up to the library that draws its charts, behind which stands no data."""
+    return html.split(f"</main>\n<script>{chart_library()}")[0]
 
 
 def decide(page, *keys):
@@ -278,10 +329,86 @@ def test_the_report_opens_without_requests_or_errors_and_fits_a_phone(judged, co
     page.set_viewport_size({"width": width, "height": 900})
     assert page.title() == "Does fine-tuning help?"
     assert "ROUGE-L" in page.inner_text(".big")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("svg.forest circle").count() > 5
+    titles = check_charts(page, "reports/report.html")
+    assert titles == [
+        ["change by fine-tuning (right is better)", "metric"],
+        ["optimizer step", "loss, nats per answer token"],
+        ["characters of the reference", "ROUGE-L"],
+        ["train rows less test rows (right: better on train rows)", "metric"],
+    ]
     assert page.locator("mark").count() > 0
+    shown = page.locator("table.numbers tr:visible:has(small) td:first-child").all_inner_texts()
+    assert [name.split("\n")[0] for name in shown] == [
+        "ROUGE-L",
+        "chrF++",
+        "numbers and signs, F1",
+        "bits per byte of the reference (lower is better)",
+    ]
+    page.locator(".plot >> nth=0").locator(".mark-symbol.role-mark path >> nth=0").hover()
+    expect(page.locator("#vg-tooltip-element")).to_contain_text("metric")
+    assert fits(page)
     assert errors == []
+
+
+@needs_browser
+def test_the_first_screen_of_the_report_answers_three_questions(judged, context):
+    judged(rows=12)
+    # rows that gain more and less: else no difference is too small to be shown
+    rows = list(read_jsonl(Path("data/predictions/sft.jsonl")))
+    write_answers(
+        "sft", [row | {"prediction": row["prediction"] + " x" * at} for at, row in enumerate(rows)]
+    )
+    review.main()
+    evaluate.main()
+    report.main()
+    page, _ = open_page(context, "reports/report.html")
+    page.set_viewport_size({"width": 1300, "height": 800})
+    parts = page.locator(".first section")
+    for part, words in zip(
+        parts.all(),
+        (
+            ["Did it help?", "ROUGE-L", "Fine-tuned answers are more like the references."],
+            ["How sure?", "The 95% interval of the change is +", "on 12 test rows in 12"],
+            ["What would change my mind?", "more test rows", "few-shot", "seed", "Blind votes"],
+        ),
+        strict=True,
+    ):
+        assert all(word in part.inner_text() for word in words), part.inner_text()
+        box = part.bounding_box()
+        assert box["y"] + box["height"] <= 800
+
+
+@needs_browser
+def test_the_report_prints_in_light_colours_and_whole(judged, context):
+    judged(rows=12)
+    review.main()
+    evaluate.main()
+    report.main()
+    page, _ = open_page(context, "reports/report.html")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins
+    check_charts(page, "reports/report.html")
+    page.emulate_media(media="print", color_scheme="dark")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == "rgb(255, 255, 255)"
+    tables = page.locator(".scroll:visible").all()
+    assert len(tables) > 5
+    for table in tables:
+        assert table.evaluate("(one) => one.scrollWidth <= one.clientWidth"), table.inner_text()
+    rows = page.locator("table.numbers tr:visible:has(small)").count()
+    assert rows == len(json.loads(Path("metrics/evaluation.json").read_text()).keys() & TITLES)
+    assert page.locator(".drawing svg:visible").count() == 4
+    assert not page.locator(".values").first.is_visible()
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+
+
+def test_the_same_numbers_give_the_same_report(judged):
+    judged(rows=12)
+    review.main()
+    evaluate.main()
+    report.main()
+    first = Path("reports/report.html").read_bytes()
+    report.main()
+    assert Path("reports/report.html").read_bytes() == first
 
 
 @needs_browser
@@ -460,6 +587,94 @@ def test_a_review_of_two_other_systems_names_neither_and_is_counted_for_the_seco
     report.main()
     said = Path("reports/report.md").read_text()
     assert "People chose qwen2.5-3b-instruct, zero-shot in 6 of 6 pairs**, few-shot in 0" in said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "delta", "detectable", "groups", "said"),
+    [
+        (0, 0.01, 0.03, 60, "More test rows: a true difference below 0.030 would likely have been"),
+        (1, 0.04, 0.03, 60, "More test rows: the change, 0.040, is near the smallest"),
+        (-1, -0.3, 0.03, 60, "Not likely: more test rows. The change is 10 times the smallest"),
+        (0, 0.01, 0.03, 5, "More test rows: these groups are too few to show any difference."),
+    ],
+)
+def test_whether_more_rows_would_change_the_verdict_is_said_by_what_could_be_shown(
+    verdict, delta, detectable, groups, said
+):
+    result = {"delta": delta, "detectable": detectable, "groups": groups}
+    doubt = rows_doubt({"verdict": verdict, "primary": result}, "rouge_l")
+    assert f"{doubt.claim}{doubt.detail}".startswith(said)
+
+
+def test_rows_that_all_differ_alike_do_not_say_whether_more_would_help():
+    result = {"delta": 0.1, "detectable": 0.0, "groups": 60}
+    assert rows_doubt({"verdict": 1, "primary": result}, "rouge_l") is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "claim"),
+    [
+        (1, None),
+        (0, "Few-shot may do as well as fine-tuning"),
+        (-1, "Few-shot does better than fine-tuning"),
+    ],
+)
+def test_few_shot_is_a_doubt_where_fine_tuning_does_not_beat_it(verdict, claim):
+    tuned = {"verdict": verdict, "rouge_l": {"few_shot": 0.5, "sft": 0.52}}
+    metrics = {"verdict": 1, "primary": {"delta": 0.2}, "others": {"few_shot": {"tuned": tuned}}}
+    doubt = prompt_doubt(metrics, "rouge_l")
+    assert (doubt and doubt.claim) == claim
+    assert doubt is None or doubt.detail == ": ROUGE-L 0.500 against 0.520."
+    assert "not tried" in prompt_doubt({**metrics, "others": {}}, "rouge_l").detail
+
+
+def test_seeds_are_a_doubt_where_training_is_most_of_what_is_not_known():
+    assert "one training run" in seed_doubt({}).detail
+    primary = {"half_width": 0.02, "half_width_next_seed": 0.0156, "training_share": 0.6}
+    metrics = {"training_seeds": 3, "primary": primary}
+    assert seed_doubt(metrics).detail == (
+        ": 60% of the squared standard error is due to training. One more would make the interval "
+        "±0.016, now ±0.020."
+    )
+    assert seed_doubt({**metrics, "primary": {**primary, "training_share": 0.4}}) is None
+
+
+@pytest.mark.parametrize(
+    ("votes", "claim"),
+    [
+        ({"rows": 0}, "Blind votes"),
+        ({"rows": 20, "wins": 18, "losses": 2, "p": 0.001}, None),
+        ({"rows": 20, "wins": 2, "losses": 18, "p": 0.001}, "People disagree"),
+        ({"rows": 20, "wins": 11, "losses": 9, "p": 0.8}, "More blind votes"),
+        ({"rows": 2, "wins": 0, "losses": 0}, "More blind votes"),
+    ],
+)
+def test_votes_are_a_doubt_unless_they_agree_for_sure(votes, claim):
+    doubt = votes_doubt({"verdict": 1, "votes": votes}, ["zeroshot", "sft"], 0.95)
+    assert (doubt and doubt.claim) == claim
+
+
+def test_other_claims_are_counted_by_their_corrected_p_and_by_what_is_better():
+    rise, fall = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}
+    metrics = {
+        "rouge_l": rise,  # the primary one
+        "chrf": rise | {"p_holm": 0.01},
+        "token_f1": fall | {"p_holm": 0.01},
+        "number_f1": rise | {"p_holm": 0.2},
+        "repetition": fall | {"p_holm": 0.01},  # lower is better
+        "contrastive": {"p_holm": 0.01},  # of a single group
+        "length_ratio": rise,  # describes
+    }
+    assert count_changes(metrics, "rouge_l", 0.95) == (2, 1, 5)
+
+
+def test_five_metrics_stand_first_the_primary_among_them():
+    names = [*TITLES]
+    assert leading_metrics(names, "empty") == [
+        *("empty", "rouge_l", "number_f1", "bits_per_byte", "pair_matching")
+    ]
+    assert leading_metrics(["chrf", "loops"], "chrf") == ["chrf"]
+    assert EXPLANATIONS.keys() == TITLES.keys() == set(METRICS)
 
 
 def test_without_votes_the_report_says_so(judged):

@@ -1,7 +1,5 @@
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +8,14 @@ import pytest
 from conftest import make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from test_pages import (
+    check_charts,
+    context,  # noqa: F401
+    fits,
+    needs_browser,
+    open_page,
+    text_of_page,
+)
 
 from library.corpus.cleaning_rules import RULES, find_defects
 from library.corpus.near_duplicates import find_near_duplicates, sketch
@@ -18,8 +24,6 @@ from library.pages.profile import histogram, show_marks
 from library.pages.rendering import plural
 from stages import base, profile
 from standin import sample_rows
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def run_profile(rows):
@@ -145,34 +149,21 @@ HOSTILE = {
 
 
 def test_a_hostile_row_harms_neither_page_nor_stage(project):
-    _, page = run_profile([HOSTILE, *make_rows(12)])
+    page = text_of_page(run_profile([HOSTILE, *make_rows(12)])[1])
     assert "document.title = 'harmed'</script>" not in page
     assert "<img src" not in page
     assert "<style>* {" not in page
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_page_opens_in_a_browser_without_requests_or_errors(project, tmp_path):
+@needs_browser
+def test_the_page_opens_without_requests_or_errors_and_fits(project, context):  # noqa: F811
     run_profile([HOSTILE, *make_rows(12)])
-    log = tmp_path / "net.json"
-    quiet = "gpu quic background-networking component-update sync".split()
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--no-first-run",
-        *(f"--disable-{what}" for what in quiet),
-    ]
-    command += [
-        f"--user-data-dir={tmp_path / 'browser'}",
-        f"--log-net-log={log}",
-        "--enable-logging=stderr",
-        "--dump-dom",
-    ]
-    command.append((project / "reports/profile.html").as_uri())
-    opened = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in opened.stderr, opened.stderr
-    assert "<title>Profile of rows.json</title>" in opened.stdout
-    assert 'skrub-table-report class="report"' in opened.stdout
-    urls = set(re.findall(r'"url":"([^"]*)"', log.read_text()))
-    assert {url for url in urls if url.startswith("http") and "google" not in url} == set()
+    page, errors = open_page(context, project / "reports/profile.html")
+    titles = check_charts(page, project / "reports/profile.html")
+    assert titles == [["context window, tokens (log scale)", "share"], *[["tokens", "rows"]] * 4]
+    assert page.title() == "Profile of rows.json"
+    assert page.locator("skrub-table-report").count() == 1
+    for width in (1300, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert fits(page)
+    assert errors == []

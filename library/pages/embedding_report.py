@@ -1,6 +1,5 @@
 """The report on an embedding model: gathered once as data, rendered as a page and as Markdown."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from library.errors import InputError
+from library.pages.charts import Chart, plot_lines, plot_ranks, render_chart_page
 from library.pages.embedding_statements import (
     BM25_HEADS,
+    EXPLANATIONS,
     METRIC_HEADS,
     METRIC_TITLES,
     SYSTEM_TITLES,
@@ -24,14 +25,12 @@ from library.pages.embedding_statements import (
     tasks_with_numbers,
     unseen_sentences,
 )
-from library.pages.rendering import render_page
 from library.pages.statements import Statement, escape, format_interval
 from library.paths import RANKED_TEXTS_PATH, rankings_path
 from library.records import SFT, SYSTEMS, ZEROSHOT, CleanRow
 from library.verdict.retrieval import BM25, CUT_OFF, PRIMARY_METRIC, score_found
 
 SHOWN = 5  # questions that gained most, and that lost most
-PLOT, MARGIN, LARGEST_DOT = 400, 80, 26  # of the plot of ranks, in its own units
 HOW_TO_READ = (
     "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
     "two systems group by group. p (Holm) is corrected over all claims but the primary one: each "
@@ -86,16 +85,6 @@ class EmbeddingReport:
     def statements(self) -> list[Statement]:
         """What is said first."""
         return result_statements(self.metrics, self.primary, self.confidence)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line of the training log, in a plot 430 wide and 150 high, from `low` to `high`."""
-
-    points: Sequence[tuple[float, float]]
-    low: float
-    high: float
-    last_step: float
 
 
 def make_questions(
@@ -172,28 +161,18 @@ def moves_sentence(questions: Sequence[Question], thing: str) -> str:
     )
 
 
-def plot_ranks(questions: Sequence[Question]) -> dict[str, Any]:
-    """The ranks of the first right text before and after tuning, on logarithmic axes: `dots` as x,
-    y, radius, both ranks and how many questions, and `ticks` as rank and place.
-    """
-    pairs = Counter((question.first[ZEROSHOT], question.first[SFT]) for question in questions)
-    last = max(10, *(rank for pair in pairs for rank in pair))
-    most = max(pairs.values())
-
-    def place(rank: int) -> float:
-        return MARGIN + (PLOT - MARGIN - 30) * math.log(rank) / math.log(last)
-
-    steps = (1, 2, 5) if last <= 100 else (1,)
-    ticks = [step * 10**power for power in range(len(str(last))) for step in steps]
-    return {
-        "ticks": [(rank, place(rank)) for rank in ticks if rank <= last],
-        "end": place(last),
-        "dots": [
-            (place(before), PLOT - place(after), LARGEST_DOT * math.sqrt(count / most), *at, count)
-            for at, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-            for before, after in (at,)
-        ],
-    }
+def chart_ranks(questions: Sequence[Question], thing: str) -> Chart:
+    """The rank of the first right text of each question before and after tuning."""
+    return plot_ranks(
+        moves_sentence(questions, thing),
+        Counter((question.first[ZEROSHOT], question.first[SFT]) for question in questions),
+        "rank before tuning",
+        "rank after tuning",
+        "questions",
+        note="A dot is all questions with the same two ranks; its area is how many. 1 is best, and "
+        "both axes are logarithmic. Below the dashed line, tuning made it come earlier; above, "
+        "later.",
+    )
 
 
 def read_line(history: pd.DataFrame, column: str) -> list[tuple[float, float]]:
@@ -204,22 +183,22 @@ def read_line(history: pd.DataFrame, column: str) -> list[tuple[float, float]]:
     return [(step, value) for step, value in known]
 
 
-def draw_curve(line: Sequence[tuple[float, float]], low: float | None = None) -> Curve | None:
-    """A line from `low`, or else from its least value; None where there is nothing to draw."""
-    if not line:
-        return None
-    values = [value for _, value in line]
-    low, high, last_step = min(values) if low is None else low, max(values), line[-1][0]
-    spread = (high - low) or 1
-    return Curve(
-        points=[
-            (40 + 430 * step / last_step, 160 - 150 * (value - low) / spread)
-            for step, value in line
-        ],
-        low=low,
-        high=high,
-        last_step=last_step,
-    )
+def chart_training(
+    loss: Sequence[tuple[float, float]], ndcg: Sequence[tuple[float, float]]
+) -> list[Chart]:
+    """Training loss and validation nDCG@10 by optimizer step, each where it has a value."""
+    charts = []
+    step = "optimizer step"
+    if loss:
+        (first, before), (_, after) = loss[0], loss[-1]
+        said = f"Training loss is {after:.3f} at the end, {before:.3f} at step {first:.0f}."
+        charts.append(plot_lines(said, {"training": loss}, step, "training loss"))
+    if ndcg:
+        measure = "validation nDCG@10"
+        charts.append(
+            plot_lines(kept_sentence(ndcg), {"validation": ndcg}, step, measure, zero=False)
+        )
+    return charts
 
 
 def kept_sentence(line: Sequence[tuple[float, float]]) -> str:
@@ -264,7 +243,7 @@ def render_html(report: EmbeddingReport) -> str:
         }
         for name, task in tasks_with_numbers(metrics)
     ]
-    return render_page(
+    return render_chart_page(
         "embedding.html.jinja",
         report=report,
         task=TASKS[primary],
@@ -273,18 +252,15 @@ def render_html(report: EmbeddingReport) -> str:
         bm25=BM25,
         interval=format_interval(claimed(metrics, primary)),
         verdict=metrics["verdict"],
-        tasks=tasks,
+        tasks=sorted(tasks, key=lambda task: not task["primary"]),
+        explanations={title: EXPLANATIONS[name] for name, title in METRIC_TITLES.items()},
         metric_heads=METRIC_HEADS,
         bm25_heads=BM25_HEADS,
         bm25_rows=bm25_rows(metrics),
         how_to_read=HOW_TO_READ,
         unseen=unseen_sentences(metrics, report.max_length),
-        moves=moves_sentence(report.questions, TASKS[primary].thing),
-        plot=plot_ranks(report.questions),
-        size=PLOT,
-        margin=MARGIN,
-        loss=draw_curve(read_line(report.history, "loss"), low=0),
-        ndcg=draw_curve(validation),
+        ranks=chart_ranks(report.questions, TASKS[primary].thing),
+        training=chart_training(read_line(report.history, "loss"), validation),
         kept=kept_sentence(validation),
         systems=SYSTEMS,
         system_titles=SYSTEM_TITLES,

@@ -19,6 +19,15 @@ METRIC_TITLES = {
     "accuracy_at_1": "accuracy@1",
     "accuracy": "share of rows",
 }
+EXPLANATIONS = {
+    PRIMARY_METRIC: "right texts among the first ten, earlier ones count more; at most 1",
+    "mrr_at_10": "1 over the rank of the first right text, 0 beyond the tenth",
+    "recall_at_1": "share of the right texts that come first",
+    "recall_at_5": "share of the right texts among the first five",
+    "recall_at_10": "share of the right texts among the first ten",
+    "accuracy_at_1": "share of questions whose first text is right",
+    "accuracy": "share of rows whose right answer is nearer than the wrong one",
+}
 METRIC_HEADS = (
     *("metric", *SYSTEM_TITLES.values(), "change", "interval", "detectable", "p", "p (Holm)", "n"),
 )

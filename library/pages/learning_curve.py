@@ -4,12 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from library.pages.rendering import plural, render_page
+from library.pages.charts import Chart, Mark, plot_growth, render_chart_page
+from library.pages.rendering import plural
 from library.pages.statements import Statement, format_p, title
 from library.verdict.learning_curve import Forecast
 from library.verdict.statistics import Comparison
-
-WIDTH, HEIGHT, LEFT, BOTTOM = 560, 300, 60, 44  # of the drawing, and its margins
 
 
 @dataclass(frozen=True)
@@ -155,49 +154,42 @@ def render_text(curve: Curve) -> str:
     return "\n".join([*lines, "", *said])
 
 
+def chart_curve(curve: Curve) -> Chart:
+    """The metric by size with the intervals of its gain, zero-shot, and the forecast if there is
+    one.
+    """
+    marks = []
+    for point in curve.points:
+        gain = point.gain
+        interval = (curve.zeroshot + gain.low, curve.zeroshot + gain.high)
+        known = interval if math.isfinite(gain.low) else (None, None)
+        marks.append(Mark(point.rows, "fine-tuned", gain.candidate, *known))
+    ahead = curve.more if curve.foreseen else None
+    forecast = ""
+    if ahead is not None:
+        marks.append(Mark(int(ahead.rows), "forecast", ahead.score, ahead.low, ahead.high))
+        forecast = " The last one is the forecast for twice the rows, with its interval."
+    first, last = curve.points[0], curve.points[-1]
+    about = f"{plural(curve.n, 'test row')} in {plural(curve.test_groups, 'group')}"
+    name = title(curve.metric)
+    return plot_growth(
+        f"{name} goes from {first.gain.candidate:.3f} with {plural(first.rows, 'train row')} to "
+        f"{last.gain.candidate:.3f} with {last.rows:,}.",
+        marks,
+        "train rows (log scale)",
+        f"{name}{' (lower is better)' if curve.lower else ''}",
+        ("zero-shot", curve.zeroshot),
+        note=f"Bars: the {curve.confidence:.0%} interval of the gain over zero-shot, set off from "
+        f"there, on {about}.{forecast} Sizes share their test rows: whether two differ is in the "
+        "table, paired, not in overlapping bars.",
+    )
+
+
 def render_curve(curve: Curve) -> str:
     """The page."""
-    gains = [point.gain for point in curve.points]
-    marks = [
-        (
-            point.rows,
-            point.gain.candidate,
-            curve.zeroshot + point.gain.low,
-            curve.zeroshot + point.gain.high,
-        )
-        for point in curve.points
-        if math.isfinite(point.gain.low)
-    ]
-    ahead = curve.more if curve.foreseen else None
-    if ahead is not None:
-        marks.append((int(ahead.rows), ahead.score, ahead.low, ahead.high))
-    values = [curve.zeroshot, *(gain.candidate for gain in gains)]
-    values += [value for mark in marks for value in mark[1:]]
-    low, high = min(values), max(values)
-    high = high if high > low else low + 1
-    sizes = [point.rows for point in curve.points] + ([int(ahead.rows)] if ahead else [])
-    first, end = math.log(sizes[0]), math.log(max(sizes[-1], sizes[0] + 1))
-
-    def place(rows: float) -> float:
-        return LEFT + 24 + (WIDTH - LEFT - 60) * (math.log(rows) - first) / (end - first)
-
-    def rise(value: float) -> float:
-        return HEIGHT - BOTTOM - 12 - (HEIGHT - BOTTOM - 36) * (value - low) / (high - low)
-
-    return render_page(
+    return render_chart_page(
         "learning_curve.html.jinja",
-        curve=curve,
-        title=title(curve.metric),
         statements=list(say(curve)),
         rows=table(curve),
-        size=(WIDTH, HEIGHT, LEFT, BOTTOM),
-        bars=[
-            (place(rows), rise(mean), rise(least), rise(most)) for rows, mean, least, most in marks
-        ],
-        ahead=ahead is not None,
-        line=[(place(point.rows), rise(point.gain.candidate)) for point in curve.points],
-        ticks=[(place(rows), rows) for rows in sizes],
-        levels=[(rise(value), value) for value in (low, (low + high) / 2, high)],
-        zero=rise(curve.zeroshot),
-        about=f"{plural(curve.n, 'test row')} in {plural(curve.test_groups, 'group')}",
+        chart=chart_curve(curve),
     )

@@ -12,7 +12,8 @@ import pandas as pd
 from markupsafe import Markup
 from skrub import TableReport
 
-from library.pages.rendering import plural, render_page
+from library.pages.charts import Chart, plot_bins, plot_lines, render_chart_page
+from library.pages.rendering import plural
 
 BINS = 24
 
@@ -197,6 +198,35 @@ def histogram(lengths: "pd.Series[float]") -> list[tuple[float, float, int]]:
     ]
 
 
+def chart_length(name: str, tokens: "pd.Series[float]") -> Chart:
+    """A field's lengths, of which there is one at least."""
+    said = (
+        f"{name}: half of the texts have {tokens.median():,.0f} tokens or more, the longest "
+        f"{tokens.max():,.0f}."
+    )
+    return plot_bins(said, histogram(tokens), "tokens", "rows")
+
+
+def chart_windows(forecast: Mapping[str, Mapping[str, float]], max_length: int) -> Chart:
+    """What context windows hold, by their length in tokens."""
+    kept = forecast[str(max_length)]["context_kept"]
+    lines = {
+        said: [(float(window), share[name]) for window, share in forecast.items()]
+        for name, said in (
+            ("context_kept", "context kept"),
+            ("whole", "rows that fit whole"),
+        )
+    }
+    return plot_lines(
+        f"A window of {max_length:,} tokens keeps {kept:.0%} of a context.",
+        lines,
+        "context window, tokens (log scale)",
+        "share",
+        ".1%",
+        doubling=True,
+    )
+
+
 def render_rows(rows: pd.DataFrame) -> Markup:
     """The rows as skrub's interactive table, which escapes what it shows; the same rows give the
     same text.
@@ -253,8 +283,11 @@ def render_profile(data: ProfileData) -> str:
         rule: {name: show_marks(str(value)) for name, value in example.items()}
         for rule, example in data.defects.items()
     }
-    lengths = {field: data.tokens[field].dropna() for field in data.columns}
-    return render_page(
+    lengths = {
+        field if column in (None, field) else f"{field} ({column})": data.tokens[field].dropna()
+        for field, column in data.columns.items()
+    }
+    return render_chart_page(
         "profile.html.jinja",
         path=data.path,
         columns=data.columns,
@@ -265,6 +298,7 @@ def render_profile(data: ProfileData) -> str:
         kinds=kinds,
         rules=data.rules,
         defects=defects,
-        histograms={field: histogram(found) for field, found in lengths.items() if len(found)},
+        lengths=[chart_length(name, found) for name, found in lengths.items() if len(found)],
+        windows=chart_windows(data.profile["forecast"], data.format["max_length"]),
         table=render_rows(data.rows),
     )

@@ -10,16 +10,27 @@ from markupsafe import Markup
 from rapidfuzz.distance import LCSseq
 
 from library.corpus.words import locate_tokens
-from library.pages.rendering import render_page
+from library.pages.charts import render_chart_page
+from library.pages.report_charts import (
+    chart_differences,
+    chart_lengths,
+    chart_losses,
+    chart_overfitting,
+    chart_votes,
+)
 from library.pages.statements import (
+    EXPLANATIONS,
     JUDGES_NOTE,
     TITLES,
     Statement,
+    certainty_statement,
     contradiction_sentence,
+    doubt_statements,
     escape,
     format_holm,
     format_interval,
     judges_statements,
+    leading_metrics,
     overfitting_sentence,
     render_table,
     result_statements,
@@ -33,7 +44,7 @@ from library.pages.statements import (
 )
 from library.params import Params
 from library.records import SYSTEMS, Answerer, FormattedRow, ScoredRow
-from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, OPTIONAL
+from library.verdict.metrics import METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
 SYSTEMS_HEADS = ("system", "{}", "against zero-shot", "Holm p", "fine-tuned against it", "Holm p")
@@ -347,7 +358,7 @@ def render_markdown(report: Report) -> str:
 
 def render_html(report: Report) -> str:
     """The report as a page."""
-    metrics, primary, history = report.metrics, report.primary, report.history
+    metrics, primary, confidence = report.metrics, report.primary, report.confidence
 
     def shown(cases: Sequence[Case]) -> list[dict[str, Any]]:
         return [
@@ -367,19 +378,22 @@ def render_html(report: Report) -> str:
         ]
 
     names = [name for name in METRICS if name in metrics]
-    claims = (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {"bits_per_byte"}
-    losses = [name for name in ("loss", "eval_loss") if name in history]
-    return render_page(
+    leading, baselines = leading_metrics(names, primary), baselines_table(metrics)
+    leading = [name for name in METRICS if name in leading]
+    return render_chart_page(
         "report.html.jinja",
         report=report,
         metrics=metrics,
         primary=primary,
-        confidence=report.confidence,
+        confidence=confidence,
         titles=TITLES,
+        explanations=EXPLANATIONS,
         title=title,
-        names=names,
-        plotted=[name for name in names if name in claims and "low" in metrics[name]],
-        lower=LOWER_IS_BETTER,
+        claims=result_statements(metrics, primary, confidence),
+        certainty=certainty_statement(metrics, primary, confidence),
+        doubts=doubt_statements(metrics, primary, report.voted, confidence),
+        leading=leading,
+        rest=[name for name in names if name not in leading],
         format_interval=format_interval,
         format_holm=format_holm,
         overfitting=overfitting_sentence(metrics, primary),
@@ -392,8 +406,12 @@ def render_html(report: Report) -> str:
         votes_needed=votes_needed(metrics["votes"], report.confidence),
         votes_needed_sentence=votes_needed_sentence(report.confidence),
         baseline_heads=baseline_heads(metrics),
-        baselines=baselines_table(metrics),
-        losses={name: history[["step", name]].dropna().to_numpy().tolist() for name in losses},
+        baselines=baselines,
+        differences=chart_differences(metrics, confidence),
+        losses=chart_losses(report.history),
+        lengths=chart_lengths(report.points, primary),
+        heart=chart_overfitting(metrics, primary),
+        votes=chart_votes(metrics["votes"], report.voted),
         gained=shown(report.gained),
         lost=shown(report.lost),
     )

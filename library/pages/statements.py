@@ -3,14 +3,14 @@
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
 from library.records import FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
-from library.verdict.metrics import UNBOUNDED
+from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, UNBOUNDED
 from library.verdict.scoring import style_tells
 from library.verdict.statistics import POWER, count_decisions
 
@@ -51,6 +51,33 @@ TITLES = {
     "empty": "empty answers (lower is better)",
 }
 
+EXPLANATIONS = {
+    "rouge_l": "words shared with the reference in the same order, gaps allowed",
+    "chrf": "short runs of letters and words shared with the reference",
+    "token_f1": "words shared with the reference in any order",
+    "number_f1": "numbers and signs shared with the reference, by value",
+    "embedding_cosine": "how near the answer is to the reference for an embedding model",
+    "bits_per_byte": "how unlikely the model finds the reference itself",
+    "pair_matching": "two questions share two answers: is each given its own?",
+    "contrastive": "context and question speak for the right answer more than for the wrong one",
+    "contrastive_no_question": "the same without the question: what the passages alone tell",
+    "answer_only": "right against wrong answer, without context and question; 0.5 is chance",
+    "naive_preference": "right against wrong answer by likelihood per byte, which style moves",
+    "ngram_support": "share of the answer's three-word sequences that stand in the context",
+    "number_support": "share of the answer's numbers that stand in the context",
+    "copied_span": "words of the longest run that stands in the context, too",
+    "length_ratio": "characters of the answer for each one of the reference; 1 is as long",
+    "loops": "share of answers that say a dozen words or more over again",
+    "cut_at_repetition": "the primary metric, each answer cut where it begins to repeat itself",
+    "cut_at_length": "the primary metric, each answer cut at its reference's length",
+    "repetition": "share of four-word sequences that the answer has said before",
+    "truncated": "share of answers that max_new_tokens cuts off",
+    "empty": "share of answers without any text",
+}
+# What is shown first beside the primary metric: likeness, facts, likelihood, right from wrong.
+LEADING = ("rouge_l", "number_f1", "bits_per_byte", "pair_matching", "contrastive", "chrf")
+SHOWN_METRICS = 5
+
 
 JUDGES_NOTE = (
     "Asked with each pair in both orders. A language model's preference is not a person's, and no "
@@ -61,6 +88,11 @@ JUDGES_NOTE = (
 def title(metric: str) -> str:
     """A metric's name alone, without what is said of it."""
     return TITLES[metric].split(" (")[0].split(":")[0]
+
+
+def leading_metrics(names: Collection[str], primary: str) -> list[str]:
+    """The metrics that matter first, of those named: the primary one and up to four others."""
+    return [name for name in dict.fromkeys((primary, *LEADING)) if name in names][:SHOWN_METRICS]
 
 
 @dataclass(frozen=True)
@@ -159,10 +191,7 @@ def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
     result = metrics["primary"]
     units = "pairs of test rows" if primary == "pair_matching" else "test rows"
     power = ""
-    too_few = result["groups"] < FEW_GROUPS or (
-        primary not in UNBOUNDED and result.get("detectable", 0) >= 1
-    )
-    if too_few:
+    if _too_few_groups(result, primary):
         power = " These are too few groups to show any difference, however large."
     elif "detectable" in result:
         power = (
@@ -186,6 +215,177 @@ def one_seed_sentence(metrics: Mapping[str, Any]) -> str:
     return (
         " It was trained with one seed: the interval covers other test rows, not another training "
         "run (sft.seeds trains with more)."
+    )
+
+
+def certainty_statement(metrics: Mapping[str, Any], primary: str, confidence: float) -> Statement:
+    """How sure is the verdict? Interval, p and what they rest on, and the other metrics."""
+    result = metrics["primary"]
+    units = "pairs of test rows" if primary == "pair_matching" else "test rows"
+    claim = f"The {confidence:.0%} interval of the change is {format_interval(result)}"
+    seeds = metrics.get("training_seeds", 1)
+    trained = f" and {seeds} training seeds" if seeds > 1 else ""
+    better, worse, claims = count_changes(metrics, primary, confidence)
+    others = ""
+    if claims:
+        others = (
+            f" Of {plural(claims, 'other claim')}, {better} changed for the better and {worse} for "
+            "the worse (p by Holm)."
+        )
+    return Statement(
+        claim,
+        f", {format_p(result['p'])}, on {result['n']:,} {units} in "
+        f"{plural(result['groups'], 'independent group')}{trained}.{others}",
+    )
+
+
+def count_changes(
+    metrics: Mapping[str, Any], primary: str, confidence: float
+) -> tuple[int, int, int]:
+    """How many metrics but the primary one are better and worse for sure, and of how many of which
+    more, or less, is better.
+    """
+    claims = [
+        name
+        for name in sorted(HIGHER_IS_BETTER | LOWER_IS_BETTER)
+        if name != primary and "p_holm" in metrics.get(name, {})
+    ]
+    turned = {name: -1 if name in LOWER_IS_BETTER else 1 for name in claims}
+    sure = [
+        turned[name] * (1 if metrics[name]["low"] > 0 else -1)
+        for name in claims
+        if metrics[name]["p_holm"] <= 1 - confidence
+        and (metrics[name].get("low", 0) > 0 or metrics[name].get("high", 0) < 0)
+    ]
+    return sure.count(1), sure.count(-1), len(claims)
+
+
+def doubt_statements(
+    metrics: Mapping[str, Any], primary: str, systems: Sequence[str], confidence: float
+) -> list[Statement]:
+    """What would change the verdict? What was not tried, what these rows could not show, and what
+    speaks against it. `systems` are those that people vote on.
+    """
+    doubts = (
+        rows_doubt(metrics, primary),
+        prompt_doubt(metrics, primary),
+        seed_doubt(metrics),
+        votes_doubt(metrics, systems, confidence),
+    )
+    return [doubt for doubt in doubts if doubt is not None]
+
+
+def rows_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
+    """Would more test rows change the verdict? None where that can't be said."""
+    result = metrics["primary"]
+    least = result.get("detectable")
+    if _too_few_groups(result, primary):
+        return Statement("More test rows", ": these groups are too few to show any difference.")
+    if not least:  # not known, or all groups differ alike
+        return None
+    if metrics["verdict"] == 0:
+        return Statement(
+            "More test rows",
+            f": a true difference below {least:.3f} would likely have been missed. Run make "
+            "sample-size to see how many rows a smaller one takes.",
+        )
+    change = abs(result["delta"])
+    if change < 2 * least:
+        return Statement(
+            "More test rows",
+            f": the change, {change:.3f}, is near the smallest that these would likely have "
+            f"shown, {least:.3f}.",
+        )
+    return Statement(
+        "Not likely: more test rows",
+        f". The change is {change / least:.0f} times the smallest that these would likely have "
+        f"shown, {least:.3f}.",
+    )
+
+
+def prompt_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
+    """Could asking otherwise do as much as fine-tuning? None where few-shot was beaten, and the
+    gain is not that answers end.
+    """
+    ending = ending_statement(metrics, primary)
+    if ending is not None:
+        return Statement("A prompt for shorter answers", f": {_begin_small(ending.claim)}.")
+    judged = metrics.get("others", {}).get(FEW_SHOT)
+    if judged is None:
+        return Statement(
+            "A few-shot prompt",
+            ": not tried. Set evaluate.few_shot to 3 for three examples in the prompt.",
+        )
+    result = judged["tuned"][primary]
+    claims = {
+        -1: "Few-shot does better than fine-tuning",
+        0: "Few-shot may do as well as fine-tuning",
+    }
+    if judged["tuned"]["verdict"] == 1:
+        return None
+    return Statement(
+        claims[judged["tuned"]["verdict"]],
+        f": {title(primary)} {result[FEW_SHOT]:.3f} against {result[SFT]:.3f}.",
+    )
+
+
+def seed_doubt(metrics: Mapping[str, Any]) -> Statement | None:
+    """Would another training run change the verdict? None where seeds are the lesser part of what
+    is not known.
+    """
+    if metrics.get("training_seeds", 1) == 1:
+        return Statement(
+            "Another training seed",
+            ": this is one training run, and its interval does not cover another. sft.seeds trains "
+            "with more.",
+        )
+    result = metrics["primary"]
+    if result.get("training_share", 0) < 0.5:
+        return None
+    return Statement(
+        "More training seeds",
+        f": {result['training_share']:.0%} of the squared standard error is due to training. One "
+        f"more would make the interval ±{result['half_width_next_seed']:.3f}, now "
+        f"±{result['half_width']:.3f}.",
+    )
+
+
+def votes_doubt(
+    metrics: Mapping[str, Any], systems: Sequence[str], confidence: float
+) -> Statement | None:
+    """What people's blind votes say against the verdict, or that there are none. None where they
+    do not speak against it.
+    """
+    votes, (baseline, candidate) = metrics["votes"], map(system_name, systems)
+    if not votes["rows"]:
+        return Statement(
+            "Blind votes",
+            ": nobody has voted yet, and likeness to a reference is not truth. "
+            "reports/review.html is the page for it.",
+        )
+    if list(systems) != [ZEROSHOT, SFT]:
+        return None
+    leaning = (votes["wins"] > votes["losses"]) - (votes["wins"] < votes["losses"])
+    sure = votes.get("p", 1) <= 1 - confidence
+    if sure and leaning == metrics["verdict"]:
+        return None
+    chosen = f"{candidate} in {votes['wins']}, {baseline} in {votes['losses']}"
+    return Statement(
+        "People disagree" if sure else "More blind votes",
+        f": of {votes['rows']} pairs, people chose {chosen} (sign test "
+        f"{format_p(votes.get('p', 1))}).",
+    )
+
+
+def _begin_small(claim: str) -> str:
+    return claim[0].lower() + claim[1:]
+
+
+def _too_few_groups(result: Mapping[str, Any], primary: str) -> bool:
+    """Whether no difference, however large, could have been shown."""
+    return bool(
+        result["groups"] < FEW_GROUPS
+        or (primary not in UNBOUNDED and result.get("detectable", 0) >= 1)
     )
 
 
