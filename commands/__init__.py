@@ -1,4 +1,4 @@
-"""What people run by hand, as `python -m commands.NAME`: one module or package a command.
+"""Commands that people run by hand, as `python -m commands.NAME`: one module or package each.
 
-Imported by tests alone. The Makefile has targets for most.
+Only tests import them. The Makefile has targets for most.
 """

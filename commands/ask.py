@@ -1,9 +1,8 @@
-"""Ask at a terminal: python -m commands.ask "question" --context file.txt
+"""Ask the model a question in a terminal: python -m commands.ask "question" --context file.txt
 
-The prompt is the one that the pipeline would build: question and context are cleaned as `clean`
-does it, and passages chosen within the same budget as `format` does it. The base model answers with
-the adapter; with --base without it; with --model a folder such as artifacts/merged does. The answer
-alone goes to standard output.
+Builds the prompt as the pipeline does: it cleans question and context like `clean` and chooses
+passages within the budget like `format`. The fine-tuned model answers; --base asks the base model,
+--model a folder such as artifacts/merged. Only the answer goes to standard output.
 """
 
 import argparse
@@ -49,9 +48,9 @@ log = logging.getLogger(__name__)
 
 
 def read_context(name: str) -> str:
-    """The text of a file, or of standard input where its name is "-".
+    """Read the context from a file, or from standard input if `name` is "-".
 
-    Raises InputError where it can't be read or is empty.
+    Raises InputError if it cannot be read or is empty.
     """
     path = Path(name)
     if name != "-" and (path.is_dir() or not path.exists()):
@@ -68,9 +67,9 @@ def read_context(name: str) -> str:
 
 
 def clean_question(question: str, context: str, params: Params) -> tuple[str, str]:
-    """Question and context as `clean` would leave them.
+    """Clean question and context as `clean` does.
 
-    Raises InputError where nothing is left of the question.
+    Raises InputError if nothing is left of the question.
     """
     if not is_text(question):
         raise InputError("the question is not UTF-8; set the terminal to UTF-8")
@@ -88,10 +87,10 @@ def prompt_for(
     template: Template,
     params: Params,
 ) -> Prompt:
-    """The prompt that `format` would build of a test row with this question and context, cleaned.
+    """Build the prompt of a cleaned question and context, as `format` does for a test row.
 
-    Raises InputError where the question leaves no room for the answer, or where a text holds the
-    tokenizer's markup.
+    Raises InputError if the question leaves no room for the answer, or if a text contains markup of
+    the tokenizer.
     """
     budget = params.format.max_length - params.format.max_new_tokens
     prompt = build_prompt(
@@ -100,29 +99,28 @@ def prompt_for(
     )
     if len(prompt.question_ids) > budget:
         raise InputError(
-            f"the question takes {len(prompt.question_ids)} tokens, {budget} are for question and "
-            "passages (format.max_length less format.max_new_tokens in params.yaml); ask a shorter "
-            "one"
+            f"the question takes {len(prompt.question_ids)} tokens, but question and passages may "
+            f"take {budget} (format.max_length minus format.max_new_tokens); ask a shorter one"
         )
     markup = find_markup(tokenizer, (question, context))
     if markup is not None:
         raise InputError(
-            f"question or context: a text holds the tokenizer's markup {markup!r}; take it out"
+            f"question or context: contains the tokenizer's markup {markup!r}; remove it"
         )
     return prompt
 
 
 def why_no_passage(context: str, template: Template) -> str:
-    """Why none of a context, which is cleaned, is in the prompt."""
+    """Say why no passage of a cleaned context is in the prompt."""
     if not context.strip():
-        return "nothing is left of it once it is cleaned"
+        return "cleaning leaves nothing of it"
     if not reads_passages(template):
-        return "the template leaves them out"
-    return "the question leaves no room for a whole one"
+        return "the prompt template leaves passages out"
+    return "the question leaves no room for a whole passage"
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line. Raises InputError where a number in it can't be used."""
+    """Parse the command line. Raises InputError for a number out of range."""
     parser = argparse.ArgumentParser(
         prog="python -m commands.ask", description="Ask the fine-tuned model."
     )
@@ -136,12 +134,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens",
         type=int,
-        help="cut the answer off after so many (default: format.max_new_tokens)",
+        help="longest answer in tokens (default: format.max_new_tokens)",
     )
     parser.add_argument(
         "--show-passages",
         action="store_true",
-        help="show the passages of the prompt, on standard error",
+        help="print the passages of the prompt to standard error",
     )
     options = parser.parse_args()
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
@@ -154,10 +152,10 @@ def parse_options() -> argparse.Namespace:
 def check_memory(
     folder: Path, options: argparse.Namespace, params: Params, prompt: int, limit: int
 ) -> bool:
-    """Log what answering a prompt of so many tokens with `limit` more needs; say whether there is
-    room to dequantize 4-bit weights once.
+    """Log the memory for answering a prompt of `prompt` tokens with up to `limit` new ones.
 
-    Raises InputError where there is less memory, with what would fit.
+    Returns whether there is room to dequantize 4-bit weights once. Raises InputError if it does not
+    fit, with a list of what would.
     """
     adapted = make_settings(load_model_file(params.model), params.sft, pick_device().type)
     settings, longest = adapted, LongestLengths(prompt + limit, limit)
@@ -165,7 +163,7 @@ def check_memory(
     if options.model is not None:
         settings = merged(adapted)
         if (BASE_DIR / "config.json").is_file() and ADAPTER_DIR.is_dir():
-            way = Way("leave --model out, for base and adapter", adapted, longest, BASE_DIR)
+            way = Way("base model and adapter, without --model", adapted, longest, BASE_DIR)
             ways.append([way])
         if settings.device_type == "cuda":
             ways.append(
@@ -181,30 +179,30 @@ def check_memory(
 
 
 def halves(count: int, least: int = 16) -> Iterator[int]:
-    """Half of a count, a quarter and so on."""
+    """Yield half of a count, a quarter and so on, down to `least`."""
     while (count := count // 2) >= least:
         yield count
 
 
 def shorter_prompts(settings: ComputeSettings, prompt: int, limit: int) -> Iterator[Way]:
-    """Prompts of half the tokens, of a quarter and so on."""
+    """Yield ways to ask with half of the prompt's tokens, a quarter and so on."""
     for tokens in halves(prompt):
         change = f"question and --context of {tokens} tokens, as a prompt"
         yield Way(change, settings, LongestLengths(tokens + limit, limit))
 
 
 def shorter_answers(settings: ComputeSettings, prompt: int, limit: int) -> Iterator[Way]:
-    """Answers of half the tokens, of a quarter and so on."""
+    """Yield ways to ask with half of the answer's tokens, a quarter and so on."""
     for tokens in halves(limit):
         change = f"--max-new-tokens {tokens}"
         yield Way(change, settings, LongestLengths(prompt + tokens, tokens))
 
 
 def main() -> None:
-    """Answer the question of the command line."""
+    """Answer the question given on the command line."""
     options = parse_options()
     params = load_params()
-    find_sharding()  # what it refuses is refused before anything is loaded
+    find_sharding()  # raises before anything is loaded
     compute_deterministically()
     limit = options.max_new_tokens or params.format.max_new_tokens
     context = "" if options.context is None else read_context(options.context)
@@ -225,7 +223,7 @@ def main() -> None:
     positions = count_positions(folder)
     if positions is not None and len(prompt.ids) + limit > positions:
         raise InputError(
-            f"--max-new-tokens: {limit} after {len(prompt.ids)} of the prompt are beyond the "
+            f"--max-new-tokens: {limit} after a prompt of {len(prompt.ids)} tokens exceed the "
             f"model's {positions}"
         )
 
@@ -236,7 +234,7 @@ def main() -> None:
         for index, passage in zip(prompt.indices, prompt.passages, strict=True):
             log.info("passage %d of %d: %s\n", index + 1, len(prompt.ranked), passage)
     once = check_memory(folder, options, params, len(prompt.ids), limit)
-    with redirect_stdout(sys.stderr):  # what libraries print is no answer
+    with redirect_stdout(sys.stderr):  # keep what libraries print out of the answer
         if options.model:
             model = load_merged(folder)
         else:
@@ -244,7 +242,7 @@ def main() -> None:
             model = load_model(BASE_DIR, quantization, adapter_dir, dequantize=once)
         (answer,) = generate_answers(model, tokenizer, [prompt.ids], limit)
     if answer["finish_reason"] == "length":
-        log.warning("the answer was cut off after %d tokens; --max-new-tokens allows more", limit)
+        log.warning("the answer was cut off at %d tokens; allow more with --max-new-tokens", limit)
     print(answer["prediction"])
 
 

@@ -1,10 +1,10 @@
 """Compare experiments: python -m commands.compare
 
-Prints one line for each experiment that DVC knows, and writes reports/compare.html. Two runs that
-answered the same test questions are compared row by row where the cache still has the scores of
-both; a difference counts where it is larger than what the choice of test rows explains, corrected
-for how many pairs there are. Few-shot and rivals that a run was held against stand beside it.
-Embedding models (`make embed`) have a table of their own.
+Prints one line per experiment that DVC knows, and writes reports/compare.html. Two runs that
+answered the same test questions are compared row by row, if the cache still has the scores of both.
+A difference counts if it is larger than the choice of test rows explains, corrected for the number
+of pairs. Few-shot and rivals of a run are listed beside it. Embedding models (`make embed`) have
+their own table.
 """
 
 import itertools
@@ -43,9 +43,11 @@ JUDGED = ["zero-shot", "fine-tuned", "gain", "low", "high", "verdict"]
 
 @dataclass(frozen=True)
 class Difference:
-    """How the second of two runs differs from the first by their primary metric, fine-tuned:
-    `decided` is 1 for better, −1 for worse, 0 for undecided. Without the scores of both there is no
-    interval, and overlapping intervals of the gains decide nothing.
+    """How the second of two runs differs from the first, by the primary metric of the fine-tuned
+    model.
+
+    `decided` is 1 for better, −1 for worse and 0 for undecided. Without the scores of both runs
+    there is no interval and nothing is decided.
     """
 
     first: str
@@ -58,7 +60,7 @@ class Difference:
 
 
 def changed_params(runs: Sequence[Run]) -> list[str]:
-    """The parameters in which the runs differ."""
+    """The names of the parameters in which the runs differ."""
     # format.retriever says it in one column
     names = dict.fromkeys(
         name for run in runs for name in run.params if not name.startswith("retrievers/")
@@ -67,8 +69,10 @@ def changed_params(runs: Sequence[Run]) -> list[str]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[list[Run]]:
-    """Judged runs that can be held against each other: same test questions and references, same
-    primary metric. Best first.
+    """Group the judged runs that can be compared: same test questions, references and primary
+    metric.
+
+    The best run of a group comes first, the largest group too.
     """
     groups: list[list[Run]] = []
     for run in runs:
@@ -99,17 +103,17 @@ def result(run: Run) -> Mapping[str, Any]:
 
 
 def metric_title(run: Run) -> str:
-    """What the primary metric is called; of an embedding model, its task."""
+    """The title of the primary metric; of an embedding model, that of its task."""
     return TASKS[run.primary].short if isinstance(run, EmbeddingRun) else title(run.primary)
 
 
 def name_system(system: str) -> str:
-    """A system that a run was held against, as a reader knows it."""
+    """The title of a system that a run was compared with."""
     return "BM25" if system == BM25 else system_name(system)
 
 
 def others_of(run: Run) -> Mapping[str, Any]:
-    """How the other systems that a run was held against were judged, by name."""
+    """The comparisons of a run with other systems, by system."""
     if isinstance(run, EmbeddingRun):
         against = (run.metrics or {})["against_bm25"][run.primary]
         return {BM25: {run.primary: against, "tuned": against}}
@@ -118,12 +122,12 @@ def others_of(run: Run) -> Mapping[str, Any]:
 
 
 def list_others(runs: Sequence[Run]) -> list[str]:
-    """The systems that some run was held against, beside zero-shot."""
+    """The systems other than zero-shot that some run was compared with."""
     return list(dict.fromkeys(name for run in runs for name in others_of(run)))
 
 
 def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
-    """The rows that two runs answered, fine-tuned, each run as a system of its own."""
+    """The test rows that two fine-tuned models answered, each run as one system."""
     ones, others = ({row.id: row for row in run.scores or []} for run in (first, second))
     return [
         ScoredRow(
@@ -137,7 +141,7 @@ def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
 
 
 def compare_runs(group: Sequence[Run], params: EvaluateParams) -> list[Difference]:
-    """Every two runs of a group, the better first; p is Holm-corrected over all pairs."""
+    """Compare every two runs of a group, the better first; p is Holm-corrected over all pairs."""
     metric = group[0].primary
     pairs = list(itertools.combinations(group, 2))
     found = {}
@@ -163,9 +167,9 @@ def compare_runs(group: Sequence[Run], params: EvaluateParams) -> list[Differenc
 
 
 def seed_sentence(group: Sequence[Run], seed: str = SEED) -> str:
-    """What training's own chance adds, which no interval here holds.
+    """Say how much the results of runs vary that differ only in their seed.
 
-    It is told from runs that differ in nothing but their seed.
+    The intervals do not include this variation.
     """
     alike: dict[str, dict[Any, float]] = {}
     for run in group:
@@ -174,19 +178,19 @@ def seed_sentence(group: Sequence[Run], seed: str = SEED) -> str:
     spreads = [stdev(by_seed.values()) for by_seed in alike.values() if len(by_seed) > 1]
     if not spreads:
         return (
-            f"No two of these runs differ in {seed} alone: how much the chance of training moves "
-            "them is not known, and no interval here holds it. A small difference can be the "
-            "seed's."
+            f"No two of these runs differ in {seed} alone, so it is unknown how much the seed of "
+            "training changes the result. The intervals do not include it: a small difference can "
+            "come from the seed."
         )
     return (
         f"Runs that differ in {seed} alone have a standard deviation of up to {max(spreads):.3f}. "
-        "No interval here holds that: a difference of this size can be the seed's, however sure it "
-        "is over test rows."
+        "The intervals do not include that: a difference of this size can come from the seed, "
+        "however sure it is over test rows."
     )
 
 
 def pair_sentence(differences: Sequence[Difference]) -> str:
-    """How many differences are larger than their noise, and how many nobody can tell."""
+    """Say how many differences are larger than their noise, and how many are undecided."""
     decided = sum(difference.decided != 0 for difference in differences)
     unpaired = sum(difference.p is None for difference in differences)
     said = (
@@ -196,14 +200,14 @@ def pair_sentence(differences: Sequence[Difference]) -> str:
     )
     if unpaired:
         said += (
-            f" {unpaired} can't be paired, since the cache has the scores of one run or none; "
-            "where only intervals of the gains are known, they are undecided."
+            f" {unpaired} cannot be paired and are undecided, because the cache no longer has the "
+            "scores of both runs."
         )
     return said
 
 
 def other_sentences(group: Sequence[Run]) -> list[str]:
-    """How often fine-tuning did better than each other system that it was held against."""
+    """Say how often fine-tuning was better than each other system."""
     said = []
     for system in list_others(group):
         verdicts = [
@@ -219,13 +223,13 @@ def other_sentences(group: Sequence[Run]) -> list[str]:
 
 
 def format_param(value: Any) -> str:
-    """A parameter as a word."""
+    """Format a parameter's value as one word."""
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
-    """Head and rows: name, the parameters that differ, primary metric, gain, verdict, other
-    systems' primary metric, loss.
+    """Header and rows: name, differing parameters, primary metric, gain, verdict, other systems,
+    loss.
     """
     others = list_others(runs)
     rows = [["experiment", *names, "metric", *JUDGED, *map(name_system, others), "validation loss"]]
@@ -242,7 +246,7 @@ def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
 
 
 def judged_cells(run: Run) -> list[str]:
-    """Zero-shot, fine-tuned, gain and its interval, and the verdict of a judged run."""
+    """Cells of a judged run: zero-shot, fine-tuned, gain with its interval, verdict."""
     assert run.metrics is not None
     primary = result(run)
     means = [f"{primary[system]:.3f}" for system in SYSTEMS]
@@ -252,9 +256,10 @@ def judged_cells(run: Run) -> list[str]:
 
 
 def embedding_rows(runs: Sequence[EmbeddingRun]) -> list[list[str]]:
-    """Head and rows: name, the parameters that differ, primary task, nDCG@10, gain, verdict.
+    """Header and rows: name, differing parameters, primary task, nDCG@10, gain, verdict.
 
-    A parameter of a model's file, `PATH:NAME`, differs where two runs of that model have it so.
+    A parameter of a model's file, `PATH:NAME`, counts as differing if two runs of that model differ
+    in it.
     """
     names = [
         name
@@ -270,12 +275,12 @@ def embedding_rows(runs: Sequence[EmbeddingRun]) -> list[list[str]]:
 
 
 def _beside(run: Run) -> dict[str, float]:
-    """The primary metric of the other systems that a run was held against."""
+    """The primary metric of the other systems that a run was compared with."""
     return {system: result[run.primary][system] for system, result in others_of(run).items()}
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """A table for terminals: the first column and words to the left, the rest to the right."""
+    """Align a table for a terminal: first column and words left, the rest right."""
     columns = []
     for number, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))
@@ -320,7 +325,7 @@ def chart_runs(group: Sequence[Run], name: str, confidence: float, paired: bool)
 
 
 def describe_gain(difference: Difference) -> str:
-    """A decided difference, from the better run's side."""
+    """Describe a decided difference from the better run's side."""
     assert difference.low is not None
     assert difference.high is not None
     better, worse = (difference.first, difference.second)[:: -difference.decided]
@@ -330,46 +335,46 @@ def describe_gain(difference: Difference) -> str:
 
 
 def note_groups(groups: Sequence[Sequence[Run]], differ: str) -> list[str]:
-    """That runs of several groups are not compared."""
+    """Say that runs of different groups are not compared, if there are several groups."""
     if len(groups) < 2:
         return []
     sizes = ", ".join(str(len(group)) for group in groups)
     return [
-        f"The runs fall into {len(groups)} groups ({sizes}) {differ}. Between groups nothing is "
-        "compared: their numbers are about other questions."
+        f"The runs form {len(groups)} groups ({sizes}) {differ}. Runs of different groups are not "
+        "compared, because their numbers are about different questions."
     ]
 
 
 def make_embedding_notes(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What two embedding runs do not say."""
-    notes = note_groups(groups, "with other test rows or texts to search, or another primary task")
+    """Notes on what the embedding table does not show."""
+    notes = note_groups(groups, "with different test rows, texts to search or primary task")
     if any(len(group) > 1 for group in groups):
         notes.append(
-            "Which of two embedding runs is better is undecided: DVC keeps no rankings, so they "
-            "can't be paired by test row, and intervals of the gains decide nothing between runs. "
-            "The one that is best here looks better than it is."
+            "Which of two embedding runs is better stays undecided: DVC keeps no rankings, so they "
+            "cannot be paired by test row, and the intervals of their gains cannot decide it. "
+            "The best run here looks better than it is."
         )
     return notes
 
 
 def make_notes(groups: Sequence[Sequence[Run]], unjudged: Sequence[Run]) -> list[str]:
-    """What is not compared, and what not to conclude."""
-    notes = note_groups(groups, "with other test rows, or another primary metric")
+    """Notes on what is not compared and which conclusions to avoid."""
+    notes = note_groups(groups, "with different test rows or primary metric")
     if unjudged:
         names = ", ".join(run.name for run in unjudged)
         notes.append(
-            f"Not judged, since they ended before evaluate, or changed after it: {names}. By "
-            "validation loss they can be ordered; what they would answer is not known."
+            f"Not judged, because they ended before evaluate or changed after it: {names}. They "
+            "can be ordered by validation loss only."
         )
     notes.append(
-        "A run that is chosen because it is the best here looks better than it is: choose by "
-        "validation loss, and look at the test rows once."
+        "The best of several runs looks better than it is: choose by validation loss, and look at "
+        "the test rows once."
     )
     return notes
 
 
 def show_group(group: Sequence[Run], confidence: float, paired: bool) -> dict[str, Any]:
-    """What is shown of a group."""
+    """The data that the page shows for a group."""
     name = metric_title(group[0])
     if isinstance(group[0], EmbeddingRun):
         name = f"nDCG@10, {name}"
@@ -383,7 +388,7 @@ def show_group(group: Sequence[Run], confidence: float, paired: bool) -> dict[st
 
 
 def show_embeddings(runs: Sequence[EmbeddingRun], confidence: float) -> dict[str, Any]:
-    """What is printed and drawn of embedding models."""
+    """The text and the data of the page for embedding models."""
     groups = group_runs(runs)
     return {
         "rows": embedding_rows(runs),
@@ -396,7 +401,7 @@ def show_embeddings(runs: Sequence[EmbeddingRun], confidence: float) -> dict[str
 def render_comparison(
     runs: Sequence[Run], params: EvaluateParams, embedding_runs: Sequence[EmbeddingRun] = ()
 ) -> tuple[str, str]:
-    """What is printed, and the page."""
+    """Render the comparison as text and as a page."""
     names, ordered, groups = changed_params(runs), order_runs(runs), group_runs(runs)
     rows = table_rows(ordered, names)
     shown, said = [], []

@@ -1,9 +1,9 @@
-"""Ship the fine-tuned model as one folder: python -m commands.export
+"""Export the fine-tuned model as one folder: python -m commands.export
 
-Merges the adapter into the base, asks the test questions of what came out, and says so in a model
-card. Reads artifacts/{base,adapter}/ and what the pipeline wrote of them. Writes artifacts/merged/:
-a folder that transformers loads, README.md being its card. It is no stage of dvc.yaml: it can be
-made again, and shipping is not a measurement.
+Merges the adapter into the base model, asks the merged model the test questions, and reports the
+result in a model card. Reads artifacts/{base,adapter}/ and the outputs of the pipeline. Writes
+artifacts/merged/, a folder that transformers loads; its README.md is the model card. It is not a
+stage of dvc.yaml, because an export is no measurement and can be made again.
 """
 
 import gc
@@ -77,29 +77,27 @@ COMPARED = ("rouge_l", "token_f1", "bits_per_byte", "pair_matching", "contrastiv
 
 
 def check_needed() -> None:
-    """Raise InputError naming the first file that is not there, or stage that is not current."""
+    """Raise InputError naming the first file that is missing, or stage that is out of date."""
     check_artifacts(BASE_DIR, ADAPTER_DIR)
     for path, stage in NEEDED.items():
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
     if not LOCK_PATH.is_file():
         log.warning(
-            "dvc.lock: no such file: whether predictions are those of this adapter is not known"
+            "there is no dvc.lock, so it is unknown whether the predictions belong to this adapter"
         )
         return
     stale = find_stale() or {}
     for stage in ("sft", *NEEDED.values()):
         if stage in stale:
             reasons = ", ".join(stale[stage])
-            raise InputError(
-                f"{stage} is older than what it is made of, {reasons}; run `dvc repro`"
-            )
+            raise InputError(f"{stage} is out of date ({reasons}); run `dvc repro`")
 
 
 def check_memory(params: Params, rows: Sequence[FormattedRow]) -> int:
-    """Log what merging and asking need; tokens of a batch when what is merged is asked.
+    """Log the memory for merging and for asking the merged model; return tokens per batch.
 
-    Raises InputError where either does not fit, with what would.
+    Raises InputError if either does not fit, with a list of what would.
     """
     settings = make_settings(load_model_file(params.model), params.sft, pick_device().type)
     check_merging(BASE_DIR, settings.adapter)
@@ -115,7 +113,7 @@ def check_memory(params: Params, rows: Sequence[FormattedRow]) -> int:
 def ask_merged(
     folder: Path, rows: Sequence[FormattedRow], max_new_tokens: int, batching: Batching
 ) -> tuple[list[Prediction], Computation]:
-    """What the model in `folder` answers to the test rows, and what computed it."""
+    """The merged model's answers to the test rows, and what computed them."""
     model = load_merged(folder)
     answers = answer_rows(model, load_tokenizer(folder), rows, max_new_tokens, batching)
     return answers, describe_computation(model)
@@ -128,11 +126,11 @@ def compare_shipped(
     merged: Predictions,
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """The merged model against the adapter, both as predictions by row id.
+    """Compare the merged model with base and adapter; both are predictions by row id.
 
-    `n` rows, `same` answers word for word, and `metrics` by name: each with both systems' means and
-    a `verdict`, 1 for better, −1 for worse and 0 for no evidence, by the p-value that is corrected
-    for there being several.
+    Returns `n` rows, the number of answers that are the `same` word for word, and `metrics` by
+    name, each with the means of both and a `verdict`: 1 better, −1 worse, 0 no evidence, by the
+    Holm-corrected p-value.
     """
     scored = score_rows(rows, contexts, {"adapter": adapter, "merged": merged})
     comparisons = compare_systems(scored, COMPARED, params, "adapter", "merged")
@@ -148,9 +146,9 @@ def compare_shipped(
 
 
 def main() -> None:
-    """Merge, ask, compare, and keep the folder with its card."""
+    """Merge, ask, compare, and keep the folder with its model card."""
     params = load_params()
-    find_sharding()  # before the merge, which takes minutes
+    find_sharding()  # fail before the merge, which takes minutes
     compute_deterministically()
     check_needed()
     template = load_asked_prompt(params.format.prompt)
@@ -163,12 +161,12 @@ def main() -> None:
     facts = read_model_facts(params)
     tokens = check_memory(params, rows)
     MERGED_DIR.parent.mkdir(parents=True, exist_ok=True)
-    for left in MERGED_DIR.parent.glob("tmp-merged-*"):  # by one that was killed
+    for left in MERGED_DIR.parent.glob("tmp-merged-*"):  # left by a killed export
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
         merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
-        gc.collect()  # what is asked needs the memory of what was merged
+        gc.collect()  # the memory is needed to ask the merged model
         limit, batching = params.format.max_new_tokens, Batching(tokens)
         records, shipped_on = ask_merged(folder, rows, limit, batching)
         merged = {record["id"]: record for record in records}
@@ -184,7 +182,7 @@ def main() -> None:
         shutil.rmtree(MERGED_DIR, ignore_errors=True)
         folder.replace(MERGED_DIR)
     size = sum(path.stat().st_size for path in MERGED_DIR.iterdir())
-    log.info("%s is written: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
+    log.info("%s: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
     print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
 
 

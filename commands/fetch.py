@@ -1,10 +1,9 @@
-"""Bring a data set of the Hugging Face Hub, at a pinned commit, into data/raw/ as Parquet: a file
-to be tracked by `dvc add`.
+"""Download a data set from the Hugging Face Hub at a pinned commit, as a Parquet file in data/raw/.
 
     python -m commands.fetch owner/name data/raw/name.parquet --revision COMMIT --split train
 
-A folder with data files takes the place of owner/name, and needs no revision. No code of a data
-set's author is run.
+Track the file with `dvc add`. Instead of owner/name, a folder with data files works too and needs
+no revision. No code of the data set's author is run.
 """
 
 import argparse
@@ -29,16 +28,16 @@ log = logging.getLogger(__name__)
 
 
 def fetch(source: str, revision: str | None, split: str, config: str | None, out_path: Path) -> int:
-    """Write one split of a data set, which must be flat enough for Parquet's rows, and return the
-    number of its rows.
+    """Write one split of a data set as Parquet and return its number of rows.
 
-    Raises InputError where it can't be had, or where a hub's data set is not pinned to a commit.
+    Raises InputError if the data set cannot be loaded, or if one on the Hub is not pinned to a
+    commit.
     """
     local = Path(source).is_dir()
     if not local and not (revision and re.fullmatch(r"[0-9a-f]{40}", revision)):
         raise InputError(
-            f"--revision {revision or 'is missing'}: expected a commit, 40 hexadecimal digits: "
-            "branches and tags can move"
+            f"--revision {revision or 'is missing'}: expected a commit of 40 hexadecimal digits, "
+            "because branches and tags can move"
         )
     if out_path.suffix != ".parquet":
         raise InputError(f"{out_path}: expected a name that ends in .parquet")
@@ -46,7 +45,7 @@ def fetch(source: str, revision: str | None, split: str, config: str | None, out
     try:
         configs = get_dataset_config_names(source, revision)
         if config is None and len(configs) > 1:
-            raise InputError(f"{source}: --config is missing; it has several: {', '.join(configs)}")
+            raise InputError(f"{source}: --config is missing; choose one of: {', '.join(configs)}")
         data = load_dataset(source, config, split=split, revision=revision)
     except (DatasetNotFoundError, DatasetsError, HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(f"{source}, split {split}: {error}") from error
@@ -63,17 +62,16 @@ def fetch(source: str, revision: str | None, split: str, config: str | None, out
 
 
 def main() -> None:
-    """Fetch what the command line names."""
+    """Fetch the data set given on the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m commands.fetch", description="A data set of a hub as a Parquet file."
+        prog="python -m commands.fetch",
+        description="Download a data set from the Hugging Face Hub as a Parquet file.",
     )
-    parser.add_argument("source", help="owner/name on the hub, or a folder with data files")
+    parser.add_argument("source", help="owner/name on the Hub, or a folder with data files")
     parser.add_argument("out_path", type=Path, help="such as data/raw/name.parquet")
     parser.add_argument("--revision", help="the commit, 40 hexadecimal digits")
     parser.add_argument("--split", default="train")
-    parser.add_argument(
-        "--config", help="the name of a configuration, where the data set has several"
-    )
+    parser.add_argument("--config", help="the configuration, if the data set has several")
     options = parser.parse_args()
     disable_progress_bars()
     rows = fetch(options.source, options.revision, options.split, options.config, options.out_path)

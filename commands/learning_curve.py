@@ -1,8 +1,8 @@
 """Would more rows help? python -m commands.learning_curve
 
-Trains on 12.5%, 25% and 50% of the train groups, each share within the next, and asks the same
-test rows; `dvc repro` has trained on all. Each size is a DVC experiment: what is there already is
-not run again, so that a killed command goes on. Writes reports/learning_curve.html.
+Trains on 12.5%, 25% and 50% of the train groups, each share inside the next, and tests every model
+on the same rows; `dvc repro` has already trained on all of them. Each size is a DVC experiment, so
+a killed command resumes with the sizes that are missing. Writes reports/learning_curve.html.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Size:
 
 
 def fraction(text: str) -> float:
-    """A share of the command line."""
+    """Parse a share of the command line."""
     try:
         value = float(text)
     except ValueError:
@@ -65,11 +65,13 @@ def fraction(text: str) -> float:
 
 
 def find_here(revisions: Sequence[tuple[str, Revision]]) -> tuple[Revision, Run]:
-    """The workspace and its run. Raises InputError where that is not judged, or not on all rows."""
+    """The workspace and its run. Raises InputError if it has no result, or one on part of the
+    rows.
+    """
     revision = {revision.commit: revision for _, revision in revisions}[WORKSPACE]
     run = read_run(WORKSPACE, revision)
     if run is None or run.metrics is None or run.scores is None:
-        raise InputError("the workspace has no result of its own: run dvc repro first")
+        raise InputError("the workspace has no result: run `dvc repro` first")
     if run.params.get(NAME) != 1:
         raise InputError(
             f"params.yaml: {NAME}: {run.params.get(NAME)}; set it to 1.0 and run dvc repro first"
@@ -80,8 +82,8 @@ def find_here(revisions: Sequence[tuple[str, Revision]]) -> tuple[Revision, Run]
 def find_run(
     revisions: Sequence[tuple[str, Revision]], here: Revision, params: Mapping[str, Any]
 ) -> Run | None:
-    """The run of these parameters by the workspace's code, prompts and rows, where there is one
-    whose scores the cache still has.
+    """The run with these parameters and the workspace's code, prompts and rows; None without
+    scores.
     """
     for name, revision in revisions:
         if revision.inputs == here.inputs:
@@ -92,15 +94,15 @@ def find_run(
 
 
 def run_fraction(share: float) -> None:
-    """Run the whole pipeline on part of the train rows. Raises InputError where it fails."""
+    """Run the whole pipeline on part of the train rows. Raises InputError if it fails."""
     name = f"curve-{100 * share:g}-{secrets.token_hex(2)}".replace(".", "-")
     command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, "-S", f"{NAME}={share}"]
     if subprocess.run(command, check=False).returncode:
-        raise InputError(f"{name} failed; what it said stands above, and the same command goes on")
+        raise InputError(f"{name} failed, see above; the same command resumes")
 
 
 def pair_rows(sizes: Sequence[Size], metric: str) -> list[ScoredRow]:
-    """The test rows with their scores at each size, and zero-shot, each as a system of its own."""
+    """The test rows with their scores at each size and zero-shot, each as one system."""
     by_size = [{row.id: row for row in size.run.scores or []} for size in sizes]
     paired = []
     for key, row in by_size[-1].items():
@@ -112,7 +114,7 @@ def pair_rows(sizes: Sequence[Size], metric: str) -> list[ScoredRow]:
 
 
 def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Curve:
-    """The points with their gains, the steps between them, and what twice the rows would bring."""
+    """Compute the points, the gain of each step, and the forecast for twice the rows."""
     rows = pair_rows(sizes, metric)
     lower = metric in LOWER_IS_BETTER
 
@@ -150,7 +152,7 @@ def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Cu
 
 
 def main() -> None:
-    """Run what is missing, draw the curve, and say what it says."""
+    """Run the missing sizes, draw the curve and print it."""
     parser = argparse.ArgumentParser(
         prog="python -m commands.learning_curve", description=__doc__.partition("\n")[0]
     )
@@ -159,7 +161,7 @@ def main() -> None:
         type=fraction,
         nargs="+",
         default=FRACTIONS,
-        help="shares of the train groups beside all of them (default: 0.125 0.25 0.5)",
+        help="shares of the train groups, besides all of them (default: 0.125 0.25 0.5)",
     )
     shares = sorted(set(parser.parse_args().fractions))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -181,19 +183,19 @@ def main() -> None:
         if find_run(revisions, here, {**whole.params, NAME: share}) is None
     ]
     if missing:
-        log.info("%d of %d sizes are there already", len(shares) - len(missing), len(shares))
+        log.info("%d of %d sizes are done", len(shares) - len(missing), len(shares))
         try:
             with borrow_workspace([NAME], target=None):
                 for share in missing:
                     log.info("training on %g of the train groups", share)
                     run_fraction(share)
         except KeyboardInterrupt:
-            sys.exit("stopped; the same command goes on")
+            sys.exit("stopped; the same command resumes")
         revisions = list_revisions()
     found = {share: find_run(revisions, here, {**whole.params, NAME: share}) for share in shares}
     runs = {share: run for share, run in found.items() if run is not None} | {1.0: whole}
     if len(runs) <= len(shares):
-        raise InputError("an experiment of the curve is gone: run the same command again")
+        raise InputError("an experiment of the curve is missing: run the same command again")
     sizes = [
         Size(len(parts[share]), len({row["group"] for row in parts[share]}), run)
         for share, run in runs.items()

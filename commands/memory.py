@@ -1,4 +1,4 @@
-"""Print what every model needs, by length and rows at a time: python -m commands.memory"""
+"""Print the memory that every model needs, by length and batch size: python -m commands.memory"""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -37,14 +37,13 @@ TEXT_LENGTHS = (128, 512)  # tokens of a text that is embedded
 def table(
     device_type: str, count: int, lengths: Sequence[int], rows: Sequence[int], free: int | None
 ) -> Iterator[str]:
-    """Lines of Markdown: the predicted peak of a training step for every model file, and of
-    answering the longest prompt.
+    """Yield Markdown lines: predicted peak memory of training and answering, for every model file.
 
-    It is that of each of `count` processes.
+    With several processes it is the peak of each.
     """
     params = load_params()
     yield (
-        f"| model | rows at a time | {' | '.join(f'{length:,} tokens' for length in lengths)} | "
+        f"| model | batch size | {' | '.join(f'{length:,} tokens' for length in lengths)} | "
         f"answering {lengths[-1]:,} |"
     )
     yield f"|---|--:|{'--:|' * (len(lengths) + 1)}"
@@ -53,7 +52,7 @@ def table(
         setting = make_settings(model_file, params.sft, device_type, count)
         sizes = load_sizes(model_file, setting.adapter)
         if sizes is None:
-            yield f"| {name} | | {'| ' * len(lengths)}not known until its config.json is here |"
+            yield f"| {name} | | {'| ' * len(lengths)}unknown until its config.json is downloaded |"
             continue
         answer = params.format.max_new_tokens
         for at_once in rows:
@@ -72,9 +71,10 @@ def table(
 
 
 def embedding_table(device_type: str, free: int | None) -> Iterator[str]:
-    """The same for embedding models, of `make embed`: training as `embed.lora` says, or with an
-    adapter where it says null and all weights can't be trained, or names layers that a model lacks;
-    and encoding.
+    """Yield the same for the embedding models of `make embed`: training and encoding.
+
+    Training follows `embed.lora`. If that is null and the model cannot be trained whole, or if it
+    names layers that the model lacks, an example adapter is used.
     """
     params = load_params().embed
     head = [f"{texts} x {length}" for texts in (1, params.batch_size) for length in TEXT_LENGTHS]
@@ -115,16 +115,16 @@ def embedding_table(device_type: str, free: int | None) -> Iterator[str]:
 
 
 def positive(text: str) -> int:
-    """A positive whole number of the command line."""
+    """Parse a positive whole number of the command line."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
     return int(text)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(
-        description="Predict what training and answering need, for every model in models/."
+        description="Predict the memory for training and answering, for every model in models/."
     )
     parser.add_argument(
         "--device",
@@ -139,12 +139,12 @@ def main() -> None:
         default=[1024, 2048, 4096, 6144],
         help="tokens of a row",
     )
-    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 4], help="rows at a time")
+    parser.add_argument("--rows", type=positive, nargs="+", default=[1, 4], help="batch sizes")
     parser.add_argument(
         "--processes",
         type=positive,
         default=1,
-        help="how many share the layers, where FSDP in the environment says so",
+        help="how many processes share the layers, if FSDP is set in the environment",
     )
     asked = parser.parse_args()
     limit, free = memory_limit(), None
@@ -153,21 +153,23 @@ def main() -> None:
     elif limit is not None:
         free = max(0, limit - CONTEXT_BYTES)
     print("\n".join(table(asked.device, asked.processes, asked.lengths, asked.rows, free)))
-    print("\nEmbedding models (make embed): texts at a time x tokens of each; a row of a batch has")
-    print("two or three texts. –: longer than the model sees.\n")
+    print(
+        "\nEmbedding models (make embed): texts in memory x tokens of each. A row has two or three"
+    )
+    print("texts. –: longer than the model's longest input.\n")
     print("\n".join(embedding_table(asked.device, free)))
     sharding = find_sharding(asked.processes)
     how = "" if sharding is None else f" with FSDP={sharding}"
     how += f" for each of {asked.processes} processes" if asked.processes > 1 else ""
     if free is None:
         print(
-            f"\nPredicted{how}, on a CUDA card; there is none here. MEMORY_LIMIT_GIB=4 marks "
-            "what a card of 4 GiB can't hold."
+            f"\nPredicted{how} for a CUDA GPU; this machine has none. MEMORY_LIMIT_GIB=4 marks "
+            "what does not fit a GPU with 4 GiB."
         )
     else:
         print(
-            f"\nPredicted{how}. ✗: more than {1 - SPARE:.0%} of the {gib(free)} that are free "
-            "for tensors."
+            f"\nPredicted{how}. ✗: more than {1 - SPARE:.0%} of the {gib(free)} that are free for "
+            "tensors."
         )
 
 

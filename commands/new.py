@@ -1,9 +1,8 @@
-"""Begin a project of its own for other data: the pipeline as it is committed here, without what was
-found here.
+"""Start a new project for other data: the pipeline as committed here, without the results.
 
-`make new DIR=../mine`. What is copied is the commit, not the working tree, so that the commit named
-in the new README says it all. Left out are results, their log, votes, recorded measurements,
-the pages about them, and where this project's outputs are kept.
+`make new DIR=../mine`. It copies the commit, not the working tree, so that the commit named in the
+new README identifies the code. It leaves out results, log, votes, recorded measurements, the pages
+about them, and the address where this project keeps its outputs.
 """
 
 import argparse
@@ -52,22 +51,21 @@ OURS = (
 README = """\
 # Does fine-tuning a small model help on these rows?
 
-Begun from the commit `{commit}` of the pipeline{origin}; its README and
-`docs/` say how everything works.
+Started from commit `{commit}` of the pipeline{origin}. The
+README and `docs/` there explain everything.
 
 ```sh
-make repro    # builds .venv, then from {data_path} to reports/report.html
-make test     # of the pipeline's code; none of the tests is about your rows
-make doctor   # what is in order here and what is not
+make repro    # builds .venv, runs the pipeline on {data_path}, writes reports/report.html
+make test     # tests the pipeline's code, not your rows
+make doctor   # what works here and what does not
 ```
 
-`{data_path}` holds {rows} short generated rows: an example of the columns, and enough to see the
-pipeline run. Put yours in its place:
+`{data_path}` holds {rows} short generated rows as an example. Replace them with yours:
 
 ```sh
 source .venv/bin/activate
 cp ~/mine.json {data_path} && dvc add {data_path}    # other formats: data.path in params.yaml
-dvc repro profile    # reports/profile.html: what is in them, before anything is trained
+dvc repro profile    # reports/profile.html: what is in your rows, before anything is trained
 dvc repro && git add --all && git commit -m "Measure my rows"
 ```
 
@@ -76,18 +74,18 @@ dvc repro && git add --all && git commit -m "Measure my rows"
 | `anchor` | the context that the answer is in |
 | `query` | the question |
 | `positive` | the right answer |
-| `negative` | a wrong one; without any, set `data.columns.negative` to null |
+| `negative` | a wrong answer; if you have none, set `data.columns.negative` to null |
 
-Other names: `data.columns` in `params.yaml`. A real model: `model` there.
-`dvc remote add --default NAME URL && dvc push` keeps outputs elsewhere.
+`params.yaml` sets other column names (`data.columns`) and a real model (`model`).
+`dvc remote add --default NAME URL && dvc push` stores the outputs elsewhere.
 """
 
 
 def check_target(target: Path, source: Path) -> None:
-    """Raise InputError where a new project can't begin in `target`, or by whoever asks."""
+    """Raise InputError if a new project cannot start in `target`, or git does not know the user."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            f"{target}: is there already and not empty; name a new folder: make new DIR=../mine"
+            f"{target}: exists and is not empty; name a new folder: make new DIR=../mine"
         )
     if target.resolve().is_relative_to(source.resolve()):
         raise InputError(
@@ -103,9 +101,9 @@ def check_target(target: Path, source: Path) -> None:
 
 
 def find_origin(source: Path) -> str:
-    """Where the pipeline was cloned from, as the README says it, without a password.
+    """The address that the pipeline was cloned from, as text for the README, without a password.
 
-    Empty where that is only on this disk.
+    Empty if it was cloned from a local folder.
     """
     try:
         url = read_git("remote", "get-url", "origin", folder=source).strip()
@@ -117,29 +115,29 @@ def find_origin(source: Path) -> str:
 
 
 def is_ours(member: tarfile.TarInfo) -> bool:
-    """Whether a file belongs to this project alone: by its path, or as a link to a file of this
-    computer, such as a model's weights.
+    """Whether a file belongs to this project only: by its path, or as a link to a file on this
+    disk.
     """
     elsewhere = member.issym() and Path(member.linkname).is_absolute()
     return elsewhere or any(fnmatch(member.name, name) for name in OURS)
 
 
 def copy_commit(source: Path, target: Path) -> None:
-    """Unpack the files of the commit that is checked out, but those that are ours alone."""
+    """Unpack the files of HEAD, except those that belong to this project only."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "commit.tar"
         read_git("archive", "--format=tar", f"--output={path}", "HEAD", folder=source)
         with tarfile.open(path) as archive:
             members = [member for member in archive if not member.isdir() and not is_ours(member)]
-            # which Python has from 3.11.4 on
+            # exists since Python 3.11.4
             archive.extraction_filter = getattr(tarfile, "data_filter", None)
             archive.extractall(target, members=members)
 
 
 def adapt(project: Path, readme: str) -> None:
-    """Turn the copy into a project of its own: its data and its README."""
+    """Give the copy its own data path, columns, example rows and README."""
     path = project / PARAMS_PATH
-    load_params(path)  # or what is wrong in it is carried over
+    load_params(path)  # do not copy invalid parameters
     yaml = YAML()
     yaml.width = 10_000  # no line is folded
     yaml.preserve_quotes = True
@@ -153,7 +151,7 @@ def adapt(project: Path, readme: str) -> None:
 
 
 def begin(project: Path, message: str) -> None:
-    """Put the project under git and DVC, its rows under DVC, and commit all that."""
+    """Put the project under git and DVC, track its rows with DVC, and commit."""
     read_git("init", "--quiet", folder=project)
     read_git("symbolic-ref", "HEAD", "refs/heads/main", folder=project)
     read_dvc("init", "--quiet", folder=project)
@@ -164,10 +162,10 @@ def begin(project: Path, message: str) -> None:
 
 
 def make_project(source: Path, target: Path) -> str:
-    """Begin a project in `target` from the commit that is checked out in `source`.
+    """Create a project in `target` from the HEAD commit of `source`; returns that commit.
 
-    It appears whole or not at all. Returns that commit. Raises InputError where `source` has none,
-    where `target` is in use, or where git can't commit.
+    The folder appears complete or not at all. Raises InputError if `source` has no commit, `target`
+    is in use, or git cannot commit.
     """
     check_target(target, source)
     commit = read_git("rev-parse", "HEAD", folder=source).strip()
@@ -191,22 +189,24 @@ def make_project(source: Path, target: Path) -> str:
 
 
 def main() -> None:
-    """Make the project and say what comes next."""
+    """Create the project and say what comes next."""
     parser = argparse.ArgumentParser(
-        prog="make new", description="Begin a project for other data in a new folder."
+        prog="make new", description="Start a project for other data in a new folder."
     )
     parser.add_argument(
-        "folder", nargs="?", help="a folder that is not there yet, or empty: make new DIR=../mine"
+        "folder", nargs="?", help="a folder that does not exist or is empty: make new DIR=../mine"
     )
     folder = parser.parse_args().folder
     if not folder:
         raise InputError("which folder? make new DIR=../mine")
     target = Path(folder)
     if read_git("status", "--porcelain"):
-        print("note: what is not committed here is not copied")
+        print("note: uncommitted changes are not copied")
     commit = make_project(Path(), target)
-    print(f"{target}: begun from {commit[:12]}\nnext: cd {shlex.quote(str(target))} && make repro")
-    print(f"your rows go to {DATA_PATH}: see README.md there")
+    print(
+        f"{target}: created from {commit[:12]}\nnext: cd {shlex.quote(str(target))} && make repro"
+    )
+    print(f"put your rows into {DATA_PATH}: see README.md there")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a branch did to the result, as a comment: python -m commands.pull_request --base main
+"""Write a comment on what a branch changed: python -m commands.pull_request --base main
 
-Compares the commit HEAD with its merge base: metrics and parameters as git has them, by `dvc
-metrics diff` and `dvc params diff`; rows and answers as dvc.lock names them, where the cache has
-them; so for embedding models, where the branch touched them. Writes reports/pull_request.md and
-prints it. It is no stage of dvc.yaml: it is about commits, and no stage knows of them.
+Compares HEAD with its merge base: metrics and parameters from git (`dvc metrics diff`, `dvc params
+diff`), rows and answers from the DVC cache if it has them; embedding models too, if the branch
+touched them. Writes reports/pull_request.md and prints it. It is not a stage of dvc.yaml, because
+it compares commits.
 """
 
 import argparse
@@ -73,7 +73,7 @@ Row = Mapping[str, Any]
 
 
 def compare_inputs(head: Revision, base: Revision) -> dict[str, str]:
-    """Files that the pipeline depends on and that differ: by path, what became of them."""
+    """The pipeline's input files that differ, by path, with how they differ."""
     here, there = head.inputs, base.inputs
     changed = {}
     for path in sorted(here.keys() | there.keys()):
@@ -92,12 +92,12 @@ def rows_by_id(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def question_and_answers(row: Row) -> tuple[Any, ...]:
-    """What a test row asks and expects, however it is put to the model."""
+    """The question and answers of a test row, without its prompt."""
     return tuple(row[name] for name in ("question", "positive", "negative"))
 
 
 def compare_rows(before: Sequence[Row], after: Sequence[Row]) -> tuple[bool, str]:
-    """Whether the test rows of base and head ask and expect the same, and a sentence on it."""
+    """Whether base and head have the same test questions and answers, and a sentence on it."""
     old, new = rows_by_id(before), rows_by_id(after)
     common = old.keys() & new.keys()
     edited = sum(question_and_answers(old[key]) != question_and_answers(new[key]) for key in common)
@@ -109,29 +109,35 @@ def compare_rows(before: Sequence[Row], after: Sequence[Row]) -> tuple[bool, str
         )
     return (
         True,
-        f"The {len(new)} test rows and their references are the same, but they are asked "
-        "otherwise.",
+        f"The {len(new)} test rows and their references are the same, but their prompts differ.",
     )
 
 
 def compare_tests(head: Revision, base: Revision, zeroshot_moved: bool) -> str:
-    """What keeps the numbers of both sides from being compared, as a box, or nothing.
+    """A box that says why the numbers of both sides cannot be compared; empty if they can.
 
-    `zeroshot_moved` is whether a number of zero-shot's did: answers that were made anew are no news
-    in themselves.
+    `zeroshot_moved`: whether a zero-shot metric differs. Answers that were only computed again are
+    no news.
     """
     zeroshot = PREDICTIONS[ZEROSHOT]
     differ = {path for path in (TEST, zeroshot, BASE_MODEL) if head.hash(path) != base.hash(path)}
     if not differ:
         return ""
     if differ == {zeroshot} and not zeroshot_moved:
-        return alert("NOTE", "The zero-shot answers were made anew; no number of theirs moved.")
+        return alert(
+            "NOTE", "The zero-shot answers were computed again; their metrics are the same."
+        )
     alike, said = True, ["The test rows are the same."]
     if TEST in differ:
         before, after = base.rows(TEST), head.rows(TEST)
         if before is None or after is None:
-            where = "which of them, is not in the cache (see below)."
-            alike, said = False, [f"The test rows changed, or how they are asked: {where}"]
+            alike, said = (
+                False,
+                [
+                    "The test rows or their prompts changed; the rows that would tell which are "
+                    "not in the cache (see below)."
+                ],
+            )
         else:
             alike, sentence = compare_rows(before, after)
             said = [sentence]
@@ -140,21 +146,20 @@ def compare_tests(head: Revision, base: Revision, zeroshot_moved: bool) -> str:
     if zeroshot in differ:
         said.append("The zero-shot answers changed.")
     said.append(
-        "Gains start from another zero-shot: compare fine-tuned with fine-tuned, not gain with "
-        "gain."
+        "The gains start from different zero-shot results: compare fine-tuned with fine-tuned, not "
+        "gain with gain."
         if alike
-        else "The numbers here and on the base can't be compared: a difference may come from the "
+        else "The numbers here and on the base cannot be compared: a difference may come from the "
         "rows alone."
     )
     return alert("WARNING", f"**Not the same test as on the base.** {' '.join(said)}")
 
 
 def compare_rejects(head: Revision, base: Revision) -> tuple[dict[str, list[Row]], bool]:
-    """Records of rows rejected on one side alone, and whether the cache had both sides of each file
-    that differs.
+    """Rows rejected on one side only, and whether the cache had every file needed.
 
-    A row is known by its id or, where it never got one, by its place in the file; one that stands
-    there n times, n times.
+    A row is known by its id or, without one, by its place in the file. If a place occurs n times,
+    it counts n times.
     """
     found: dict[str, list[Row]] = {
         "rejected here, not on the base": [],
@@ -176,7 +181,7 @@ def compare_rejects(head: Revision, base: Revision) -> tuple[dict[str, list[Row]
 
 
 def number_rejects(records: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    """Records by id or place, and how many there were of it before."""
+    """Rejected rows by id or place, and a count that tells equal ones apart."""
     seen: Counter[str] = Counter()
     numbered = {}
     for record in records:
@@ -187,7 +192,7 @@ def number_rejects(records: Sequence[Row]) -> dict[tuple[str, int], Row]:
 
 
 def read_curves(revision: Revision) -> dict[str, list[tuple[int, float]]]:
-    """The losses by step that training logged, by name; empty where the cache doesn't have them."""
+    """The logged losses by step, by name; empty if the cache does not have them."""
     path = revision.data(HISTORY)
     if path is None:
         return {}
@@ -219,7 +224,7 @@ def read_scores(revision: Revision) -> dict[str, ScoredRow] | None:
 
 
 def show_wins(head: Revision, primary: str) -> str | None:
-    """Rows that fine-tuning helped or harmed most, or None where the cache doesn't have them."""
+    """The rows that gained and lost most by fine-tuning; None if the cache does not have them."""
     scored, test = read_scores(head), head.rows(TEST)
     answers = {}
     for system in SYSTEMS:
@@ -234,9 +239,9 @@ def show_wins(head: Revision, primary: str) -> str | None:
 
 
 def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, str] | None:
-    """The fine-tuned answers of both sides on the test rows that both have, or None.
+    """Compare the fine-tuned answers of both sides on the test rows that both have.
 
-    As a sentence and as examples.
+    Returns a sentence and examples; None if the cache does not have them.
     """
     tests = base.rows(TEST), head.rows(TEST)
     scores = read_scores(base), read_scores(head)
@@ -254,12 +259,15 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
     comparisons = compare_systems(scored, [primary], params.evaluate, "base", "head")
     if primary not in comparisons:
         return (
-            "No test row is the same on both sides: the fine-tuned answers can't be compared.",
+            "No test row is the same on both sides, so the fine-tuned answers cannot be compared.",
             "",
         )
     sentence = str(tuned_statement(comparisons[primary], primary, confidence))
     if head.inputs.get(HOW_IT_IS_SCORED) != base.inputs.get(HOW_IT_IS_SCORED):
-        sentence += f" `{HOW_IT_IS_SCORED}` changed between the two: part of it may be the scoring."
+        sentence += (
+            f" `{HOW_IT_IS_SCORED}` changed between the two, so part of this may come from the "
+            "scoring."
+        )
     answers = {"base": given[0] or {}, "head": given[1] or {}}
     names = {"base": "base", "head": "here"}
     summary = "Fine-tuned, here against the base"
@@ -267,10 +275,10 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
 
 
 def warn_of_state(head: Revision, stale: Mapping[str, Sequence[str]]) -> list[str]:
-    """Boxes on what keeps the numbers from being those of this commit: changes that are not
-    committed, a dvc.lock of other code.
+    """Boxes that say why the numbers may not belong to this commit: uncommitted changes, an old
+    dvc.lock.
 
-    `stale` is what would run again, and why.
+    `stale` names the stages that would run again, and why.
     """
     boxes = []
     dirty = read_git("status", "--porcelain", "--untracked-files=no").splitlines()
@@ -280,8 +288,8 @@ def warn_of_state(head: Revision, stale: Mapping[str, Sequence[str]]) -> list[st
         boxes.append(
             alert(
                 "NOTE",
-                "**Computed again here, and not in this comment:** of the same code, parameters "
-                "and data dvc.lock has other results than the commit's. Processors round "
+                "**Computed again here, and not in this comment:** from the same code, parameters "
+                "and data, dvc.lock has other results than the commit's, because processors round "
                 "differently. To keep the commit's: `git restore dvc.lock metrics && dvc checkout`",
             )
         )
@@ -300,20 +308,18 @@ def warn_of_state(head: Revision, stale: Mapping[str, Sequence[str]]) -> list[st
 
 
 def warn_of_stale(lock: str, command: str, stale: Mapping[str, Sequence[str]]) -> str:
-    """A box that a lock is of another state than the commit; `stale` is why, by stage."""
+    """A box that says a lock is out of date; `stale` gives the reasons by stage."""
     reasons = "; ".join(f"{code(stage)}: {listed(why)}" for stage, why in stale.items())
     return alert(
         "CAUTION",
         f"**{lock} is not current.** `{command}` would run stages again ({reasons}), so the "
-        "numbers here may be of another state than this commit's. Run it, and commit "
+        "numbers here may not belong to this commit. Run it, and commit "
         f"{lock} and metrics/ with the change.",
     )
 
 
 def show_loss(head: Revision, base: Revision) -> list[str]:
-    """The loss curves, beside those of the base where they are others; empty where the cache has
-    none.
-    """
+    """The loss curves, beside those of the base if they differ; empty if the cache has none."""
     here, there = read_curves(head), read_curves(base)
     if not here:
         return []
@@ -329,7 +335,7 @@ def show_loss(head: Revision, base: Revision) -> list[str]:
 def take_embedding(
     changed_params: dict[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Take the parameters that `make embed` alone reads out of those that changed."""
+    """Split off the changed parameters that only `make embed` reads."""
     taken: dict[str, dict[str, Any]] = {}
     for path in list(changed_params):
         changes = changed_params[path]
@@ -344,14 +350,14 @@ def take_embedding(
 
 
 def is_of_embed(name: str) -> bool:
-    """Whether a parameter of params.yaml is of its section `embed`."""
+    """Whether a parameter of params.yaml is in its section `embed`."""
     return name.split(".")[0] == "embed"
 
 
 def describe_embedding(
     head: Revision, base: Revision, changed_params: Mapping[str, Mapping[str, Any]], params: Params
 ) -> list[str]:
-    """What the branch did to the embedding model; empty where it did not touch that pipeline."""
+    """The section on the embedding model; empty if the branch did not touch that pipeline."""
     here, there = head.embedding, base.embedding
     moved = here.stages != there.stages or head.text(EMBEDDING) != base.text(EMBEDDING)
     if not moved and not changed_params:
@@ -388,21 +394,22 @@ def describe_embedding(
             "**No result here**: run `make embed`, and commit embedding/dvc.lock and metrics/."
         )
     said.append(render_retrieval(after, before, primary))
-    said.append("Base → here, on each side's own test rows. What was changed for it:")
+    said.append("Base → here, each on its own test rows. What changed:")
     said.append(render_inputs(changed_params, compare_inputs(here, there) if there.stages else {}))
     return said
 
 
 def same_search(here: Revision, there: Revision) -> bool:
-    """Whether the same questions were looked up in the same texts: by the rows, and by what BM25,
-    which knows no model, found of them.
+    """Whether both sides searched the same texts with the same questions.
+
+    BM25 uses no model, so its result tells.
     """
     paths = (CLEAN_ROWS, rankings_path(BM25).as_posix())
     return all(here.hash(path) == there.hash(path) for path in paths)
 
 
 def describe(head: Revision, base: Revision, base_name: str, params: Params) -> str:
-    """The comment. Raises InputError where HEAD has no result."""
+    """The whole comment. Raises InputError if HEAD has no result."""
     primary = params.evaluate.primary
     after, before = head.metrics(EVALUATION), base.metrics(EVALUATION)
     if primary not in after:
@@ -429,14 +436,15 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
         top.append(
             alert(
                 "NOTE",
-                "**Computed again from the base's code, parameters and data.** What differs is how "
-                "processors round.",
+                "**Computed again from the base's code, parameters and data.** Only rounding "
+                "differs between processors.",
             )
         )
     if not metrics and not changed_params and not stale and head.stages == base.stages:
         pipeline = "language model's pipeline" if embedding else "pipeline"
         top.append(
-            f"**Nothing changed that the {pipeline} reads or measures**: the result is the base's."
+            f"**Nothing changed that the {pipeline} reads or measures**: the result is that of the "
+            "base."
         )
     splits = head.metrics(SPLITS_PATH.as_posix())
     if splits and (said := split_statement({name: splits[name] for name in SPLITS})) is not None:
@@ -458,13 +466,13 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     absent = [what for what, is_missing in missing.items() if is_missing]
     sections: list[tuple[str, list[str]]] = [("", top)]
     if metrics or changed_params or files:
-        effect = ["No number of the evaluation moved."]
+        effect = ["No metric changed."]
         if judged:
             effect = [render_effect(after, before, judged, primary)]
         effect.append(tuned_sentence)
         if number := sum(map(len, metrics.values())):
             numbers = f"{number} number{'s' * (number != 1)}"
-            effect.append(f"In all {numbers} moved: `dvc metrics diff {base} {head}`")
+            effect.append(f"{numbers} changed in all: `dvc metrics diff {base} {head}`")
         sections += [
             ("What was changed", [render_inputs(changed_params, files)]),
             ("What that did", effect),
@@ -473,7 +481,7 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
     sections += [("Loss", loss), ("Embedding model", embedding)]
     if absent:
         sections.append(("Not in the cache", [describe_missing(absent, base)]))
-    sections.append(("The same again", [commands_to_reproduce(head)]))
+    sections.append(("Reproduce it", [commands_to_reproduce(head)]))
     headline = (
         f"Does fine-tuning help? {code(str(head))} against {code(str(base))} of {code(base_name)}"
     )
@@ -481,24 +489,24 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
 
 
 def describe_missing(missing: Sequence[str], base: Revision) -> str:
-    """What is left out for want of data, and where to have it from."""
+    """Say what is left out because its data is missing, and where to get it."""
     return (
-        f"So not here: {', '.join(missing)}. `dvc pull` brings the data of this commit from a "
-        f"remote, `git switch --detach {base.commit[:7]} && dvc fetch` that of the base."
+        f"Therefore missing here: {', '.join(missing)}. `dvc pull` gets the data of this commit "
+        f"from a remote, `git switch --detach {base.commit[:7]} && dvc fetch` that of the base."
     )
 
 
 def commands_to_reproduce(head: Revision) -> str:
-    """Commands that give this result again."""
+    """The commands that reproduce this result."""
     return (
         f"```sh\ngit fetch origin {head.commit} && git switch --detach {head.commit}\n"
-        "dvc pull    # what was measured, where a remote has it\n"
-        "make repro  # or made anew; what is current is not run\n```"
+        "dvc pull    # gets the outputs, if a remote has them\n"
+        "make repro  # computes what is missing\n```"
     )
 
 
 def main() -> None:
-    """Compare, write and print."""
+    """Compare the commits, write the comment and print it."""
     parser = argparse.ArgumentParser(
         prog="python -m commands.pull_request", description=(__doc__ or "").splitlines()[0]
     )

@@ -23,7 +23,7 @@ DIFFERENCES = (0.1, 0.05, 0.02, 0.01)
 
 
 def difference(text: str) -> float:
-    """A difference of the command line."""
+    """Parse a difference of the command line."""
     try:
         value = float(text)
     except ValueError:
@@ -36,8 +36,9 @@ def difference(text: str) -> float:
 def table(
     scored: Sequence[ScoredRow], differences: Sequence[float], params: Params, every: int
 ) -> Iterator[str]:
-    """Lines of Markdown; `every` is how many rows the last run had in all. A single sentence where
-    no row's difference is another than the rest's.
+    """Yield Markdown lines; `every` is the number of rows of the last run, all splits together.
+
+    A single sentence if all rows have the same difference.
     """
     metric, confidence = params.evaluate.primary, params.evaluate.confidence
     rows = rows_with_metric(scored, metric)
@@ -45,8 +46,8 @@ def table(
     before, after = ([row.systems[system][metric] for row in rows] for system in SYSTEMS)
     if not rows or count_groups(before, after, groups, 1.0, confidence) is None:
         yield (
-            f"All test rows differ alike by {title(metric)}, or none has it: they do not say how "
-            "many it takes."
+            f"All test rows have the same difference in {title(metric)}, or none has this metric: "
+            "they cannot say how many rows are needed."
         )
         return
     yield f"| true difference in {title(metric)} | test groups | test rows | rows in all |"

@@ -1,4 +1,4 @@
-"""Print the verdict on the last run: python -m commands.verdict"""
+"""Print the verdict of the last run: python -m commands.verdict"""
 
 from library.entry import run_main
 from library.errors import InputError
@@ -10,7 +10,7 @@ from library.records import SPLITS
 
 
 def main() -> None:
-    """Print statements, table and what they are about."""
+    """Print the verdict, the table of metrics, and which model and data they are about."""
     for path in (EVALUATION_PATH, SPLITS_PATH, MANIFEST_PATH):
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro`")

@@ -116,7 +116,7 @@ def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(
         assert capfd.readouterr().out == answers[options] + "\n"
     assert answers[()] != answers["--base",]
     assert f"passage {row['passages'][-1] + 1} of {len(row['ranked'])}: " in caplog.text
-    assert "cut off after 24 tokens; --max-new-tokens allows more" in caplog.text
+    assert "cut off at 24 tokens; allow more with --max-new-tokens" in caplog.text
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(rows[index]["anchor"].encode())))
     run(monkeypatch, rows[index]["query"], "--context", "-", "--max-new-tokens", 24)
@@ -126,8 +126,8 @@ def test_the_answer_alone_is_printed_and_is_that_of_the_model_asked_for(
 @pytest.mark.parametrize(
     ("context", "reason"),
     [
-        ("\u200b", "nothing is left of it once it is cleaned"),
-        ("x" * 4000, "the question leaves no room for a whole one"),
+        ("\u200b", "cleaning leaves nothing of it"),
+        ("x" * 4000, "the question leaves no room for a whole passage"),
     ],
 )
 def test_a_context_of_which_nothing_is_read_is_said(project, monkeypatch, caplog, context, reason):
@@ -160,13 +160,13 @@ def test_a_context_of_which_nothing_is_read_is_said(project, monkeypatch, caplog
         ),
         (
             ["Why?", "--context", "markup.txt"],
-            r"^question or context: a text holds the tokenizer's markup '<\|im_end\|>'; take it",
+            r"^question or context: contains the tokenizer's markup '<\|im_end\|>'; remove it",
         ),
         (["\u200b "], "^the question is empty; ask one"),
         (["\udce9t\udce9"], "^the question is not UTF-8"),
         (
             ["Why? " * 400],
-            r"^the question takes \d+ tokens, 384 are for question and .*; ask a shorter one$",
+            r"^the question takes \d+ tokens, but question and passages may take 384 .*; ask a sh",
         ),
         (
             ["Why?", "--max-new-tokens", "0"],
@@ -174,7 +174,7 @@ def test_a_context_of_which_nothing_is_read_is_said(project, monkeypatch, caplog
         ),
         (
             ["Why?", "--max-new-tokens", "4096"],
-            r"^--max-new-tokens: 4096 after \d+ of the prompt are beyond the model's 4096$",
+            r"^--max-new-tokens: 4096 after a prompt of \d+ tokens exceed the model's 4096$",
         ),
         (["Why?", "--model", "none"], "^none: no such folder"),
         (["Why?", "--model", "prompts"], "^prompts: no config.json$"),
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused_with_what_would_before_anything_is_loaded(
         monkeypatch.setattr(ask, load, lambda *_, **__: pytest.fail("a model was loaded"))
     asked = ["Of what material is the valve that was described?", "--max-new-tokens", "2048"]
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
-    nothing = "nothing that changes one thing would fit: neither a shorter prompt nor another model"
+    nothing = "No single change makes it fit. Combine a shorter prompt with a smaller model"
     with pytest.raises(InputError, match=nothing):
         run(monkeypatch, *asked, *options)
     caplog.set_level("INFO")

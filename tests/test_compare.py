@@ -112,7 +112,7 @@ def test_without_the_scores_of_both_nothing_is_decided_and_it_is_said():
     runs = [make_run("a", 0.9), replace(make_run("b", 0.1), scores=None)]
     assert decided(group_runs(runs)[0]) == {("a", "b"): 0}
     said, page = render_comparison(runs, EVALUATE)
-    assert "1 can't be paired" in said
+    assert "1 cannot be paired" in said
     assert "undecided: not paired" in page
 
 
@@ -134,7 +134,7 @@ def test_runs_with_other_test_rows_or_another_metric_are_not_compared_and_it_is_
         ["d"],
     ] or [[run.name for run in group] for group in group_runs(runs)] == [["c", "a"], ["b"], ["d"]]
     said, page = render_comparison(runs, EVALUATE)
-    assert "3 groups (2, 1, 1) with other test rows, or another primary metric" in said
+    assert "3 groups (2, 1, 1) with different test rows or primary metric" in said
     assert "3 groups (2, 1, 1)" in page
 
 
@@ -145,7 +145,10 @@ def test_what_the_seed_moves_is_said_beside_the_intervals():
         in render_comparison([first, second], EVALUATE)[0]
     )
     other = make_run("b", 0.44, **{"sft.learning_rate": 1e-4})
-    assert "A small difference can be the seed's" in render_comparison([first, other], EVALUATE)[0]
+    assert (
+        "a small difference can come from the seed"
+        in render_comparison([first, other], EVALUATE)[0]
+    )
 
 
 def test_the_table_has_only_parameters_that_differ_and_orders_unjudged_runs_by_loss():
@@ -161,7 +164,7 @@ def test_the_table_has_only_parameters_that_differ_and_orders_unjudged_runs_by_l
     assert (rows[2][1], *rows[2][-2:]) == ("0.0005", "not judged", "0.4000")
     assert len({len(line) for line in align(rows).splitlines()}) == 1
     assert (
-        "Not judged, since they ended before evaluate, or changed after it: better sft only, sft "
+        "Not judged, because they ended before evaluate or changed after it: better sft only, sft "
         "only." in "".join(render_comparison(runs, EVALUATE))
     )
 
@@ -345,7 +348,7 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     compare.main()
     said = capsys.readouterr().out
     assert "other-prompt is better than main by 0.0" in said
-    assert "Not judged, since they ended before evaluate, or changed after it: sft-only." in said
+    assert "Not judged, because they ended before evaluate or changed after it: sft-only." in said
     assert "2 groups (2, 1)" in said
     assert PAGE_PATH.exists()
     run("git", "reset", "--quiet", "--hard")

@@ -69,9 +69,9 @@ def test_two_runs_are_undecided_and_other_rows_or_tasks_are_not_ordered():
     assert [[run.name for run in group] for group in group_runs(runs)] == [["b", "a"], ["c"], ["d"]]
     said, page = render_comparison([make_run("main")], EVALUATE, runs)
     for text in (
-        "The runs fall into 3 groups (2, 1, 1) with other test rows or texts to search, or another "
-        "primary task. Between groups nothing is compared",
-        "Which of two embedding runs is better is undecided",
+        "The runs form 3 groups (2, 1, 1) with different test rows, texts to search or primary "
+        "task. Runs of different groups are not compared",
+        "Which of two embedding runs is better stays undecided",
         # of 0.6 and 0.9
         "Runs that differ in embed.seed alone have a standard deviation of up to 0.212.",
         "Against BM25, fine-tuning is better in 1 of 2 runs, worse in 1, and in 0",

@@ -81,7 +81,7 @@ def test_nothing_else_is_asked_before_anything_is_installed(tmp_path):
     done = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("\n") == 1
-    assert "has none of the packages, and .venv is not there yet" in done.stdout
+    assert "has none of the packages, and there is no .venv yet" in done.stdout
     assert "make environment" in done.stdout
 
 
@@ -100,7 +100,7 @@ def test_a_repository_in_order_has_no_problem(repo):
 def test_a_missing_output_is_told_from_one_that_nobody_has(repo):
     Path("second.txt").unlink()
     assert texts(repository.check_outputs) == [
-        "note    outputs: 1 are in the cache and not in place, such as second.txt  ->  "
+        "note    outputs: 1 are in the cache but not in place, such as second.txt  ->  "
         "dvc checkout; after a stage that failed or was killed: dvc repro"
     ]
     dvc("checkout")
@@ -125,7 +125,7 @@ def test_results_computed_again_on_another_processor_are_told_from_edits(repo):
     )
     Path("dvc.lock").write_text(lock.replace(out, "0" * 32))
     (line,) = texts(repository.check_tree)
-    assert "dvc.lock has other results than the commit's, of the same code" in line
+    assert "dvc.lock has other results than the commit's, from the same code" in line
     assert line.endswith("git restore dvc.lock metrics && dvc checkout")
 
 
@@ -135,7 +135,7 @@ def test_an_old_lock_names_the_stages_that_would_run(repo):
     assert line.startswith("note    pipeline: dvc.lock is older")
     assert "at least first would run" in line
     (line,) = texts(repository.check_tree)
-    assert "params.yaml; the next dvc exp run starts from there; x 1 -> 2" in line
+    assert "params.yaml; the next dvc exp run starts from these; x 1 -> 2" in line
     Path("dvc.lock").unlink()
     assert "nothing has run yet" in texts(repository.check_pipeline)[0]
 
@@ -154,7 +154,7 @@ def test_a_lock_with_merge_marks_is_a_problem_that_its_remedy_mends(repo):
         ("problem", "params.yaml"),
     ]
     assert not levels(repository.check_pipeline)
-    assert "a merge is under way" in texts(repository.check_tree)[0]
+    assert "a merge is in progress" in texts(repository.check_tree)[0]
     Path("params.yaml").write_text("x: 3\n")
     git("checkout", "--ours", "dvc.lock")
     dvc("repro", "--quiet")
@@ -170,7 +170,7 @@ def test_what_a_killed_dvc_leaves_is_named(repo):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for process, said in (
-        (os.getpid(), "is at work: dvc repro"),
+        (os.getpid(), "is running: dvc repro"),
         (ended.pid, "was killed: dvc repro  ->  rm .dvc/tmp/rwlock"),
     ):
         lock.write_text(
@@ -213,12 +213,12 @@ def test_a_remote_needs_its_package(repo):
     assert levels(repository.check_remote) == ["note"]
     dvc("remote", "add", "--default", "shared", str(repo.parent / "shared"))
     assert levels(repository.check_remote) == ["ok"]
-    assert "leave the outputs alone  ->  dvc install" in texts(repository.check_hooks)[0]
+    assert "do not move the outputs  ->  dvc install" in texts(repository.check_hooks)[0]
     dvc("install")
     assert not list(repository.check_hooks())
     dvc("remote", "add", "bucket", "gs://bucket/folder")
     assert (
-        "problem remote: bucket is on gs, which needs a package  ->  pip install dvc-gs"
+        "problem remote: bucket is on gs, for which a package is missing  ->  pip install dvc-gs"
         in texts(repository.check_remote)
     )
 
@@ -277,7 +277,7 @@ def test_the_python_on_path_must_be_this_one(monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert levels(environment.check_python) == ["ok"]
     monkeypatch.setenv("PATH", "/nowhere")
-    assert "not by" in texts(environment.check_python)[1]
+    assert "not with" in texts(environment.check_python)[1]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_the_data_is_looked_at_before_anything_runs(tmp_path, monkeypatch):
     git("add", "rows.json")
     assert levels(repository.check_data) == ["ok"]
     Path("rows.json").write_text(json.dumps([{**row, "query": ""} for row in make_rows(4)]))
-    assert '4 can\'t be used, such as index 0: "query" is empty' in texts(repository.check_data)[0]
+    assert '4 cannot be used, such as index 0: "query" is empty' in texts(repository.check_data)[0]
     Path("rows.json").write_text(json.dumps([{"question": "Why?"}]))
     assert levels(repository.check_data) == ["problem"]
     edit_yaml("params.yaml", data__path="data/sample/patents.json")
@@ -347,7 +347,7 @@ OLD, NEW = (
 @pytest.mark.parametrize(
     ("cuda", "cards", "driver", "level", "said"),
     [
-        (None, [], None, "note", "none: computed on the CPU"),
+        (None, [], None, "note", "none: runs on the CPU"),
         (
             None,
             [],
@@ -355,13 +355,13 @@ OLD, NEW = (
             "problem",
             "is here, but PyTorch 2 is built for no CUDA",
         ),
-        ("13.0", [], ["GTX 1650 Ti, 450.1"], "problem", "can't use it: the driver is older"),
+        ("13.0", [], ["GTX 1650 Ti, 450.1"], "problem", "cannot use it: the driver is too old"),
         (
             "13.0",
             [OLD],
             ["A, 580.1"],
             "ok",
-            "compute capability 7.5: an old card, computed in float16",
+            "compute capability 7.5: an older GPU, which computes in float16",
         ),
         ("13.0", [NEW], ["B, 580.1"], "ok", "4.0 GiB, compute capability 8.0"),
     ],

@@ -305,12 +305,12 @@ def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(stubs, monkeyp
     )
     with pytest.raises(
         InputError,
-        match="predict is older than what it is made of, artifacts/adapter; run `dvc repro`",
+        match=r"predict is out of date \(artifacts/adapter\); run `dvc repro`",
     ):
         export.check_needed()
     Path("dvc.lock").unlink()
     export.check_needed()
-    assert "dvc.lock: no such file" in caplog.text
+    assert "there is no dvc.lock" in caplog.text
 
 
 def test_what_can_not_run_in_one_process_is_said_before_the_merge(project, monkeypatch):

@@ -61,9 +61,7 @@ def test_one_of_several_configurations_is_named_and_nested_columns_are_read_by_t
         listed += f"- config_name: {name}\n  data_files: [{{split: train, path: {name}/train-*}}]\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n{listed}---\n")
     out_path = tmp_path / "raw/mine.parquet"
-    with pytest.raises(
-        InputError, match="--config is missing; it has several: pqa_artificial, pqa"
-    ):
+    with pytest.raises(InputError, match="--config is missing; choose one of: pqa_artificial, pqa"):
         fetch(str(folder), None, "train", None, out_path)
     assert fetch(str(folder), None, "train", "pqa_labeled", out_path) == 3
     columns = Columns(
@@ -81,7 +79,7 @@ def test_one_of_several_configurations_is_named_and_nested_columns_are_read_by_t
 
 @pytest.mark.parametrize("revision", [None, "main", "0123"])
 def test_a_hub_data_set_must_be_pinned_to_a_commit(tmp_path, revision):
-    with pytest.raises(InputError, match="expected a commit, 40 hexadecimal digits"):
+    with pytest.raises(InputError, match="expected a commit of 40 hexadecimal digits"):
         fetch("someone/rows", revision, "train", None, tmp_path / "x.parquet")
 
 

@@ -245,7 +245,7 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
         plan_training(BASE_DIR, setting, ready.sft, LongestLengths(4096, 350, shorter))
     lines = str(error.value).splitlines()
     assert lines[0].startswith(
-        "sft: rows of 4096 tokens, 1 at a time, need 2.32 GiB (weights 1.06 GiB, adapter 0.28 GiB"
+        "sft: batch size 1 with rows of 4096 tokens needs 2.32 GiB (weights 1.06 GiB, adapter 0.28"
     )
     assert lines[1] == "what would fit:"
     ways = [line.split(":")[0].strip() for line in lines[2:]]
@@ -257,7 +257,7 @@ def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):
     ]
     assert all("GiB (weights" in line for line in lines[2:])
     limit_to(monkeypatch, 10**6)
-    with pytest.raises(InputError, match="nothing that changes one thing would fit"):
+    with pytest.raises(InputError, match="No single change makes it fit"):
         plan_training(BASE_DIR, setting, ready.sft, LongestLengths(4096, 350))
 
 
@@ -294,7 +294,7 @@ def test_what_would_fit_is_said_for_as_many_rows_as_were_asked_for(ready, monkey
             BASE_DIR, setting, ready.sft, LongestLengths(500, 100, [ShorterLength(512, 448)])
         )
     said, _, *ways = str(error.value).splitlines()
-    assert said.startswith("sft: rows of 500 tokens, 4 at a time, need ")
+    assert said.startswith("sft: batch size 4 with rows of 500 tokens needs ")
     predicted = dict(way.strip().split(": ", 1) for way in ways)
     for way, rows, length in (
         ("PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment, or unset", 1, 500),
@@ -433,7 +433,7 @@ def test_what_would_fit_in_place_of_a_prompt_is_said_with_its_memory(ready, monk
         "qwen3-0.6b in its place",
     ]
     limit_to(monkeypatch, 10**6)
-    with pytest.raises(InputError, match="would fit: neither a shorter prompt nor another model"):
+    with pytest.raises(InputError, match="Combine a shorter prompt with a smaller model"):
         plan_answering(BASE_DIR, CUDA, longest)
 
 
@@ -475,11 +475,11 @@ def test_merging_takes_the_computers_memory_which_a_cards_limit_is_not_for(ready
     with pytest.raises(InputError) as error:
         check_merging(BASE_DIR, ALL)
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("merging the adapter into its base, in float32 in the computer's")
+    assert lines[0].startswith("merging the adapter into its base model, in float32 in host memory")
     assert f"needs {needed}; " in lines[0]
     assert lines[1:] == [
-        "nothing that changes one thing would fit: no smaller model",
-        "the adapter can be asked as it is: python -m commands.ask",
+        "No smaller model in models/ fits either.",
+        "You can still ask the adapter without merging it: python -m commands.ask",
     ]
     assert free_beside(torch.device("cuda", 0)) > GIB // 10
     # of a larger base, the models that would do
@@ -515,7 +515,7 @@ def test_the_table_marks_what_a_card_can_not_hold(project, monkeypatch, capsys):
         1,
         3,
     ]
-    assert "not known until its config.json is here" in cells["local"]
+    assert "unknown until its config.json is downloaded" in cells["local"]
     assert lines[-1] == "Predicted. ✗: more than 95% of the 3.03 GiB that are free for tensors."
     # a card that is not there may be larger than the computer's memory, and one of several
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "4096")

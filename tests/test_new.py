@@ -137,7 +137,7 @@ def test_it_is_committed_and_says_where_it_comes_from(source, made):
     assert git(made, "status", "--porcelain") == ""
     assert git(made, "log", "--format=%s") == f"Begin from {commit[:12]} of does-fine-tuning-help"
     readme = (made / "README.md").read_text()
-    assert f"`{commit}` of the pipeline at https://example.com/pipeline.git;" in readme
+    assert f"`{commit}` of the pipeline at https://example.com/pipeline.git. The" in readme
     assert "secret" not in readme
 
 
@@ -195,9 +195,9 @@ def test_it_passes_its_own_lint_and_the_tests_of_the_pipeline(made):
 def test_a_folder_in_use_is_refused_and_left_alone(source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is there already and not empty"):
+    with pytest.raises(InputError, match="exists and is not empty"):
         new.make_project(source, tmp_path / "mine")
-    with pytest.raises(InputError, match="is there already and not empty"):
+    with pytest.raises(InputError, match="exists and is not empty"):
         new.make_project(source, tmp_path / "mine/notes.txt")
     with pytest.raises(InputError, match="is inside this project"):
         new.make_project(source, source / "mine")

@@ -50,7 +50,10 @@ def test_smaller_differences_take_more_rows_and_a_detectable_one_those_that_ther
 
     edit_yaml("params.yaml", evaluate__primary="chrf")
     sample_size.main()
-    assert "All test rows differ alike by chrF++, or none has it" in capsys.readouterr().out
+    assert (
+        "All test rows have the same difference in chrF++, or none has this metric"
+        in capsys.readouterr().out
+    )
     Path(EVALUATION_PATH).unlink()
     with pytest.raises(InputError, match=r"evaluation\.json: no such file; run `dvc repro`"):
         sample_size.main()

@@ -351,7 +351,7 @@ def test_a_loss_on_other_rows_or_by_another_tokenizer_is_not_compared(folder):
     write_json(Path("artifacts/base/tokenizer.json"), {"other": 1})
     write_jsonl(Path("data/formatted/validation.jsonl"), [])
     with pytest.raises(
-        TrialFailedError, match="validation rows and tokenizer are others than in the first trial"
+        TrialFailedError, match="validation rows and tokenizer differ from the first trial's"
     ):
         study_module.check_losses_comparable(study)
 
@@ -374,11 +374,11 @@ def test_other_data_or_another_space_is_another_study_and_more_trials_are_not(re
     Path("rows.json").write_text("[1]")
     other = study_module.identify(space)
     assert study_module.open_study(space, other, "space")[1] != first
-    assert "a new study begins: data changed since checkpoints/sweep-space-" in caplog.text
+    assert "new study: data changed since checkpoints/sweep-space-" in caplog.text
     study_module.open_study(
         space, {**other, "space": load_space_of(choices, trials=2, seed=8).model_dump()}, "space"
     )
-    assert "a new study begins: space changed" in caplog.text
+    assert "new study: space changed" in caplog.text
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""What can be wrong with an environment, a repository and a machine, and what mends each.
+"""Checks of the environment, the repository and the machine, each problem with its fix.
 
-Nothing of what is checked is imported before its check: what is broken is said, not crashed into.
+Nothing is imported before its own check, so that a broken package is reported and does not crash
+the doctor.
 """

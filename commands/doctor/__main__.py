@@ -1,8 +1,8 @@
-"""Say what is in order here, what to know, and what stands in the way, each with the command that
-mends it.
+"""Report what works here, what to know and what is broken, each problem with the command that fixes
+it.
 
-`make doctor`, or `python -m commands.doctor`. Exit status 1 where there is a problem. Every check
-stands alone: the others go on where one breaks. Nothing is changed.
+`make doctor`, or `python -m commands.doctor`. Exit status 1 if there is a problem. The checks are
+independent: if one crashes, the others still run. It changes nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(checks: Iterable[Check]) -> Iterator[Finding]:
-    """What every check finds; one that breaks is a problem itself, named by its exception, unless
-    that was said before.
+    """Yield the findings of every check. A check that crashes is a problem itself, unless reported
+    before.
     """
     problems: list[str] = []
     for check in checks:
@@ -53,7 +53,7 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
         except InputError as error:
             said = " ".join(str(error).split())
             if any(problem in said for problem in problems):
-                yield Finding("note", name, "not looked at until the parameters are mended")
+                yield Finding("note", name, "not checked until the parameters are fixed")
             else:
                 yield Finding("problem", name, said)
         except Exception as error:  # noqa: BLE001 - whatever is broken here, the other checks still say theirs
@@ -62,7 +62,7 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
 
 
 def main() -> None:
-    """Print a line for each finding, then how many of each kind."""
+    """Print a line for each finding, then the number of each kind."""
     counts: Counter[str] = Counter()
     missing = environment.find_missing_environment()
     if missing is not None:

@@ -1,4 +1,4 @@
-"""Python, the installed packages, and what is set in the environment."""
+"""Checks of Python, the installed packages and the environment variables."""
 
 from __future__ import annotations
 
@@ -21,40 +21,37 @@ SHOWN = 5
 
 
 def find_missing_environment() -> Finding | None:
-    """That nothing is installed yet, which every other check would stumble over; None where DVC is
-    there.
-    """
+    """The finding that nothing is installed yet; None if DVC is installed."""
     if importlib.util.find_spec("dvc") is not None:
         return None
     text = f"{sys.executable} has none of the packages" + (
-        "" if Path(".venv").is_dir() else ", and .venv is not there yet"
+        "" if Path(".venv").is_dir() else ", and there is no .venv yet"
     )
     return Finding("problem", "environment", text, "make environment")
 
 
 def check_python() -> Iterator[Finding]:
-    """Python's version, and whether the `python` that DVC will run for a stage is this one."""
+    """Check Python's version, and that the `python` DVC will run is this one."""
     version = ".".join(map(str, sys.version_info[:3]))
     if tuple(sys.version_info) < NEEDED:
         yield Finding(
             "problem",
             "python",
-            f"{version}, 3.11 or newer is needed",
+            f"{version}; 3.11 or newer is needed",
             "make environment PYTHON=/path/to/python3.11",
         )
         return
     yield Finding("ok", "python", f"{version} in {sys.prefix}")
     found = shutil.which("python")
     if found is None or Path(found).parent.resolve() != Path(sys.executable).parent.resolve():
-        text = f"DVC would run its stages by {found or 'no python at all'}, not by {sys.executable}"
+        text = f"DVC would run stages with {found or 'no python at all'}, not with {sys.executable}"
         yield Finding("problem", "python on PATH", text, "source .venv/bin/activate")
 
 
 def compare_versions(lock: str) -> tuple[list[str], list[str]]:
-    """Which packages of a lock are installed in another version, as text, and the names of those
-    that are not installed.
+    """Packages of a lock that are installed in another version, as text, and those not installed.
 
-    A local label such as torch's `+cpu` is no other version.
+    A local label such as torch's `+cpu` does not count as another version.
     """
     differing, missing = [], []
     for line in lock.splitlines():
@@ -74,9 +71,9 @@ def compare_versions(lock: str) -> tuple[list[str], list[str]]:
 def check_packages(
     lock_path: Path = LOCK_PATH, project_path: Path = PROJECT_PATH
 ) -> Iterator[Finding]:
-    """Installed versions against requirements.lock.
+    """Compare the installed versions with requirements.lock.
 
-    What pyproject.toml names must be there, others may be for other systems.
+    Packages named in pyproject.toml must be installed; others may be for other systems.
     """
     import tomllib
 
@@ -96,7 +93,7 @@ def check_packages(
             "rm -f .venv/.ready && make environment",
         )
     else:
-        absent = f", {len(missing)} of other systems or extras absent" if missing else ""
+        absent = f"; {len(missing)} for other systems or extras not installed" if missing else ""
         yield Finding("ok", "packages", f"as in {lock_path}{absent}")
 
 
@@ -122,10 +119,10 @@ def _launcher(value: str) -> str | None:
 
 # what each stands for, and what is wrong with its value, if anything
 VARIABLES: dict[str, tuple[str, Callable[[str], str | None]]] = {
-    "MEMORY_LIMIT_GIB": ("memory is planned as on a device with so many GiB", _positive_number),
-    "LAUNCHER": ("zeroshot, sft and predict are started by it", _launcher),
+    "MEMORY_LIMIT_GIB": ("plans as for a device with this much memory", _positive_number),
+    "LAUNCHER": ("starts zeroshot, sft and predict", _launcher),
     "FSDP": (
-        "of the model's layers a process holds a share, or none, until they compute",
+        "shards the frozen layers, or keeps them in host memory",
         lambda value: (
             None if value in ("", "full_shard", "offload") else "expected full_shard or offload"
         ),
@@ -135,22 +132,22 @@ VARIABLES: dict[str, tuple[str, Callable[[str], str | None]]] = {
         lambda value: None if value in ("", "0", "1") else "expected 0 or 1",
     ),
     "PER_DEVICE_TRAIN_BATCH_SIZE": (
-        "rows at once when training, in place of what is predicted to fit",
+        "batch size of training, instead of the largest that fits",
         _positive_count,
     ),
     "TOKENS_PER_BATCH": (
-        "tokens at once when answering, in place of what is predicted to fit",
+        "tokens per batch when answering, instead of the most that fit",
         _positive_count,
     ),
     "OMP_NUM_THREADS": ("processor threads of every process", _positive_count),
-    "CUDA_VISIBLE_DEVICES": ("the only cards that are seen", lambda _: None),
-    "HF_HOME": ("where the hub cache is", lambda _: None),
-    "HF_HUB_OFFLINE": ("no model is downloaded", lambda _: None),
+    "CUDA_VISIBLE_DEVICES": ("the GPUs that are visible", lambda _: None),
+    "HF_HOME": ("where the Hub's cache is", lambda _: None),
+    "HF_HUB_OFFLINE": ("nothing is downloaded from the Hub", lambda _: None),
 }
 
 
 def check_variables() -> Iterator[Finding]:
-    """Variables in the environment that change what a stage does, where they are set."""
+    """Report the environment variables that change what a stage does, if they are set."""
     for name, (meaning, find_fault) in VARIABLES.items():
         value = os.environ.get(name)
         if value is None:

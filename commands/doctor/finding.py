@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ LEVELS = ("ok", "note", "problem")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `ok`, a `note` that one should know, or a `problem` that stops the pipeline;
+    """One line: `ok`, a `note` to know, or a `problem` that stops the pipeline.
+
     `remedy` is a command.
     """
 

@@ -1,4 +1,4 @@
-"""What there is to compute with: the card and its libraries, memory, disk and the hub."""
+"""Checks of the GPU and its libraries, memory, disk and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from library.repository.client import failure_line, run
 
 HUB_SECONDS = 3
 PROBE_SECONDS = 300
-SCARCE_BYTES = 2 * 2**30  # of disk: below, a run may end for want of it
+LOW_BYTES = 2 * 2**30  # of disk: a run may fail with less
 
 REINSTALL_TORCH = (
     "pip install --force-reinstall --constraint requirements.lock --index-url "
@@ -25,7 +25,7 @@ REINSTALL_TORCH = (
 
 
 def run_probe(name: str) -> tuple[str, str | None]:
-    """What one of `commands.doctor.probes` printed, and how it failed, if it did."""
+    """Run one of `commands.doctor.probes`; return what it printed and why it failed, if it did."""
     ended = run(sys.executable, "-m", "commands.doctor.probes", name, timeout=PROBE_SECONDS)
     if ended.returncode < 0:
         return "", f"ended by signal {-ended.returncode}"
@@ -33,9 +33,7 @@ def run_probe(name: str) -> tuple[str, str | None]:
 
 
 def read_driver() -> list[str] | None:
-    """Name and driver of every card as nvidia-smi sees them; None where it is not there or sees
-    none.
-    """
+    """Name and driver of every GPU that nvidia-smi sees; None if it is missing or sees none."""
     if shutil.which("nvidia-smi") is None:
         return None
     listed = run("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
@@ -44,7 +42,7 @@ def read_driver() -> list[str] | None:
 
 
 def describe_gpus(torch: dict[str, Any], driver: list[str] | None) -> Iterator[Finding]:
-    """What follows from what PyTorch sees and what the driver sees."""
+    """Findings from what PyTorch sees and what the driver sees."""
     build = f"PyTorch {torch['version']} is built for " + (
         f"CUDA {torch['cuda']}" if torch["cuda"] else "no CUDA"
     )
@@ -54,7 +52,7 @@ def describe_gpus(torch: dict[str, Any], driver: list[str] | None) -> Iterator[F
             f"{card['name']}, {card['bytes'] / 2**30:.1f} GiB, compute capability {major}.{minor}"
         )
         if (major, minor) < (8, 0):
-            text += ": an old card, computed in float16, without FlashAttention"
+            text += ": an older GPU, which computes in float16 and without FlashAttention"
         yield Finding("ok", f"GPU {index}", text)
     if torch["cards"]:
         return
@@ -62,14 +60,14 @@ def describe_gpus(torch: dict[str, Any], driver: list[str] | None) -> Iterator[F
         yield Finding(
             "note",
             "GPU",
-            f"none: computed on the CPU in float32, minutes for the embedded model; {build}",
+            f"none: runs on the CPU in float32, minutes with the built-in model; {build}",
         )
     elif torch["cuda"] is None:
         yield Finding("problem", "GPU", f"{driver[0]} is here, but {build}", REINSTALL_TORCH)
     else:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         reason = (
-            "the driver is older than that"
+            "the driver is too old for it"
             if hidden is None
             else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
         )
@@ -79,12 +77,15 @@ def describe_gpus(torch: dict[str, Any], driver: list[str] | None) -> Iterator[F
             else "unset CUDA_VISIBLE_DEVICES"
         )
         yield Finding(
-            "problem", "GPU", f"{driver[0]} is here, {build} and can't use it: {reason}", remedy
+            "problem",
+            "GPU",
+            f"{driver[0]} is here, but {build} and cannot use it: {reason}",
+            remedy,
         )
 
 
 def check_gpu() -> Iterator[Finding]:
-    """PyTorch and the card, and whether 4-bit weights work on it."""
+    """Check PyTorch and the GPU, and whether 4-bit weights work."""
     printed, fault = run_probe("torch_and_cards")
     if fault is not None:
         yield Finding("problem", "PyTorch", fault, REINSTALL_TORCH)
@@ -94,23 +95,23 @@ def check_gpu() -> Iterator[Finding]:
     if seen["cards"]:
         _, fault = run_probe("triton")
         if fault is not None:
-            text = f"{fault}; the loss is computed by plain PyTorch, more slowly"
+            text = f"{fault}; plain PyTorch computes the loss, more slowly"
             yield Finding("note", "Triton", text, "sudo apt-get install gcc python3-dev")
         else:
-            yield Finding("ok", "Triton", "its kernels work: TRL's head is fused")
+            yield Finding("ok", "Triton", "its kernels work, so TRL's fused loss is used")
     _, fault = run_probe("four_bits")
     if fault is not None:
         remedy = "rm -f .venv/.ready && make environment, or quantization: none in the model's file"
-        yield Finding("problem", "bitsandbytes", f"4-bit weights don't work: {fault}", remedy)
+        yield Finding("problem", "bitsandbytes", f"4-bit weights do not work: {fault}", remedy)
     else:
         yield Finding("ok", "bitsandbytes", "4-bit weights work")
 
 
 def check_disk() -> Iterator[Finding]:
-    """Room where DVC's cache is, and the hub's."""
+    """Check the free space for DVC's cache and the Hub's."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    places = {"DVC's cache": Path(".dvc/cache"), "the hub's cache": Path(HF_HUB_CACHE)}
+    places = {"DVC's cache": Path(".dvc/cache"), "the Hub's cache": Path(HF_HUB_CACHE)}
     for name, path in places.items():
         there = next(
             parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
@@ -121,8 +122,8 @@ def check_disk() -> Iterator[Finding]:
             "dvc gc --all-commits --all-experiments" if name == "DVC's cache" else "hf cache prune"
         )
         yield (
-            Finding("note", "disk", f"{text}: scarce", remedy)
-            if free < SCARCE_BYTES
+            Finding("note", "disk", f"{text}: low", remedy)
+            if free < LOW_BYTES
             else Finding("ok", "disk", text)
         )
 
@@ -139,8 +140,8 @@ def is_reachable(url: str, seconds: float = HUB_SECONDS) -> bool:
 
 
 def check_hub() -> Iterator[Finding]:
-    """Whether a hub model is in the cache, or the hub can be asked for it; and whether the model is
-    what the base stage saw.
+    """Check that a Hub model is cached or can be downloaded, and that it is the one `base`
+    recorded.
     """
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
@@ -174,7 +175,7 @@ def check_hub() -> Iterator[Finding]:
             yield Finding("problem", "model", str(error), f"ln -s /path/to/model/* models/{name}/")
         elif reachable:
             yield Finding(
-                "note", "model", f"{model.id} is not in the hub's cache; {answer}", "dvc repro base"
+                "note", "model", f"{model.id} is not in the Hub's cache; {answer}", "dvc repro base"
             )
         else:
             remedy = (
@@ -183,7 +184,7 @@ def check_hub() -> Iterator[Finding]:
                 else "set HTTPS_PROXY, or HF_ENDPOINT to a mirror"
             )
             yield Finding(
-                "problem", "model", f"{model.id} is not in the hub's cache; {answer}", remedy
+                "problem", "model", f"{model.id} is not in the Hub's cache; {answer}", remedy
             )
         return
     except InputError as error:  # says what mends it
@@ -193,7 +194,7 @@ def check_hub() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Whether training, on rows of format.max_length, is predicted to fit."""
+    """Check that training on rows of format.max_length is predicted to fit."""
     from library.llm.devices import pick_device
     from library.llm.memory.measuring import free_bytes
     from library.llm.memory.misfit import (
@@ -219,7 +220,7 @@ def check_memory() -> Iterator[Finding]:
     settings = make_settings(model, params.sft, device.type)
     sizes = load_sizes(model, settings.adapter)
     if sizes is None:
-        text = f"not known for {params.model} until its config.json is here"
+        text = f"unknown for {params.model} until its config.json is downloaded"
         yield Finding("note", "memory", text, "dvc repro base")
         return
     free = free_bytes(device)
@@ -230,14 +231,14 @@ def check_memory() -> Iterator[Finding]:
         sizes, settings, LongestLengths(length, answer, shorter), choices, free
     )
     if isinstance(found, Misfit):
-        remedy = "close other programs, or take a smaller model: make memory"
+        remedy = "close other programs, or choose a smaller model: make memory"
         if found.alternatives:
             remedy = describe_alternative(found.alternatives[0])
         yield Finding("problem", "memory", next(describe_training_misfit(found)), remedy)
         return
     rows, predicted = found
     text = (
-        f"{params.model}, rows of {length} tokens, {rows} at a time: {gib(predicted.needed)} "
-        "predicted"
+        f"{params.model}, batch size {rows} with rows of {length} tokens: "
+        f"{gib(predicted.needed)} predicted"
     )
     yield Finding("ok", "memory", f"{text}, {gib(free)} free on {device.type}")

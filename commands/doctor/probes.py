@@ -1,7 +1,7 @@
-"""What is tried in a process of its own: python -m commands.doctor.probes NAME
+"""Probes that run in their own process: python -m commands.doctor.probes NAME
 
-A library that is broken, or ends its process, then costs one line. A probe ends with what went
-wrong as its last line on standard error, or prints what it found.
+A library that is broken, or that kills its process, then costs one line of the report. A probe
+prints what it found, or ends with the reason as the last line on standard error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LARGEST_ERROR = 0.2  # of a weight between -1 and 1, in 4 bits
 
 
 def torch_and_cards() -> None:
-    """Print the version of PyTorch and the cards that it sees, as JSON."""
+    """Print PyTorch's version and the GPUs it sees, as JSON."""
     import torch
 
     cards = []
@@ -40,7 +40,7 @@ def four_bits() -> None:
 
 
 def triton() -> None:
-    """Run TRL's fused head as Triton's kernels."""
+    """Run TRL's fused loss with Triton's kernels."""
     import torch
 
     from library.llm.patches import set_up_fused_head

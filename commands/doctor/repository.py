@@ -1,4 +1,4 @@
-"""Git, DVC and what they keep: the lock, the outputs, the queue, the remote, the data."""
+"""Checks of git and DVC: the lock, the outputs, the queue, the remote, the data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ REMOTE_EXTRAS = {
 
 
 def check_git() -> Iterator[Finding]:
-    """Git, a repository around us, and a name and address to commit by."""
+    """Check that git is installed, that this is a repository, and that the user has a name and
+    address.
+    """
     try:
         version = run_git("--version").stdout.strip()
     except FileNotFoundError:
@@ -69,7 +71,7 @@ def check_git() -> Iterator[Finding]:
 
 
 def find_conflicts() -> list[Path]:
-    """Files that DVC reads and that hold the marks of a merge."""
+    """Files that DVC reads and that contain conflict markers of a merge."""
     paths = (
         Path("dvc.lock"),
         Path("dvc.yaml"),
@@ -84,8 +86,9 @@ def find_conflicts() -> list[Path]:
 
 
 def check_conflicts() -> Iterator[Finding]:
-    """Marks that a merge left: parameters are for people to choose, lock and metrics for DVC to
-    make again.
+    """Check for conflict markers of a merge.
+
+    People resolve parameters; DVC makes lock and metrics again.
     """
     for path in find_conflicts():
         made = path.name == "dvc.lock" or path.parent.name == "metrics"
@@ -94,11 +97,11 @@ def check_conflicts() -> Iterator[Finding]:
             if made
             else f"edit {path}"
         )
-        yield Finding("problem", str(path), "holds the marks of a merge conflict", remedy)
+        yield Finding("problem", str(path), "contains conflict markers of a merge", remedy)
 
 
 def check_params() -> Iterator[Finding]:
-    """params.yaml and the model's file: every value known and in range."""
+    """Check params.yaml and the model's file: every key known, every value in range."""
     from library.errors import InputError
     from library.params import load_model_file, load_params
 
@@ -117,7 +120,7 @@ def check_params() -> Iterator[Finding]:
 
 
 def _is_recomputed() -> bool:
-    """Whether dvc.lock differs from HEAD's in results alone."""
+    """Whether dvc.lock differs from HEAD's in results only."""
     from library.errors import InputError
     from library.repository.lock import is_recomputed
     from library.repository.revisions import WORKSPACE, Revision
@@ -128,8 +131,9 @@ def _is_recomputed() -> bool:
 
 
 def check_tree() -> Iterator[Finding]:
-    """What experiments change and no commit has: `dvc exp run` leaves what it set, and the next one
-    starts from there.
+    """Check for uncommitted changes by experiments.
+
+    `dvc exp run` leaves the parameters that it set, and the next one starts from them.
     """
     changed = run(
         "git", "diff", "HEAD", "--name-only", "--", *TRACKED_BY_EXPERIMENTS
@@ -141,8 +145,8 @@ def check_tree() -> Iterator[Finding]:
         yield Finding(
             "note",
             "working tree",
-            "dvc.lock has other results than the commit's, of the same code, parameters and data: "
-            "processors round differently",
+            "dvc.lock has other results than the commit's, from the same code, parameters and "
+            "data: processors round differently",
             "to keep the commit's: git restore dvc.lock metrics && dvc checkout",
         )
         return
@@ -150,11 +154,11 @@ def check_tree() -> Iterator[Finding]:
         yield Finding(
             "note",
             "working tree",
-            "a merge is under way",
-            "git status, or as before: git merge --abort && dvc checkout",
+            "a merge is in progress",
+            "git status; to undo the merge: git merge --abort && dvc checkout",
         )
         return
-    text = f"not as committed: {', '.join(changed)}; the next dvc exp run starts from there"
+    text = f"uncommitted: {', '.join(changed)}; the next dvc exp run starts from these"
     diff = run_dvc("params", "diff", "--json") if "params.yaml" in changed else None
     if diff is not None and diff.returncode == 0 and diff.stdout.strip():
         values = json.loads(diff.stdout).get("params.yaml", {})
@@ -171,7 +175,7 @@ def check_tree() -> Iterator[Finding]:
 
 
 def check_dvc() -> Iterator[Finding]:
-    """DVC set up here, and in git's hooks."""
+    """Check that DVC works, is set up here, and is in git's hooks if useful."""
     if not Path(".dvc").is_dir():
         yield Finding("problem", "dvc", "not set up here", "dvc init")
         return
@@ -186,9 +190,7 @@ def check_dvc() -> Iterator[Finding]:
 
 
 def check_hooks() -> Iterator[Finding]:
-    """DVC in git's hooks: of use once there is a remote, and in the way of every push while there
-    is none.
-    """
+    """Check DVC's git hooks: useful with a remote; without one they stop every push."""
     folder = Path(run_git("rev-parse", "--git-path", "hooks").stdout.strip())
     names = ("pre-commit", "pre-push", "post-checkout")
     present = [
@@ -198,7 +200,7 @@ def check_hooks() -> Iterator[Finding]:
     ]
     has_remote = bool(read_remotes()[0])
     if "pre-push" in present and not has_remote:
-        text = "DVC pushes before git does, and there is no remote: git push fails"
+        text = "DVC's hook pushes before git does, but there is no DVC remote: git push fails"
         yield Finding(
             "problem",
             "git hooks",
@@ -206,22 +208,22 @@ def check_hooks() -> Iterator[Finding]:
             f"rm {folder / 'pre-push'}, or: dvc remote add --default NAME URL",
         )
     elif len(present) < len(names) and has_remote:
-        text = "DVC is not in them: git checkout and git push leave the outputs alone"
+        text = "without DVC: git checkout and git push do not move the outputs"
         yield Finding("note", "git hooks", text, "dvc install")
 
 
 def check_running() -> Iterator[Finding]:
-    """Another DVC at work here, or what a killed one left: its entries in the lock, and a stage
-    that lives on without it.
+    """Check for another DVC at work here, and for what a killed one left: lock entries, a running
+    stage.
     """
     import psutil
 
     if Path("checkpoints/sweep-workspace").is_dir():
         text = (
-            "one runs here, or was killed: params.yaml, dvc.lock and metrics are a trial's until "
-            "it has ended"
+            "one is running here, or was killed: until it ends, params.yaml, dvc.lock and metrics "
+            "belong to a trial"
         )
-        yield Finding("note", "sweep", text, "wait, or again: make sweep SPACE=sweeps/NAME.yaml")
+        yield Finding("note", "sweep", text, "wait, or resume: make sweep SPACE=sweeps/NAME.yaml")
     try:
         entries = json.loads(Path(".dvc/tmp/rwlock").read_text() or "{}")
         holders = [
@@ -244,7 +246,7 @@ def check_running() -> Iterator[Finding]:
         yield Finding(
             "note",
             "dvc's lock",
-            f"process {process} is at work: {commands[process]}",
+            f"process {process} is running: {commands[process]}",
             f"wait, or: kill {process}",
         )
     if alive:
@@ -263,7 +265,7 @@ def check_running() -> Iterator[Finding]:
 
 
 def check_pipeline() -> Iterator[Finding]:
-    """Whether dvc.lock is current: what `dvc repro` would run, absent outputs apart."""
+    """Check that dvc.lock is current: what `dvc repro` would run, missing outputs apart."""
     from library.repository.lock import dry_run
 
     if find_conflicts():
@@ -272,7 +274,7 @@ def check_pipeline() -> Iterator[Finding]:
     # where an output of a stage that would run is missing, the stages that read it can't be asked
     # any more
     if would_run.is_blocked:
-        yield Finding("note", "pipeline", "can't be asked while another DVC is at work")
+        yield Finding("note", "pipeline", "cannot be checked while another DVC is running")
         return
     if would_run.failure is not None and not (would_run.stages and would_run.lacks_data):
         failure = would_run.failure.removeprefix("ERROR: ")
@@ -291,7 +293,7 @@ def check_pipeline() -> Iterator[Finding]:
 
 
 def check_outputs() -> Iterator[Finding]:
-    """Outputs that dvc.lock names and that are not here, or not what it says."""
+    """Check that the outputs named in dvc.lock are here and unchanged."""
     if not Path("dvc.lock").is_file() or find_conflicts():
         return
     status = run_dvc("data", "status", "--json")
@@ -316,19 +318,21 @@ def check_outputs() -> Iterator[Finding]:
         )
         yield Finding("note", "outputs", text, remedy)
     if away:
-        text = f"{len(away)} are in the cache and not in place, such as {away[0]}"
+        text = f"{len(away)} are in the cache but not in place, such as {away[0]}"
         # a stage that was killed or failed has removed its outputs of before
         remedy = "dvc checkout; after a stage that failed or was killed: dvc repro"
         yield Finding("note", "outputs", text, remedy)
     if modified:
-        text = f"{len(modified)} are not what dvc.lock says, such as {modified[0]}"
-        yield Finding("note", "outputs", text, "dvc repro, or as they were: dvc checkout --force")
+        text = f"{len(modified)} differ from dvc.lock, such as {modified[0]}"
+        yield Finding("note", "outputs", text, "dvc repro; to restore them: dvc checkout --force")
     if not (lost or away or modified):
         yield Finding("ok", "outputs", "all in place")
 
 
 def check_queue() -> Iterator[Finding]:
-    """Experiments that wait, run or failed in the queue, and workspaces that killed ones left."""
+    """Check the queue for waiting, running and failed experiments, and for leftovers of killed
+    ones.
+    """
     if not Path(".dvc/tmp/exps/celery").is_dir():
         return
     tasks = [
@@ -346,16 +350,16 @@ def check_queue() -> Iterator[Finding]:
             yield Finding("note", "queue", f"{tasks.count(state)} {state}", remedy)
     left = [path for path in Path(".dvc/tmp/exps").glob("tmp*") if path.is_dir()]
     if left and "running" not in tasks:
-        text = f"{len(left)} workspaces of runs that were killed in .dvc/tmp/exps"
+        text = f"{len(left)} workspaces of killed runs in .dvc/tmp/exps"
         yield Finding("note", "queue", text, "dvc queue stop --kill; rm -r .dvc/tmp/exps/tmp*")
     if not tasks and not left:
         yield Finding("ok", "queue", "empty")
 
 
 def read_remotes() -> tuple[dict[str, str], str | None]:
-    """Addresses by remote, and which one is the default.
+    """Addresses by remote, and the name of the default one.
 
-    `dvc remote list` breaks long lines, `dvc config` does not.
+    Reads `dvc config`, because `dvc remote list` breaks long lines.
     """
     values = dict(
         line.split("=", 1) for line in read_dvc("config", "--list").splitlines() if "=" in line
@@ -369,13 +373,13 @@ def read_remotes() -> tuple[dict[str, str], str | None]:
 
 
 def check_remote() -> Iterator[Finding]:
-    """Where `dvc push` goes, and whether what that kind of remote needs is installed."""
+    """Check where `dvc push` goes, and that the package for that kind of remote is installed."""
     remotes, default = read_remotes()
     if not remotes:
         yield Finding(
             "note",
             "remote",
-            "none: outputs are on this disk alone",
+            "none: outputs are only on this disk",
             "dvc remote add --default NAME URL",
         )
         return
@@ -386,7 +390,7 @@ def check_remote() -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 "remote",
-                f"{name} is on {kind}, which needs a package",
+                f"{name} is on {kind}, for which a package is missing",
                 f"pip install {extra.replace('_', '-')}",
             )
         else:
@@ -398,7 +402,7 @@ def check_remote() -> Iterator[Finding]:
 
 
 def _explain_missing(path: Path) -> Finding:
-    """Rows that are not where `data.path` says, and how they come there."""
+    """Say that the rows are missing, and how to get them."""
     if Path(f"{path}.dvc").is_file():
         status = run_dvc("data", "status", "--json")
         lost = json.loads(status.stdout or "{}").get("not_in_cache", [])
@@ -419,9 +423,7 @@ def _explain_missing(path: Path) -> Finding:
 
 
 def check_data() -> Iterator[Finding]:
-    """The rows that `data.path` names: there, with the columns, the first of them usable, and known
-    to git or DVC.
-    """
+    """Check the rows of `data.path`: present, with the columns, usable, and known to git or DVC."""
     from library.corpus.reading import find_file_shape, read_raw
     from library.corpus.rows import find_problem
     from library.errors import InputError
@@ -450,7 +452,7 @@ def check_data() -> Iterator[Finding]:
         yield Finding(
             "note",
             "data",
-            f"{text}; {len(bad)} can't be used, such as {bad[0][0].place}: {bad[0][1]}",
+            f"{text}; {len(bad)} cannot be used, such as {bad[0][0].place}: {bad[0][1]}",
             "dvc repro profile",
         )
     else:

@@ -1,1 +1,1 @@
-"""Search parameters on validation loss: the space, its trials as DVC experiments, the study."""
+"""Search parameters by validation loss: the space, the study, and its trials as DVC experiments."""

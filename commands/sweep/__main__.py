@@ -1,8 +1,8 @@
-"""Search parameters on validation loss: python -m commands.sweep sweeps/learning_rate.yaml
+"""Search parameters by validation loss: python -m commands.sweep sweeps/learning_rate.yaml
 
-Each trial is a DVC experiment that ends with `sft`; the test rows are asked of none. The study is
-kept in checkpoints/, so that it can be killed at any moment and go on: finished trials stay, the
-one that was running is run again with the same parameters.
+Each trial is a DVC experiment that ends with `sft` and never uses test rows. The study is kept in
+checkpoints/, so that it can be killed and resumed: finished trials stay, and the running one is run
+again with the same parameters.
 """
 
 import argparse
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Go on with a study until it has all its trials, then say what it selected."""
+    """Run the study until it has all its trials, then print what it selected."""
     parser = argparse.ArgumentParser(
         prog="python -m commands.sweep", description=__doc__.split(":")[0]
     )
@@ -62,20 +62,18 @@ def main() -> None:
             with borrow_workspace(list(space.parameters)):
                 work_on(study, folder, space)
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
+        sys.exit("stopped; the same command resumes")
     print(f"\n{render_study(study)}\n")
     if not study.get_trials(states=(TrialState.COMPLETE,)):
-        raise InputError(
-            f"no trial came to a validation loss; what each of them said is in {folder}"
-        )
+        raise InputError(f"no trial reached a validation loss; {folder} has the log of each")
     values = study.best_trial.user_attrs["parameters"]
     command = ["dvc", "exp", "run", *overrides(values)]
     came = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     print(
-        f"Selected by validation loss, {study.best_value:.4f}, of the {came} trials that came to "
-        f"their end: {format_values(values)}"
+        f"Lowest validation loss of the {came} finished trials, {study.best_value:.4f}: "
+        f"{format_values(values)}"
     )
-    print("None of these was asked the test questions. The whole pipeline with what was selected:")
+    print("No trial used the test rows. Run the whole pipeline with these parameters:")
     print(f"\n    {shlex.join(command)}\n")
     if arguments.finish:
         sys.exit(subprocess.run([sys.executable, "-m", *command], check=False).returncode)

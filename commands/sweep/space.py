@@ -1,5 +1,5 @@
-"""A space file: which parameters of params.yaml a sweep searches, between which values, and for how
-many trials.
+"""A space file: which parameters of params.yaml a sweep searches, in which ranges, in how many
+trials.
 """
 
 import itertools
@@ -74,9 +74,9 @@ class Space(Section):
 
 
 def nest(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested params with dotted names set anew.
+    """A copy of nested params with dotted names set to new values.
 
-    Raises KeyError for a name that is none of its parameters.
+    Raises KeyError for a name that params do not have.
     """
     changed = deepcopy(dict(params))
     for name, value in changes.items():
@@ -91,7 +91,7 @@ def nest(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def _check_value(params: Mapping[str, Any], name: str, value: Any) -> str | None:
-    """What is wrong with a parameter's name or one of its values, if anything is."""
+    """Say what is wrong with a parameter's name or with one of its values; None if nothing is."""
     try:
         Params.model_validate(nest(params, {name: value}))
         if name == "model":
@@ -133,7 +133,7 @@ def load_space(path: Path) -> Space:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """The space as Optuna takes it."""
+    """The space as Optuna's distributions."""
     made: dict[str, BaseDistribution] = {}
     for name, searched in space.parameters.items():
         if isinstance(searched, Choice):
@@ -146,8 +146,8 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def list_grid(space: Space) -> list[dict[str, Any]] | None:
-    """Every combination, the last parameter changing fastest, where the trials suffice for all of
-    them; else None.
+    """Every combination, the last parameter changing fastest; None if there are more than
+    trials.
     """
     values = [
         searched.values if isinstance(searched, Choice) else range(searched.low, searched.high + 1)
@@ -166,7 +166,7 @@ def list_grid(space: Space) -> list[dict[str, Any]] | None:
 
 
 def round_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters as they are run and shown: floats of three digits."""
+    """A trial's parameters as they are run and shown: floats rounded to three digits."""
     return {
         name: float(f"{value:.{SIGNIFICANT_DIGITS}g}") if isinstance(value, float) else value
         for name, value in values.items()
@@ -174,7 +174,7 @@ def round_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overrides(values: Mapping[str, Any]) -> list[str]:
-    """Parameters as `dvc exp run` takes them."""
+    """Parameters as arguments of `dvc exp run`."""
     said = {
         name: str(value).lower() if isinstance(value, bool) else str(value)
         for name, value in values.items()

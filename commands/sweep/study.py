@@ -1,4 +1,4 @@
-"""A sweep's study: which trials are done, which comes next, and when one is stopped."""
+"""The study of a sweep: which trials are done, which one is next, when one is stopped early."""
 
 import hashlib
 import json
@@ -38,14 +38,14 @@ REDRAWS = 50
 
 
 def short_hash(content: bytes) -> str:
-    """A short hash for identities."""
+    """A short hash that identifies bytes."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def identify(space: Space) -> dict[str, Any]:
-    """Everything that a trial's validation loss follows from, but for what is searched.
+    """Everything that a trial's validation loss depends on, except what is searched.
 
-    Another study where it differs.
+    A change of any of it starts a new study.
     """
     searched, given = space.parameters, load_params()
 
@@ -85,8 +85,9 @@ def identify(space: Space) -> dict[str, Any]:
 
 
 def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[optuna.Study, Path]:
-    """The study of this identity, gone on with or new, and its folder; says which, and what changed
-    since the last one.
+    """Open the study with this identity, or start it; returns it and its folder.
+
+    Logs what has changed since the last study if a new one starts.
     """
     folder = (
         CHECKPOINTS_DIR
@@ -102,7 +103,9 @@ def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[op
             before = json.loads(others[-1].read_text())
             changed = [part for part, value in identity.items() if before.get(part) != value]
             log.info(
-                "a new study begins: %s changed since %s", " and ".join(changed), others[-1].parent
+                "new study: %s changed since %s",
+                " and ".join(changed),
+                others[-1].parent,
             )
         folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -125,14 +128,14 @@ def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[op
 
 
 def experiment_name(study: optuna.Study, number: int) -> str:
-    """A trial's name as a DVC experiment."""
+    """The name of a trial's DVC experiment."""
     return f"{study.user_attrs['name']}-{number}"
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count: completed, stopped early, or failed by what they tried.
+    """The trials that count: completed, stopped early, or failed because of their parameters.
 
-    One that was killed does not.
+    A killed trial does not count.
     """
     return [
         trial
@@ -142,7 +145,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def requeue_killed(study: optuna.Study) -> None:
-    """Enqueue, with the same parameters, the trials that were running when the sweep was killed."""
+    """Enqueue the trials that were running when the sweep was killed, with the same parameters."""
     trials = study.get_trials()
     for trial in trials:
         if trial.state == TrialState.RUNNING:
@@ -155,15 +158,15 @@ def requeue_killed(study: optuna.Study) -> None:
             # killed between the end of its training and the note of it: it will be there again,
             # under another number
             run_dvc("exp", "remove", "--quiet", name)
-            log.info("%s was running when the sweep was killed, and is run again", name)
+            log.info("%s was running when the sweep was killed; it is run again", name)
 
 
 def draw_trial(study: optuna.Study, space: Space) -> Trial | None:
-    """The next trial: one that was killed, the next combination of the grid, or TPE's proposal;
-    None where nothing is left.
+    """The next trial: a killed one, the next of the grid, or TPE's proposal; None if nothing is
+    left.
 
-    A proposal follows from the seed and the finished trials alone: a sweep that was killed goes on
-    as if it had not been.
+    A proposal depends on the seed and the finished trials only, so a killed sweep resumes as if it
+    had not been killed.
     """
     for redraw in range(REDRAWS):
         waiting = any(
@@ -190,9 +193,9 @@ def draw_trial(study: optuna.Study, space: Space) -> Trial | None:
 
 
 def check_losses_comparable(study: optuna.Study) -> None:
-    """Losses per token compare only on the same validation rows and by the same tokenizer.
+    """Check that validation rows and tokenizer are those of the first trial.
 
-    Raises TrialFailedError otherwise.
+    Losses per token compare only then. Raises TrialFailedError otherwise.
     """
     rows = [[row["id"], row["positive"]] for row in read_jsonl(formatted_path("validation"))]
     yardstick = {
@@ -206,16 +209,15 @@ def check_losses_comparable(study: optuna.Study) -> None:
     ]
     if other:
         raise TrialFailedError(
-            f"{' and '.join(other)} are others than in the first trial: its loss can't be compared"
+            f"{' and '.join(other)} differ from the first trial's: its loss cannot be compared"
         )
 
 
 def note_evaluation(study: optuna.Study, trial: Trial, share: float, loss: float) -> bool:
-    """Note an evaluation by the tenths of its training that are done, and say whether to stop the
-    trial.
+    """Record an evaluation by the tenths of training done; return whether to stop the trial.
 
-    Tenths of its own steps, since trials can differ in how many they have. The last evaluation
-    stops nothing.
+    They are tenths of the trial's own steps, because trials differ in their number. The last
+    evaluation never stops a trial.
     """
     log.info("  %3.0f%% of its steps: validation loss %.4f", 100 * share, loss)
     trial.report(loss, int(10 * share))
@@ -226,11 +228,11 @@ def note_evaluation(study: optuna.Study, trial: Trial, share: float, loss: float
 
 
 def work_on(study: optuna.Study, folder: Path, space: Space) -> None:
-    """Run trials until there are as many as the space asks for, or nothing is left to try."""
+    """Run trials until the space's number is reached or nothing is left to try."""
     while (count := len(finished(study))) < space.trials:
         trial = draw_trial(study, space)
         if trial is None:
-            log.info("nothing is left to try")
+            log.info("every combination has been tried")
             return
         name, values = experiment_name(study, trial.number), trial.user_attrs["parameters"]
         log.info("%d of %d: %s %s", count + 1, space.trials, name, format_values(values))
@@ -241,7 +243,7 @@ def work_on(study: optuna.Study, folder: Path, space: Space) -> None:
             check_losses_comparable(study)
         except TrialStoppedError:
             log.info(
-                "  stopped early: worse than the median of the others at this share of their steps"
+                "  stopped early: worse than the median of the others at this share of the steps"
             )
             study.tell(trial, state=TrialState.PRUNED)
         except TrialFailedError as error:
@@ -250,17 +252,17 @@ def work_on(study: optuna.Study, folder: Path, space: Space) -> None:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, loss)
-            log.info("  validation loss %.4f, the least so far is %.4f", loss, study.best_value)
+            log.info("  validation loss %.4f, lowest so far %.4f", loss, study.best_value)
 
 
 def format_values(values: Mapping[str, Any]) -> str:
-    """Parameters on a line."""
+    """Parameters on one line."""
     return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def render_study(study: optuna.Study) -> str:
-    """A Markdown table of the trials that count: by validation loss, then those that were stopped
-    early, then failures.
+    """A Markdown table of the trials: by validation loss, then those stopped early, then
+    failures.
     """
     trials = finished(study)
     names = list(dict.fromkeys(name for trial in trials for name in trial.user_attrs["parameters"]))

@@ -27,31 +27,27 @@ POLL_SECONDS = 0.5
 
 
 class TrialFailedError(Exception):
-    """A trial came to no validation loss by what it tried; the message says why."""
+    """A trial has no validation loss because of its parameters; the message says why."""
 
 
 class TrialStoppedError(Exception):
-    """A trial was stopped early, since it was worse than others."""
+    """A trial was stopped early because it was worse than others."""
 
 
 def raise_failure(output: str, log_path: Path) -> None:
-    """Raise TrialFailedError where a stage failed; InputError where it was not the trial's doing.
-
-    That is where DVC failed, or the disk is full.
-    """
+    """Raise TrialFailedError if a stage failed, or InputError if DVC failed or the disk is full."""
     if "failed to run: " in output and "No space left on device" not in output:
         raise TrialFailedError(failure_line(output))
     said = output[output.find("ERROR: ") :] if "ERROR: " in output else failure_line(output)
     raise InputError(
-        f"{' '.join(said.split())}\n{log_path} has all of it; the same command goes on with this "
+        f"{' '.join(said.split())}\n{log_path} has the whole log; the same command resumes this "
         "trial"
     )
 
 
 def find_training(since: float) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that was written since a time.
-
-    Its run's folder, and the trainer's state in it.
+    """The newest checkpoint since a time: its run's folder and the trainer's state; None without
+    one.
     """
     try:
         states = [
@@ -70,11 +66,11 @@ def run_trial(
     log_path: Path,
     should_stop: Callable[[float, float], bool],
 ) -> float:
-    """The least validation loss of `dvc exp run --name NAME … sft` with these parameters.
+    """Run `dvc exp run --name NAME … sft` with these parameters; return the lowest validation loss.
 
-    `should_stop` is told each evaluation, as the share of the steps that are done and the loss, and
-    says whether to stop there. Raises TrialStoppedError where it did, TrialFailedError where a
-    stage failed or never came to an evaluation, and InputError where the run failed without one.
+    `should_stop` gets each evaluation as the share of steps done and the loss, and decides whether
+    to stop. Raises TrialStoppedError if it stopped, TrialFailedError if a stage failed or training
+    never reached an evaluation, and InputError if the run failed otherwise.
     """
     command = [sys.executable, "-m", "dvc", "exp", "run", "--name", name, *overrides(values), "sft"]
     since, judged = time.time(), 0

@@ -44,7 +44,7 @@ class Misfit:
 
 def describe_free_memory(free: int, device_type: str) -> str:
     """What is free, where something did not fit."""
-    return f"{gib(free)} are free on {device_type}, and {SPARE:.0%} of it are kept free"
+    return f"{gib(free)} are free on {device_type}, of which {SPARE:.0%} stay free"
 
 
 def describe_alternative(alternative: Alternative) -> str:
@@ -53,7 +53,7 @@ def describe_alternative(alternative: Alternative) -> str:
     leaves = ""
     if shorter is not None and shorter.passage:
         leaves = (
-            f", which leaves {shorter.room} tokens or more for passages of about {shorter.passage}"
+            f" (leaves at least {shorter.room} tokens for passages of about {shorter.passage} each)"
         )
     return f"{alternative.change}{leaves}: {alternative.predicted}"
 
@@ -61,7 +61,7 @@ def describe_alternative(alternative: Alternative) -> str:
 def describe_alternatives(misfit: Misfit, nothing: str) -> Iterator[str]:
     """Lines: each change of one thing that would fit; or `nothing`, what was tried in vain."""
     if not misfit.alternatives:
-        yield f"nothing that changes one thing would fit: {nothing}"
+        yield nothing
         return
     yield "what would fit:"
     for alternative in misfit.alternatives:
@@ -71,10 +71,15 @@ def describe_alternatives(misfit: Misfit, nothing: str) -> Iterator[str]:
 def describe_training_misfit(misfit: Misfit) -> Iterator[str]:
     """Lines: what training needs and what is free, then each change of one thing that would fit."""
     yield (
-        f"sft: rows of {misfit.length} tokens, {misfit.rows} at a time, need {misfit.predicted}; "
+        f"sft: batch size {misfit.rows} with rows of {misfit.length} tokens needs "
+        f"{misfit.predicted}; "
         f"{describe_free_memory(misfit.free, misfit.device_type)}"
     )
-    yield from describe_alternatives(misfit, "neither length nor rank nor another model")
+    yield from describe_alternatives(
+        misfit,
+        "No single change makes it fit. Combine a shorter format.max_length, a smaller "
+        "sft.lora.r and a smaller model.",
+    )
 
 
 def describe_answering_misfit(misfit: Misfit, prompt: int) -> Iterator[str]:
@@ -85,14 +90,15 @@ def describe_answering_misfit(misfit: Misfit, prompt: int) -> Iterator[str]:
         f"answering a prompt of {prompt} tokens needs {misfit.predicted}; "
         f"{describe_free_memory(misfit.free, misfit.device_type)}"
     )
-    yield from describe_alternatives(misfit, "neither a shorter prompt nor another model")
+    nothing = "No single change makes it fit. Combine a shorter prompt with a smaller model."
+    yield from describe_alternatives(misfit, nothing)
 
 
 def describe_merging_misfit(misfit: Misfit) -> Iterator[str]:
     """Lines: what merging needs and what is free, then each model that would fit."""
     yield (
-        f"merging the adapter into its base, in float32 in the computer's memory, needs "
+        f"merging the adapter into its base model, in float32 in host memory, needs "
         f"{misfit.predicted}; {describe_free_memory(misfit.free, misfit.device_type)}"
     )
-    yield from describe_alternatives(misfit, "no smaller model")
-    yield "the adapter can be asked as it is: python -m commands.ask"
+    yield from describe_alternatives(misfit, "No smaller model in models/ fits either.")
+    yield "You can still ask the adapter without merging it: python -m commands.ask"
