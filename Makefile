@@ -1,5 +1,5 @@
-# Every command of this project; `make help` lists them. Each builds .venv first, where it is missing
-# or older than pyproject.toml or requirements.lock.
+# The commands of this project; `make help` lists them. Each builds .venv first if it is missing or
+# older than pyproject.toml or requirements.lock.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,43 +10,43 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: repro embed help test lint doctor memory export compare learning-curve sample-size judge \
 	sweep pr-report new docs base-model environment model-named space-named folder-named
 
-repro: environment  ## raw rows to a measured answer, and the verdict printed
+repro: environment  ## run the pipeline and print the verdict
 	@dvc repro
 	@python -m commands.verdict
 
-embed: environment  ## the same rows for an embedding model: does tuning it help retrieval?
+embed: environment  ## the same for an embedding model: does tuning it help retrieval?
 	@dvc repro embedding/dvc.yaml
 
-help:  ## this list
+help:  ## list these commands
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-test: environment  ## the fast tests
+test: environment  ## run the fast tests
 	@pytest
 
-lint: environment  ## style, types, imports between packages, and the safety of workflows
+lint: environment  ## check style, types, imports between packages, and GitHub workflows
 	@ruff check
 	@ruff format --check
 	@mypy
 	@lint-imports --no-logo
 	@if [ -d .github/workflows ]; then zizmor --offline --quiet --persona=pedantic .github/workflows; fi
 
-# Builds nothing. Exit status 1 where there is a problem.
-doctor:  ## what is in order here and what is not, each with the command that mends it
+# Works without .venv. Exit status 1 if there is a problem.
+doctor:  ## check this machine and repository; each problem comes with its fix
 	@$$(command -v $(VENV)/bin/python || echo $(PYTHON)) -m commands.doctor
 
-# MEMORY_LIMIT_GIB=4 marks what a card of 4 GiB can't hold. FSDP=offload, or FSDP=full_shard
-# PROCESSES=4, says what a card then holds.
+# MEMORY_LIMIT_GIB=4 marks what does not fit a 4 GiB GPU. FSDP=offload, or FSDP=full_shard
+# PROCESSES=4, shows what each GPU holds then.
 export PROCESSES ?= 1
-memory: environment  ## what every model in models/ needs, by length and batch size
+memory: environment  ## print the memory that each model needs: make memory MEMORY_LIMIT_GIB=4
 	@python -m commands.memory --processes "$$PROCESSES"
 
-export: environment  ## the fine-tuned model as one folder for transformers, artifacts/merged
+export: environment  ## merge base and adapter into artifacts/merged, for transformers
 	@python -m commands.export
 
-compare: environment  ## a line for each experiment, and which differences are larger than their noise
+compare: environment  ## compare experiments: which differences are larger than noise?
 	@python -m commands.compare
 
-learning-curve: environment  ## would more rows help? Smaller shares of them, as experiments
+learning-curve: environment  ## would more rows help? Train on 12.5%, 25% and 50% of them
 	@python -m commands.learning_curve
 
 sample-size: environment  ## how many test rows or votes would show a difference: make sample-size DIFFERENCE=0.02
@@ -57,28 +57,28 @@ export JUDGE
 judge: model-named environment  ## a language model votes on the review's pairs: make judge JUDGE=qwen2.5:7b
 	@python -m commands.judge "$$JUDGE" $(if $(ALL),--all)
 
-# Goes on where it was stopped. FINISH=1 then runs the pipeline with the best.
+# Resumes where it was stopped. FINISH=1 then runs the pipeline with the best parameters.
 export SPACE
-sweep: space-named environment  ## search parameters on validation loss: make sweep SPACE=sweeps/learning_rate.yaml
+sweep: space-named environment  ## search parameters by validation loss: make sweep SPACE=sweeps/learning_rate.yaml
 	@python -m commands.sweep "$$SPACE" $(if $(FINISH),--finish)
 
 export BASE ?= main
-pr-report: environment  ## what this branch did to the result, as a comment: make pr-report BASE=main
+pr-report: environment  ## say what this branch changed in the result: make pr-report BASE=main
 	@python -m commands.pull_request --base "$$BASE"
 
 export DIR
-new: folder-named environment  ## a project of its own for other data, without our results: make new DIR=../mine
+new: folder-named environment  ## start a new project for other data: make new DIR=../mine
 	@python -m commands.new "$$DIR"
 
 # The site opens without a server or a network: site/index.html.
-docs: $(DOCS_READY)  ## docs/ as a site in site/, every link checked
+docs: $(DOCS_READY)  ## build docs/ as a site in site/, and check every link
 	@sphinx-build --quiet --fresh-env --fail-on-warning --keep-going docs site
 
-# About 18 minutes on two cores with AVX512-BF16; goes on where it stopped. Needs a C++ compiler.
-base-model: environment  ## the embedded model, trained anew
+# About 18 minutes on two cores with AVX512-BF16; resumes where it was stopped. Needs a C++ compiler.
+base-model: environment  ## train the built-in model again
 	@python -m standin.pretrain models/tiny/recipe.yaml models/tiny
 
-# before .venv is built for nothing
+# fail before .venv is built
 model-named:
 	@test -n "$$JUDGE" || { echo "error: which model? make judge JUDGE=qwen2.5:7b" >&2; exit 1; }
 
@@ -88,7 +88,7 @@ space-named:
 folder-named:
 	@test -n "$$DIR" || { echo "error: where? make new DIR=../mine" >&2; exit 1; }
 
-environment: $(READY)  ## .venv alone
+environment: $(READY)  ## build .venv only
 
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
