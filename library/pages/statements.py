@@ -452,7 +452,7 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
             f"more seed would make that about ±{result['half_width_next_seed']:.3f}, twice the "
             f"test groups ±{result['half_width_twice_groups']:.3f}"
         )
-    return Statement(claim, f"{detail}. Answers shown and votes are of the first.")
+    return Statement(claim, f"{detail}. Answers shown, charts by row and votes are of the first.")
 
 
 def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
