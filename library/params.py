@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from library.errors import InputError
 from library.paths import MODELS_DIR, PARAMS_PATH, model_path
-from library.records import BASELINES, FEW_SHOT, SYSTEMS, THINKING
+from library.records import BASELINES, DPO, FEW_SHOT, SYSTEMS, THINKING
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -245,6 +245,23 @@ class SftParams(Section):
         return self
 
 
+class DpoParams(Section):
+    """`dpo`, under the names of TRL's DPOConfig: training that goes on from the adapter of sft, on
+    right answers against wrong ones.
+    """
+
+    num_train_epochs: Annotated[float, Field(ge=0)]
+    """How often every train row with a wrong answer is seen; 0: off."""
+    beta: Annotated[float, Field(gt=0)]
+    """How closely the model is held to the fine-tuned one: the larger, the closer."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """The largest learning rate; it falls linearly to 0."""
+    effective_batch_size: Count
+    """Rows with a right and a wrong answer per optimizer step."""
+    seed: Seed
+    """The order of the rows."""
+
+
 Primary = Literal[
     "rouge_l",
     "chrf",
@@ -285,7 +302,7 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _names_each_system_once(self) -> "EvaluateParams":
-        reserved = [*SYSTEMS, FEW_SHOT, THINKING, *BASELINES]
+        reserved = [*SYSTEMS, FEW_SHOT, THINKING, DPO, *BASELINES]
         names = [*reserved, *self.rivals]
         if len(set(names)) < len(names):
             raise ValueError(f"rivals: each once, and none named {', '.join(reserved)}")
@@ -302,7 +319,7 @@ class EvaluateParams(Section):
 
 
 def list_others(params: EvaluateParams) -> list[str]:
-    """The systems that fine-tuning is compared with beside zero-shot, by name."""
+    """The systems that `others` asks, by name."""
     own = {FEW_SHOT: params.few_shot, THINKING: params.thinking_tokens}
     return [*(system for system, count in own.items() if count), *params.rivals]
 
@@ -384,6 +401,8 @@ class Params(Section):
     """How the model is asked."""
     sft: SftParams
     """How it is fine-tuned."""
+    dpo: DpoParams
+    """How the fine-tuned model is trained on by preferences."""
     review: ReviewParams
     """The page for blind votes."""
     evaluate: EvaluateParams
@@ -394,11 +413,14 @@ class Params(Section):
     @model_validator(mode="after")
     def _reviews_what_is_asked(self) -> "Params":
         asked = [*SYSTEMS, *list_others(self.evaluate)]
+        if self.dpo.num_train_epochs:
+            asked.append(DPO)
         for system in self.review.systems:
             if system not in asked:
                 raise ValueError(
                     f"review.systems: {system} is not asked: choose of {', '.join(asked)}, or "
-                    "set evaluate.few_shot, evaluate.thinking_tokens or evaluate.rivals"
+                    "set evaluate.few_shot, evaluate.thinking_tokens, evaluate.rivals or "
+                    "dpo.num_train_epochs"
                 )
         return self
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from library.records import DPO
+
 PARAMS_PATH = Path("params.yaml")
 PIPELINE_PATH = Path("dvc.yaml")
 EMBEDDING_PIPELINE_PATH = Path("embedding/dvc.yaml")
@@ -27,6 +29,10 @@ ADAPTER_RECORD = "made.json"  # beside them: what the adapter is, and what it wa
 MANIFEST_PATH = BASE_DIR / "manifest.json"
 ADAPTER_DIR = Path("artifacts/adapter")
 MERGED_DIR = Path("artifacts/merged")
+DPO_DIR = Path("artifacts/dpo")  # empty where dpo is off
+DPO_ADAPTER_DIR = DPO_DIR / "adapter"
+DPO_HISTORY_PATH = DPO_DIR / "history.csv"
+DPO_MEMORY_PATH = DPO_DIR / "memory.json"
 
 PROFILE_PATH = Path("metrics/profile.json")
 CLEANING_PATH = Path("metrics/clean.json")
@@ -40,6 +46,7 @@ REVIEW_KEY_PATH = Path("reports/review_key.json")
 
 OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are
 SEEDS_PATH = PREDICTIONS_DIR / "seeds" / "seeds.json"  # which there are
+DPO_PATH = PREDICTIONS_DIR / "dpo" / "systems.json"  # the same of what dpo trained: one or none
 
 RANKINGS_DIR = Path("data/rankings")  # of embedding models, by system
 RANKED_TEXTS_PATH = RANKINGS_DIR / "texts.json"
@@ -54,10 +61,10 @@ HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"  # of large files, so that none is
 
 
 def other_name(system: str) -> str:
-    """What `predictions_path` and `answerer_path` know a system of `evaluate` by, a rival or
-    few-shot.
+    """What `predictions_path` and `answerer_path` know a system by that is compared beside the
+    two: a rival, few-shot, thinking or dpo.
     """
-    return f"others/{system}"
+    return f"dpo/{system}" if system == DPO else f"others/{system}"
 
 
 def seed_name(system: str) -> str:

@@ -11,6 +11,7 @@ SYSTEMS = ZEROSHOT, SFT = "zeroshot", "sft"  # that are compared: the base as it
 FEW_SHOT, THINKING = "few_shot", "thinking"
 # the fine-tuned model trained again: its name is this with the seed behind it
 SEED_PREFIX = f"{SFT}@"
+DPO = "dpo"  # the fine-tuned model, trained on by preferences
 BASELINES = ("no_context", "best_passage", "longer", "gold")  # that need no other model
 
 

@@ -287,6 +287,7 @@ def judged(tmp_path, monkeypatch):
             "artifacts/adapter/base.json": BASE,
             "data/predictions/others/systems.json": {"systems": []},
             "data/predictions/seeds/seeds.json": {"seeds": []},
+            "data/predictions/dpo/systems.json": {"systems": []},
             "data/predictions/zeroshot_model.json": answerer
             | {
                 "adapter": None,

@@ -27,7 +27,19 @@ from library.params import load_params
 from library.paths import ADAPTER_DIR, BASE_DIR, MERGED_DIR
 from library.units import GIB
 from library.verdict.metrics import score_row
-from stages import base, clean, evaluate, format, others, predict, review, seeds, sft, zeroshot
+from stages import (
+    base,
+    clean,
+    dpo,
+    evaluate,
+    format,
+    others,
+    predict,
+    review,
+    seeds,
+    sft,
+    zeroshot,
+)
 
 MERGED = {
     "README.md",
@@ -62,7 +74,9 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         format__max_new_tokens=16,
         data__path=str(project / "rows.json"),
     )
-    for stage in (base, clean, format, zeroshot, sft, predict, others, seeds, review, evaluate):
+    for stage in (base, clean, format, zeroshot, sft, predict, others, seeds, dpo):
+        stage.main()
+    for stage in (review, evaluate):
         stage.main()
     write_json(MERGED_DIR / "stale.json", {})
     with monkeypatch.context() as limited:  # nothing is begun that does not fit
@@ -71,7 +85,9 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         with pytest.raises(InputError, match="merging the adapter into its base"):
             export.main()
     assert [path.name for path in MERGED_DIR.iterdir()] == ["stale.json"]
-    assert {path.name for path in MERGED_DIR.parent.iterdir()} == {"base", "adapter", "merged"}
+    assert {path.name for path in MERGED_DIR.parent.iterdir()} == {
+        *("base", "adapter", "dpo", "merged")
+    }
     capsys.readouterr()
     export.main()
     printed = capsys.readouterr().out

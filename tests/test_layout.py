@@ -127,7 +127,7 @@ def test_an_edit_runs_again_only_the_stages_whose_output_could_change(recorded):
     explain(Path("library/llm/merging.py"))
     assert recorded() == {"report", "cards", "clean", "profile"}
     explain(Path("library/llm/trainer.py"))
-    assert recorded() == {"report", "cards", "clean", "profile", "seeds", "sft"}
+    assert recorded() == {"report", "cards", "clean", "profile", "seeds", "sft", "dpo"}
     explain(Path("library/llm/generation.py"))
     # base tries the model out
     assert recorded() == {
@@ -140,6 +140,7 @@ def test_an_edit_runs_again_only_the_stages_whose_output_could_change(recorded):
         "predict",
         "seeds",
         "others",
+        "dpo",
         "base",
     }
 

@@ -19,6 +19,7 @@ from library.paths import BASE_DIR, prompt_path
 from stages import (
     base,
     clean,
+    dpo,
     evaluate,
     format,
     others,
@@ -113,6 +114,7 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
         predict,
         others,
         seeds,
+        dpo,
         review,
         evaluate,
         report,

@@ -118,13 +118,15 @@ def load_model(
     adapter_dir: Path | None = None,
     shard: bool = True,
     dequantize: bool = False,
+    trainable: bool = False,
 ) -> PreTrainedModel:
     """The base model that the manifest in `base_dir` names, ready to answer.
 
-    With an adapter on it if one is given. Where FSDP in the environment asks for it, its layers are
-    sharded; with `shard` off it waits for that on the CPU, since what adds an adapter must see the
-    weights whole. With `dequantize` 4-bit weights are dequantized once, which takes the memory of
-    whole ones: `plan_dequantizing` says whether there is room. Raises InputError where files
+    With an adapter on it if one is given, to be trained on where it is `trainable`. Where FSDP in
+    the environment asks for it, its layers are sharded; with `shard` off it waits for that on the
+    CPU, since what adds an adapter must see the weights whole. With `dequantize` 4-bit weights are
+    dequantized once, which takes the memory of whole ones: `plan_dequantizing` says whether there
+    is room. Raises InputError where files
     changed, or where the adapter was trained on another base.
     """
     check_artifacts(base_dir, adapter_dir)
@@ -150,7 +152,10 @@ def load_model(
     if adapter_dir is not None:
         # by way of the CPU: PEFT would read it to the first card, whichever is this process's own
         model = PeftModel.from_pretrained(
-            model, adapter_dir, local_files_only=True, torch_device="cpu"
+            *(model, adapter_dir),
+            is_trainable=trainable,
+            local_files_only=True,
+            torch_device="cpu",
         )
     if dequantize:  # after the adapter: PEFT's 4-bit layer adds up what it adds in 16 bits
         dequantize_once(model)

@@ -29,7 +29,7 @@ from library.llm.sharding import shard_layers
 from library.llm.trainer import CheckedTrainer
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.llm.training_rows import check_dataset, count_steps, to_dataset
-from library.params import LoraParams, SftParams
+from library.params import DpoParams, LoraParams, SftParams
 from library.paths import ADAPTER_RECORD, MANIFEST_PATH, formatted_path
 from library.records import FormattedRow
 
@@ -62,46 +62,58 @@ def logging_steps(eval_steps: int, steps: int) -> int:
     return next(every for every in range(wanted, 0, -1) if eval_steps % every == 0)
 
 
+def shared_arguments(
+    output_dir: Path, params: SftParams | DpoParams, per_device: int, device: torch.device
+) -> dict[str, Any]:
+    """What TRL's configurations have in common here, with `per_device` rows at a time in each
+    process, as many times as make the effective batch size.
+    """
+    dtype = pick_dtype(device)
+    return {
+        "output_dir": str(output_dir),
+        "seed": params.seed,
+        "num_train_epochs": params.num_train_epochs,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": (
+            params.effective_batch_size // (per_device * processes().num_processes)
+        ),
+        "learning_rate": params.learning_rate,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": device.type == "cpu",
+        "ddp_find_unused_parameters": False,
+        "save_strategy": "steps",
+        "restore_callback_states_from_checkpoint": True,
+        "report_to": "none",
+        "dataloader_pin_memory": device.type == "cuda",
+        "disable_tqdm": True,  # Progress has its own
+    }
+
+
 def training_arguments(task: TrainingTask, per_device: int, device: torch.device) -> SFTConfig:
     """TRL's configuration of a task, with `per_device` rows at a time in each process.
 
     The adapter with the least validation loss is the one that training ends with.
     """
-    params, dtype = task.params, pick_dtype(device)
+    params = task.params
     steps = count_steps(len(task.train), params)
     args = SFTConfig(
-        output_dir=str(task.output_dir),
-        seed=params.seed,
-        num_train_epochs=params.num_train_epochs,
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=(
-            params.effective_batch_size // (per_device * processes().num_processes)
-        ),
-        learning_rate=params.learning_rate,
+        **shared_arguments(task.output_dir, params, per_device, device),
         lr_scheduler_type=params.lr_scheduler_type,
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
         max_length=None,  # TRL would cut; check_dataset holds the rows to format.max_length
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=device.type == "cpu",
         gradient_checkpointing=task.gradient_checkpointing,
         padding_free=task.padding_free,
-        ddp_find_unused_parameters=False,
         eval_strategy="steps",
         eval_steps=params.eval_steps,
-        save_strategy="steps",
         save_steps=params.eval_steps,
         # the best one, the last that is marked complete, and the one that is being written
         save_total_limit=3,
-        restore_callback_states_from_checkpoint=True,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         logging_steps=logging_steps(params.eval_steps, steps),
-        report_to="none",
-        dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True,  # Progress has its own
     )
     use_one_card(args)
     return args
@@ -140,36 +152,46 @@ def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -
     check_dataset(trainer.train_dataset, task.train, task.tokenizer, task.max_length)
     check_dataset(trainer.eval_dataset, task.validation, task.tokenizer, task.max_length)
     trainer.add_blank(task.tokenizer.pad_token_id, task.params.effective_batch_size)
+    prepare_adapters(trainer, device)
+    return trainer
+
+
+def prepare_adapters(trainer: Any, device: torch.device) -> None:
+    """Have a new trainer keep what it trains in float32, read adapters by way of the CPU, and shard
+    its model's layers where FSDP asks for it.
+    """
     keep_adapter_in_float32(trainer.model)
     read_adapters_on_cpu(trainer.model)
     if shard_layers(trainer.model, device):
         mark_as_sharded(trainer)
-    return trainer
 
 
-def history_csv(log_history: Iterable[Mapping[str, Any]]) -> str:
-    """The trainer's log as CSV: step, epoch, losses, learning rate and gradient norm.
+def history_csv(
+    log_history: Iterable[Mapping[str, Any]], measures: Sequence[str] = ("loss", "eval_loss")
+) -> str:
+    """The trainer's log as CSV: step, epoch, losses or other measures, learning rate and gradient
+    norm.
 
     Seconds are left out: nothing here may change when nothing changed.
     """
-    columns = ["step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm"]
+    columns = ["step", "epoch", *measures, "learning_rate", "grad_norm"]
     entries = pd.DataFrame(list(log_history)).reindex(columns=columns)
     merged = entries.groupby("step", as_index=False).first()
-    return str(merged.dropna(subset=["loss", "eval_loss"], how="all").to_csv(index=False))
+    return str(merged.dropna(subset=list(measures), how="all").to_csv(index=False))
 
 
-def save_adapter(model: Any, adapter_dir: Path) -> None:
+def save_adapter(model: Any, adapter_dir: Path, started_from: Path | None = None) -> None:
     """Save the adapter, the manifest of its base and what it was trained on; the same adapter gives
     the same bytes.
 
     PEFT holds names of modules as sets, whose order changes from process to process, and notes the
-    base's folder on this disk.
+    base's folder on this disk. `started_from` is the adapter that training went on from.
     """
     shutil.rmtree(adapter_dir, ignore_errors=True)
     adapter_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=adapter_dir.parent) as folder:
         complete = Path(folder) / "adapter"
-        model.save_pretrained(complete)
+        model.save_pretrained(complete, selected_adapters=["default"])
         (complete / "README.md").unlink(missing_ok=True)
         manifest = read_json(MANIFEST_PATH)
         source = manifest["source"]
@@ -179,6 +201,11 @@ def save_adapter(model: Any, adapter_dir: Path) -> None:
         config["base_model_name_or_path"] = source.get("id", source.get("path"))
         write_json(complete / "adapter_config.json", config)
         write_json(complete / "base.json", manifest)
-        rows = {split: hash_file(formatted_path(split)) for split in ("train", "validation")}
-        write_json(complete / ADAPTER_RECORD, {"adapter": hash_adapter(complete), "rows": rows})
+        record: dict[str, Any] = {
+            "adapter": hash_adapter(complete),
+            "rows": {split: hash_file(formatted_path(split)) for split in ("train", "validation")},
+        }
+        if started_from is not None:
+            record["started_from"] = hash_adapter(started_from)
+        write_json(complete / ADAPTER_RECORD, record)
         complete.replace(adapter_dir)

@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -22,10 +22,12 @@ from library.llm.memory.measuring import (
 )
 from library.llm.memory.planning import Plan
 from library.llm.sharding import takes_same_steps
-from library.llm.trainer import CheckedTrainer
+from library.llm.trainer import EachRowOnce
 from library.units import gib
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=EachRowOnce)
 
 
 @torch.no_grad()
@@ -53,16 +55,18 @@ def measure_answer(model: PreTrainedModel, length: int) -> int:
 
 def train_within_memory(
     plan_rows: Callable[[int | None], Plan],
-    build: Callable[[int], CheckedTrainer],
+    build: Callable[[int], T],
     length: int,
     checkpoints: Path,
-) -> tuple[CheckedTrainer, dict[str, Any]]:
+    stage: str = "sft",
+    unit: str = "rows",
+) -> tuple[T, dict[str, Any]]:
     """A trainer that has trained to the end, and what that took, for the report.
 
     It goes on from the last whole checkpoint where there is one. `plan_rows` says how many rows go
     through the device at once, at most so many where a number is given; `build` makes the trainer.
     Before the first step it is proved on the longest rows, and takes fewer until it fits; later,
-    memory may run out once.
+    memory may run out once. Messages begin with the stage, and call what it trains on by `unit`.
     """
     most_rows: int | None = None
     measured: dict[str, int] | None = None
@@ -71,10 +75,10 @@ def train_within_memory(
         plan = plan_rows(most_rows)
         rows = plan.per_device_train_batch_size
         log.info(
-            "batch size %d, with rows of up to %d tokens, needs %s; %s are free",
-            *(rows, length, plan.predicted, gib(plan.free)),
+            "batch size %d, with %s of up to %d tokens, needs %s; %s are free",
+            *(rows, unit, length, plan.predicted, gib(plan.free)),
         )
-        trainer: CheckedTrainer | None = None
+        trainer: T | None = None
         try:
             with name_out_of_memory(pick_device()):
                 trainer = build(rows)
@@ -91,7 +95,8 @@ def train_within_memory(
             if measured is not None and trainer is not None:
                 when = f"at step {trainer.state.global_step}"
             if rows == 1 or plan.processes > 1 or incidents:
-                raise InputError(_explain(plan, length, when)) from None
+                said = f"{stage}: out of memory {when} with {unit} of {length} tokens"
+                raise InputError(_explain(said, plan)) from None
         # here, not above: the exception holds on to what was computed
         log.warning(
             "out of memory %s with batch size %d; continuing with a smaller one (the effective "
@@ -106,7 +111,7 @@ def train_within_memory(
         torch.cuda.empty_cache()
 
 
-def _prove(trainer: CheckedTrainer, length: int) -> dict[str, int]:
+def _prove(trainer: EachRowOnce, length: int) -> dict[str, int]:
     measured = {
         "train": trainer.measure_training_step(),
         "answer": measure_answer(trainer.model, length),
@@ -118,19 +123,18 @@ def _prove(trainer: CheckedTrainer, length: int) -> dict[str, int]:
     return measured
 
 
-def _train(trainer: CheckedTrainer, checkpoints: Path) -> None:
+def _train(trainer: Any, checkpoints: Path) -> None:
     checkpoint = find_checkpoint(checkpoints)
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def _explain(plan: Plan, length: int, when: str) -> str:
+def _explain(said: str, plan: Plan) -> str:
     rows = plan.per_device_train_batch_size
     advice = "set PER_DEVICE_TRAIN_BATCH_SIZE to less in the environment"
     if rows == 1:
         advice = "lower format.max_length"
     return (
-        f"sft: out of memory {when} with batch size {rows} and rows of {length} tokens; predicted: "
-        f"{plan.predicted}; free: {gib(plan.free)}; {advice}, and run it again"
+        f"{said}; predicted: {plan.predicted}; free: {gib(plan.free)}; {advice}, and run it again"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
-from library.records import FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
+from library.records import DPO, FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, UNBOUNDED
 from library.verdict.scoring import style_tells
 from library.verdict.statistics import POWER, count_decisions
@@ -26,6 +26,7 @@ SYSTEM_NAMES = {
     FEW_SHOT: "few-shot",
     THINKING: "thinking",
     SFT: "fine-tuned",
+    DPO: "fine-tuned, then DPO",
 }
 TITLES = {
     "rouge_l": "ROUGE-L",
@@ -547,7 +548,9 @@ def system_name(system: str) -> str:
 
 
 def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statement]:
-    """Did fine-tuning do more than examples in the prompt, or another model? One for each."""
+    """Did fine-tuning do more than examples in the prompt, or another model, and did DPO add to it?
+    One for each.
+    """
     said = []
     for system, judged in metrics.get("others", {}).items():
         name = system_name(system)
@@ -557,6 +560,12 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
             -1: f"Fine-tuning is beaten by {name}",
             0: f"Fine-tuning and {name} can't be told apart",
         }
+        if system == DPO:
+            claims = {
+                1: "DPO made the fine-tuned model worse",
+                -1: "DPO made the fine-tuned model better",
+                0: "There is no evidence that DPO changed the fine-tuned model",
+            }
         said.append(
             Statement(
                 claims[judged["tuned"]["verdict"]],

@@ -15,6 +15,8 @@ from library.params import EvaluateParams
 from library.paths import (
     ADAPTER_DIR,
     ADAPTER_RECORD,
+    DPO_ADAPTER_DIR,
+    DPO_PATH,
     MANIFEST_PATH,
     OTHERS_PATH,
     SEEDS_PATH,
@@ -25,6 +27,7 @@ from library.paths import (
     seed_name,
 )
 from library.records import (
+    DPO,
     FEW_SHOT,
     SFT,
     SYSTEMS,
@@ -142,12 +145,15 @@ def read_examples() -> dict[str, float]:
 def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]]:
     """The answers of the other systems that were asked, by name.
 
-    Raises InputError where they are of other rows, of another base, or not as they were written.
+    Raises InputError where they are of other rows, of another base or adapter, or not as they were
+    written.
     """
     found = {}
-    for system in read_json(OTHERS_PATH)["systems"]:
-        own = system in (FEW_SHOT, THINKING)
-        found[system] = _read_answers_of(system, other_name(system), rows, None, same_base=own)
+    for system in (*read_json(OTHERS_PATH)["systems"], *read_json(DPO_PATH)["systems"]):
+        own, name = system in (FEW_SHOT, THINKING, DPO), other_name(system)
+        found[system] = _read_answers_of(system, name, rows, None, same_base=own)
+        if system == DPO:
+            _check_preference_adapter(read_json(answerer_path(name)))
     return found
 
 
@@ -175,6 +181,22 @@ def _read_answers_of(
     if same_base and record["base"] != hash_base(read_json(MANIFEST_PATH)):
         raise InputError(f"{path}: its answers are of another base; run `dvc repro`")
     return read_predictions(path, rows, hash_name)
+
+
+def _check_preference_adapter(record: Mapping[str, Any]) -> None:
+    """Raise InputError where dpo's answers are not those of its adapter, or that did not go on from
+    the adapter of sft that is there.
+    """
+    if record["adapter"] != hash_adapter(DPO_ADAPTER_DIR):
+        raise InputError(
+            f"{answerer_path(other_name(DPO))}: its answers were given not with that of "
+            f"{DPO_ADAPTER_DIR}; run `dvc repro`"
+        )
+    if read_json(DPO_ADAPTER_DIR / ADAPTER_RECORD)["started_from"] != hash_adapter(ADAPTER_DIR):
+        raise InputError(
+            f"{DPO_ADAPTER_DIR}: trained on from another adapter than {ADAPTER_DIR} holds; run "
+            "`dvc repro`"
+        )
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:

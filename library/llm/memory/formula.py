@@ -81,7 +81,8 @@ class ComputeSettings:
     """What a prediction depends on beside the model's config: how it is loaded and computed.
 
     Of its layers' weights a process holds `held_share` all the time and gathers `gathered_layers`
-    more: see library.llm.sharding.
+    more: see library.llm.sharding. With `pairs` a row in training is two sequences, and a frozen
+    copy of the adapter is the reference that they are held to, as in DPO.
     """
 
     quantization: Literal["nf4", "none"]
@@ -97,6 +98,7 @@ class ComputeSettings:
     # of a card whose flash attention computes deterministically: each adds up its own gradient of
     # the queries, in float32 (dq_accum in PyTorch's flash_api.cpp); 0 where it does not
     multiprocessors: int = 0
+    pairs: bool = False
 
     @property
     def size(self) -> int:
@@ -256,7 +258,10 @@ def predict_training(
 ) -> MemoryEstimate:
     """Bytes of one training step on `rows` rows of `length` tokens each, `answer` of them with a
     loss.
+
+    The reference's forward pass keeps nothing, and takes less than a layer's backward pass.
     """
+    rows = 2 * rows if setting.pairs else rows
     tokens, size = rows * length, setting.size
     # while a layer's gradient passes through a 4-bit weight, that is there in the computing type
     backward = CUDA_BACKWARD if setting.device_type == "cuda" else BACKWARD[size]
@@ -286,7 +291,7 @@ def predict_training(
     if setting.multiprocessors and not sizes.eager_heads:  # the first is among the layer's
         copies = math.ceil(setting.multiprocessors / (rows * sizes.heads))
         layer += (copies - 1) * tokens * sizes.query * 4
-    adapter = (20 if setting.ddp else 16) * sizes.lora
+    adapter = (20 if setting.ddp else 16) * sizes.lora + 4 * setting.pairs * sizes.lora
     return MemoryEstimate(
         _weights(sizes, setting),
         adapter,

@@ -32,7 +32,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Misfit:
-    """What was to be computed and does not fit into the `free` bytes, and what would fit."""
+    """What was to be computed and does not fit into the `free` bytes, and what would fit.
+
+    In training, of `unit` by a stage.
+    """
 
     length: int
     rows: int
@@ -40,6 +43,8 @@ class Misfit:
     free: int
     device_type: str
     alternatives: Sequence[Alternative]
+    stage: str = "sft"
+    unit: str = "rows"
 
 
 def describe_free_memory(free: int, device_type: str) -> str:
@@ -71,9 +76,8 @@ def describe_alternatives(misfit: Misfit, nothing: str) -> Iterator[str]:
 def describe_training_misfit(misfit: Misfit) -> Iterator[str]:
     """Lines: what training needs and what is free, then each change of one thing that would fit."""
     yield (
-        f"sft: batch size {misfit.rows} with rows of {misfit.length} tokens needs "
-        f"{misfit.predicted}; "
-        f"{describe_free_memory(misfit.free, misfit.device_type)}"
+        f"{misfit.stage}: batch size {misfit.rows} with {misfit.unit} of {misfit.length} tokens "
+        f"needs {misfit.predicted}; {describe_free_memory(misfit.free, misfit.device_type)}"
     )
     yield from describe_alternatives(
         misfit,

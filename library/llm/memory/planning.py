@@ -37,6 +37,7 @@ from library.llm.processes import processes
 from library.llm.sharding import find_sharding, held_and_gathered_layers
 from library.params import (
     AnyModel,
+    DpoParams,
     FormatParams,
     HubModel,
     LocalModel,
@@ -66,7 +67,7 @@ class LongestLengths:
 
 @dataclass(frozen=True)
 class Plan:
-    """How sft goes about its work on this machine, and what it needs."""
+    """How sft or dpo goes about its work on this machine, and what it needs."""
 
     device: str
     free: int  # bytes
@@ -196,18 +197,18 @@ def read_count(name: str) -> int | None:
     return int(value) if value else None
 
 
-def batch_size_choices(effective_batch_size: int) -> list[int]:
+def batch_size_choices(effective_batch_size: int, section: str = "sft") -> list[int]:
     """The batch sizes that a process may take, largest first.
 
-    They, times the processes, divide the effective batch size. PER_DEVICE_TRAIN_BATCH_SIZE in the
-    environment leaves that number alone. Raises InputError where the processes, or it, do not
-    divide.
+    They, times the processes, divide the effective batch size of a section of params.yaml.
+    PER_DEVICE_TRAIN_BATCH_SIZE in the environment leaves that number alone. Raises InputError where
+    the processes, or it, do not divide.
     """
     count = processes().num_processes
     if effective_batch_size % count:
         raise InputError(
             f"LAUNCHER in the environment: {count} processes do not divide "
-            f"sft.effective_batch_size, {effective_batch_size}"
+            f"{section}.effective_batch_size, {effective_batch_size}"
         )
     share = effective_batch_size // count
     wanted = read_count("PER_DEVICE_TRAIN_BATCH_SIZE")
@@ -216,7 +217,7 @@ def batch_size_choices(effective_batch_size: int) -> list[int]:
     if share % wanted:
         raise InputError(
             f"PER_DEVICE_TRAIN_BATCH_SIZE in the environment: {wanted} does not divide "
-            f"sft.effective_batch_size, {effective_batch_size}"
+            f"{section}.effective_batch_size, {effective_batch_size}"
             + (f", in {count} processes" if count > 1 else "")
         )
     return [wanted]
@@ -225,7 +226,7 @@ def batch_size_choices(effective_batch_size: int) -> list[int]:
 def plan_training(
     config_dir: Path,
     settings: ComputeSettings,
-    sft: SftParams,
+    params: SftParams | DpoParams,
     longest: LongestLengths,
     most_rows: int | None = None,
 ) -> Plan:
@@ -238,7 +239,9 @@ def plan_training(
     free = measure_free(device)
     choices = [
         rows
-        for rows in batch_size_choices(sft.effective_batch_size)
+        for rows in batch_size_choices(
+            params.effective_batch_size, "dpo" if settings.pairs else "sft"
+        )
         if most_rows is None or rows <= most_rows
     ]
     if not choices:
@@ -251,7 +254,7 @@ def plan_training(
         raise InputError("\n".join(describe_training_misfit(found)))
     rows, predicted = found
     count = processes().num_processes
-    steps = sft.effective_batch_size // rows // count
+    steps = params.effective_batch_size // rows // count
     return Plan(device_name(device), free, count, rows, steps, predicted)
 
 
@@ -272,7 +275,10 @@ def choose_batch_size(
         for alternative in _training_alternatives(sizes, settings, longest, rows, free)
         if fits(alternative.predicted, free)
     ]
-    return Misfit(longest.length, rows, predicted, free, settings.device_type, alternatives)
+    names = {"stage": "dpo", "unit": "pairs of rows"} if settings.pairs else {}
+    return Misfit(
+        longest.length, rows, predicted, free, settings.device_type, alternatives, **names
+    )
 
 
 def _training_alternatives(

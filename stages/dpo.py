@@ -1,0 +1,33 @@
+"""Train the fine-tuned model on right answers against wrong ones, and ask it the test questions.
+
+`dpo.num_train_epochs` says how long; it is 0, off, by default. Reads
+data/formatted/{train,validation,test}.jsonl, artifacts/base/ and artifacts/adapter/. Writes
+artifacts/dpo/: adapter, history and memory of the training; and data/predictions/dpo/:
+systems.json (whether there is one), its answers and what gave them.
+"""
+
+import shutil
+
+from library.entry import run_main
+from library.files import write_json
+from library.params import load_params
+from library.paths import DPO_DIR, DPO_PATH
+
+
+def main() -> None:
+    """Train and ask, if that is on."""
+    params = load_params()
+    if params.dpo.num_train_epochs:
+        # here, since loading PyTorch takes longer than all else where there is nothing to train
+        from library.llm.preferences import tune_on_preferences
+
+        tune_on_preferences(params)
+    else:
+        for folder in (DPO_DIR, DPO_PATH.parent):
+            shutil.rmtree(folder, ignore_errors=True)
+        DPO_DIR.mkdir(parents=True)
+        write_json(DPO_PATH, {"systems": []})
+
+
+if __name__ == "__main__":
+    run_main(main)
