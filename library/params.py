@@ -4,11 +4,19 @@ YAML is read by 1.2 rules (ruamel), under which `1e-4` is a number. No parameter
 the files say every value.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -202,6 +210,59 @@ class LoraParams(Section):
     """The linear layers that get an adapter, by name."""
 
 
+class SftLoraParams(LoraParams):
+    """`sft.lora`: the same, and what variants of LoRA change."""
+
+    use_rslora: bool
+    """Whether the adapter is scaled by lora_alpha over the square root of r, instead of over r."""
+    use_dora: bool
+    """Whether each adapted layer's size is trained apart from its direction, as in DoRA."""
+    init_lora_weights: bool | str
+    """The adapter's first weights: true for PEFT's own, gaussian, or pissa for the base model's
+    largest singular values; pissa_niter_4 finds those faster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trains_no_module_whole(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("modules_to_save") is not None:
+            raise ValueError(
+                "modules_to_save is not offered: 4-bit layers can't be trained whole, a copy of a "
+                "tied embedding or output head is lost in merging, and norms pull a 16-bit "
+                "model's activations into float32; name layers in target_modules, or raise r"
+            )
+        return values
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _is_offered(cls, value: bool | str) -> bool | str:
+        if value is True or re.fullmatch(r"gaussian|pissa(_niter_[1-9]\d*)?", str(value)):
+            return value
+        raise ValueError(
+            f"expected true, gaussian, pissa or pissa_niter_4 (any number), not {value!r}: false "
+            "begins with another model than the base, and PEFT's other ways need data first or "
+            "change weights that are kept in 4 bits"
+        )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "SftLoraParams":
+        if self.use_dora and self.starts_from_weights:
+            raise ValueError(
+                "use_dora: true and init_lora_weights: pissa exclude each other: DoRA measures "
+                "weights that PiSSA takes apart; choose one"
+            )
+        if self.use_dora and self.lora_dropout:
+            raise ValueError(
+                "use_dora: true with lora_dropout: PEFT then keeps every adapted layer's weights "
+                "in 16 or 32 bits; set lora_dropout to 0"
+            )
+        return self
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the adapter takes over a part of the base's weights, which then lack it."""
+        return str(self.init_lora_weights).startswith("pissa")
+
+
 class SftParams(Section):
     """`sft`, under the names of transformers' TrainingArguments."""
 
@@ -230,7 +291,7 @@ class SftParams(Section):
     """Steps between two evaluations on the validation rows."""
     early_stopping_patience: Count
     """Evaluations in a row without a smaller loss that end training."""
-    lora: LoraParams
+    lora: SftLoraParams
     """The adapter."""
 
     @property

@@ -175,11 +175,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_rows(tuned):
         trainer.measure_training_step()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_proof_takes_what_training_takes_and_leaves_nothing_of_it(tuned, checkpointing):
+def test_the_proof_takes_what_training_takes_and_leaves_nothing_of_it(tuned):
     edit_yaml("params.yaml", dpo__num_train_epochs=2.0)
     longest = max(choose_pairs(tuned), key=lambda row: row["tokens"])
-    trainer = make_trainer([longest] * 4, per_device=2, checkpointing=checkpointing)
+    trainer = make_trainer([longest] * 4, per_device=2, checkpointing=True)
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     proved = trainer.measure_training_step()
     assert all(
@@ -304,7 +303,7 @@ def test_a_step_takes_what_was_predicted(tuned, tmp_path):
     sizes, tokenizer = measure_sizes(config, adapter), load_tokenizer(BASE_DIR)
     answers = [
         {**row, "tokens": 0, "positive": row["positive"] * 3, "negative": row["negative"] * 3}
-        for row in choose_pairs(tuned)[:2]
+        for row in choose_pairs(tuned)[:1]
     ]
     for checkpointing in (False, True):
         task = PreferenceTask(tokenizer, answers, load_params().dpo, checkpointing, tmp_path)
@@ -312,11 +311,11 @@ def test_a_step_takes_what_was_predicted(tuned, tmp_path):
             AutoModelForCausalLM.from_config(config),
             LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"),
         )
-        trainer = build_preference_trainer(model, task, 2)
+        trainer = build_preference_trainer(model, task, 1)
         measured = trainer.measure_training_step()
         length = max(map(trainer.count_tokens, trainer.train_dataset))
         setting = ComputeSettings("none", checkpointing, adapter, torch.float32, "cpu", pairs=True)
-        predicted = predict_training(sizes, setting, 2, length, length)
+        predicted = predict_training(sizes, setting, 1, length, length)
         assert predicted.peak == pytest.approx(measured, rel=0.1), length
 
 

@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
+from library.errors import InputError
 from library.files import hash_adapter, hash_file, read_json, write_json
 from library.llm.architectures import find_unadaptable
 from library.llm.devices import pick_device, pick_dtype
@@ -29,7 +30,7 @@ from library.llm.sharding import shard_layers
 from library.llm.trainer import CheckedTrainer
 from library.llm.trainer_callbacks import MarkComplete, Progress
 from library.llm.training_rows import check_dataset, count_steps, to_dataset
-from library.params import DpoParams, LoraParams, SftParams
+from library.params import DpoParams, SftLoraParams, SftParams
 from library.paths import ADAPTER_RECORD, MANIFEST_PATH, formatted_path
 from library.records import FormattedRow
 
@@ -119,7 +120,7 @@ def training_arguments(task: TrainingTask, per_device: int, device: torch.device
     return args
 
 
-def lora_config(model: PreTrainedModel, params: LoraParams) -> LoraConfig:
+def lora_config(model: PreTrainedModel, params: SftLoraParams) -> LoraConfig:
     """The adapter that params.yaml describes, on those of a model's layers that can have one."""
     everywhere = params.target_modules == "all-linear"
     excluded = find_unadaptable(model) if everywhere else []
@@ -153,7 +154,31 @@ def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -
     check_dataset(trainer.eval_dataset, task.validation, task.tokenizer, task.max_length)
     trainer.add_blank(task.tokenizer.pad_token_id, task.params.effective_batch_size)
     prepare_adapters(trainer, device)
+    if task.params.lora.use_dora:
+        check_magnitudes(trainer.model)
+    if task.params.lora.starts_from_weights:
+        keep_initial_adapter(trainer.model, task.output_dir / "initial")
     return trainer
+
+
+def check_magnitudes(model: torch.nn.Module) -> None:
+    """Raise InputError where DoRA would divide by 0: a layer has a row of zeros."""
+    for name, value in model.named_parameters():
+        if "lora_magnitude_vector" in name and (value == 0).any():
+            layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
+            raise InputError(
+                f"params.yaml: sft.lora.use_dora: {layer} has rows of zeros, by whose length DoRA "
+                "divides; name other layers in sft.lora.target_modules, or set this to false"
+            )
+
+
+def keep_initial_adapter(model: Any, folder: Path) -> None:
+    """Save the adapter as it begins, for `save_adapter`, where the base's weights lack it from then
+    on.
+    """
+    if processes().is_main_process:
+        model.save_pretrained(folder)
+    model.initial_adapter_dir = folder
 
 
 def prepare_adapters(trainer: Any, device: torch.device) -> None:
@@ -182,7 +207,8 @@ def history_csv(
 
 def save_adapter(model: Any, adapter_dir: Path, started_from: Path | None = None) -> None:
     """Save the adapter, the manifest of its base and what it was trained on; the same adapter gives
-    the same bytes.
+    the same bytes. One that was taken out of the base's weights becomes LoRA of twice its rank, for
+    the base as it is published.
 
     PEFT holds names of modules as sets, whose order changes from process to process, and notes the
     base's folder on this disk. `started_from` is the adapter that training went on from.
@@ -191,7 +217,11 @@ def save_adapter(model: Any, adapter_dir: Path, started_from: Path | None = None
     adapter_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=adapter_dir.parent) as folder:
         complete = Path(folder) / "adapter"
-        model.save_pretrained(complete, selected_adapters=["default"])
+        model.save_pretrained(
+            complete,
+            selected_adapters=["default"],
+            path_initial_model_for_weight_conversion=getattr(model, "initial_adapter_dir", None),
+        )
         (complete / "README.md").unlink(missing_ok=True)
         manifest = read_json(MANIFEST_PATH)
         source = manifest["source"]

@@ -120,15 +120,27 @@ def make_settings(
 ) -> ComputeSettings:
     """How the stages load and compute a model on such a device.
 
-    In `count` processes, or in those that there are.
+    In `count` processes, or in those that there are. Raises InputError where the adapter is not for
+    such a base.
     """
+    if sft.lora.starts_from_weights and model_file.quantization != "none":
+        raise InputError(
+            f"params.yaml: sft.lora.init_lora_weights: {sft.lora.init_lora_weights} takes the "
+            "adapter out of the base's weights, and in 4 bits what is left of them is another "
+            "base; set it to true or gaussian, or quantization: none in the model's file"
+        )
     count = count or processes().num_processes
     sharding = find_sharding(count)
     held, gathered = held_and_gathered_layers(sharding, device_type, count)
     settings = ComputeSettings(
         quantization=model_file.quantization,
         gradient_checkpointing=model_file.gradient_checkpointing,
-        adapter=Adapter(sft.lora.r, sft.lora.target_modules),
+        adapter=Adapter(
+            sft.lora.r,
+            sft.lora.target_modules,
+            dora=sft.lora.use_dora,
+            pissa=sft.lora.starts_from_weights,
+        ),
         dtype=torch.bfloat16 if device_type == "cuda" else torch.float32,
         device_type=device_type,
         held_share=held,
