@@ -41,6 +41,8 @@ NOT_RUN_PARTS = {
     "embed.model=bge-m3": "and this; tests/test_embed_memory.py trains a tiny one of the kind",
     "format.retriever=tuned": "trains MiniLM first; tests/test_retrieving.py has a tiny one",
     "thinking_tokens=": "the embedded model can't think; tests/test_thinking.py asks one that can",
+    "dpo.num_train_epochs=": "tests/test_dpo.py trains a tiny one",
+    "sft.lora.use_rslora=": "four runs of all stages: tests/test_lora_variants.py trains tiny ones",
     "git clone URL": "tests/test_remote.py restores everything in a second clone",
     "git clone . ../gpu1": "a worker for another GPU, in the background",
 }
@@ -217,7 +219,7 @@ def test_every_printed_command_does_what_it_says(clone, tmp_path):
             continue
         command = command.replace("/path/to/model", f"{clone['HOME']}/model")
         bash(command.replace("/mnt/shared/dvc", str(tmp_path / "shared")))
-        if "model=local" in command or "sft.seeds=" in command:
+        if any(part in command for part in ("model=local", "sft.seeds=", "dpo.")):
             bash("git restore params.yaml")  # not for all that follows
         if command.startswith("dvc exp run --queue") and "queue start" not in command:
             # queued as printed, and taken off again: a dozen runs would take an hour
