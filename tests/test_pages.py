@@ -226,6 +226,10 @@ def test_a_whole_review_by_keyboard_survives_closing_the_tab_and_is_counted(
     )
     assert (votes["correct_sft"]["yes"], votes["correct_zeroshot"]["no"]) == (1, 1)
     assert "People chose fine-tuned in 19 of 19 pairs" in Path("reports/report.md").read_text()
+    page, errors = open_page(context, "reports/report.html")
+    titles = check_charts(page, "reports/report.html")
+    assert titles[4:] == [["share of pairs", "vote"], ["share of answers", "system"]]
+    assert errors == []
 
 
 @needs_browser
@@ -334,7 +338,7 @@ def test_the_report_opens_without_requests_or_errors_and_fits_a_phone(judged, co
         ["change by fine-tuning (right is better)", "metric"],
         ["optimizer step", "loss, nats per answer token"],
         ["characters of the reference", "ROUGE-L"],
-        ["train rows less test rows (right: better on train rows)", "metric"],
+        ["lead of train rows over test rows", "metric"],
     ]
     assert page.locator("mark").count() > 0
     shown = page.locator("table.numbers tr:visible:has(small) td:first-child").all_inner_texts()

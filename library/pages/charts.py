@@ -25,7 +25,9 @@ MOST_DOTS = 1000  # of a series: more make a page slow, and show no more
 COLOURS = ("--bar", "--mark", "--third", "--fourth", "--fifth", "--quiet")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 4], [2, 3], [9, 3, 2, 3])
-FIXED = {"fine-tuned": 0, "zero-shot": 1}  # these two look the same in every chart
+# what looks the same in every chart, by its place among colours and shapes
+FIXED = {"fine-tuned": 0, "zero-shot": 1, "neither": 5}
+FIXED |= {"correct": 0, "partly": 5, "not correct": 1}
 WITH_INTERVAL: Spec = {"transform": [{"filter": "isValid(datum.low)"}]}
 CONFIG: Spec = {
     "background": "transparent",
@@ -463,7 +465,7 @@ def _break(title: str) -> list[str]:
 
 def _scale(names: Sequence[str], looks: Sequence[Any]) -> Spec:
     """What each name looks like; names beyond the looks look like the first ones again."""
-    free = count(len(FIXED) if set(names) & FIXED.keys() else 0)
+    free = count(2 if set(names) & FIXED.keys() else 0)
     places = [FIXED[name] if name in FIXED else next(free) for name in names]
     return {"domain": list(names), "range": [looks[at % len(looks)] for at in places]}
 

@@ -99,11 +99,7 @@ def chart_overfitting(metrics: Mapping[str, Any], primary: str) -> Chart | None:
         return None
     said = "How much better train rows are answered than test rows."
     if primary in gap:
-        before, after = (
-            f"{abs(gap[primary][system]):.3f} "
-            f"{'better' if _turn(primary) * gap[primary][system] >= 0 else 'worse'}"
-            for system in (ZEROSHOT, SFT)
-        )
+        before, after = (_say_lead(primary, gap[primary][system]) for system in (ZEROSHOT, SFT))
         said = (
             f"{title(primary)} is {after} on train rows than on test rows after tuning, {before} "
             "before."
@@ -112,7 +108,7 @@ def chart_overfitting(metrics: Mapping[str, Any], primary: str) -> Chart | None:
         said,
         marks,
         "metric",
-        "train rows less test rows (right: better on train rows)",
+        "lead of train rows over test rows",
         number="+.3f",
         zero=0,
         note="Far to the right after tuning, and not before, the rows were learned by heart.",
@@ -136,8 +132,8 @@ def chart_votes(votes: Mapping[str, Any], systems: Sequence[str]) -> list[Chart]
         plot_shares(
             f"People preferred {candidate} in {votes['wins']} of {rows} pairs, {baseline} in "
             f"{votes['losses']}.",
-            {"better answer": {name: count / rows for name, count in chosen.items()}},
-            "question",
+            {"preferred answer": {name: count / rows for name, count in chosen.items()}},
+            "vote",
             "share of pairs",
         ),
         plot_shares(
@@ -148,6 +144,14 @@ def chart_votes(votes: Mapping[str, Any], systems: Sequence[str]) -> list[Chart]
             "share of answers",
         ),
     ]
+
+
+def _say_lead(metric: str, gap: float) -> str:
+    """How much better train rows are answered."""
+    lead = f"{_turn(metric) * gap:.3f}"
+    if float(lead) == 0:
+        return "no better"
+    return f"{lead} better" if float(lead) > 0 else f"{lead.removeprefix('-')} worse"
 
 
 def _turn(metric: str) -> int:
