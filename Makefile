@@ -40,7 +40,9 @@ export PROCESSES ?= 1
 memory: environment  ## print the memory that each model needs: make memory MEMORY_LIMIT_GIB=4
 	@python -m commands.memory --processes "$$PROCESSES"
 
-export: environment  ## merge base and adapter into artifacts/merged, for transformers
+# LLAMA_CPP=../llama.cpp also makes a GGUF file, artifacts/gguf: of GGUF=bf16, f16 or q8_0.
+export LLAMA_CPP GGUF
+export: environment  ## merge base and adapter into artifacts/merged, for transformers, vLLM and Ollama
 	@python -m commands.export
 
 compare: environment  ## compare experiments: which differences are larger than noise?

@@ -2,8 +2,10 @@
 
 Merges the adapter into the base model, asks the merged model the test questions, and reports the
 result in a model card. Reads artifacts/{base,adapter}/ and the outputs of the pipeline. Writes
-artifacts/merged/, a folder that transformers loads; its README.md is the model card. It is not a
-stage of dvc.yaml, because an export is no measurement and can be made again.
+artifacts/merged/: a folder that transformers and vLLM load, with the model card in README.md and a
+Modelfile for Ollama. With LLAMA_CPP in the environment, llama.cpp's converter also makes a GGUF
+file of it in artifacts/gguf/, which is asked the test questions, too. It is not a stage of
+dvc.yaml, because an export is no measurement and can be made again.
 """
 
 import gc
@@ -15,13 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_json, read_jsonl, write_text
 from library.formatted import read_formatted
 from library.llm.answering import answer_rows
 from library.llm.batching import Batching
-from library.llm.chat_template import load_tokenizer
+from library.llm.chat_template import hash_ids, load_tokenizer, prompt_ids
 from library.llm.determinism import compute_deterministically
 from library.llm.devices import describe_computation, pick_device
 from library.llm.loading import check_artifacts, load_merged
@@ -35,8 +39,11 @@ from library.llm.memory.planning import (
     plan_answering,
 )
 from library.llm.merging import merge_adapter
+from library.llm.modelfile import render_modelfile
+from library.llm.packing import pack, read_packing
 from library.llm.prompts import build_messages, load_asked_prompt
 from library.llm.sharding import find_sharding
+from library.llm.unpacking import unpack
 from library.pages.cards import read_model_facts, render_card, shipped_statement, shipped_table
 from library.params import EvaluateParams, Params, load_model_file, load_params
 from library.paths import (
@@ -44,6 +51,7 @@ from library.paths import (
     BASE_DIR,
     CLEAN_ROWS_PATH,
     EVALUATION_PATH,
+    GGUF_DIR,
     LOCK_PATH,
     MERGED_DIR,
     SPLITS_PATH,
@@ -111,12 +119,43 @@ def check_memory(params: Params, rows: Sequence[FormattedRow]) -> int:
 
 
 def ask_merged(
-    folder: Path, rows: Sequence[FormattedRow], max_new_tokens: int, batching: Batching
-) -> tuple[list[Prediction], Computation]:
-    """The merged model's answers to the test rows, and what computed them."""
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[FormattedRow],
+    max_new_tokens: int,
+    batching: Batching,
+) -> tuple[dict[str, Prediction], Computation]:
+    """What the model in `folder` answers to the test rows, by row id, and what computed it."""
     model = load_merged(folder)
-    answers = answer_rows(model, load_tokenizer(folder), rows, max_new_tokens, batching)
-    return answers, describe_computation(model)
+    answers = answer_rows(model, tokenizer, rows, max_new_tokens, batching)
+    return {answer["id"]: answer for answer in answers}, describe_computation(model)
+
+
+def count_other_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[FormattedRow]) -> int:
+    """How many rows' prompts are other tokens to this tokenizer than to the one that was measured.
+
+    Raises InputError where its chat template does not take them.
+    """
+    return sum(
+        hash_ids(prompt_ids(tokenizer, row["messages"])) != row["prompt_hash"] for row in rows
+    )
+
+
+def write_modelfile(folder: Path, source: str, params: Params, model_dir: Path) -> None:
+    """Write a Modelfile to a folder, for the model at `source` as seen from there; `model_dir` has
+    its tokenizer.
+    """
+    template, tokenizer = load_asked_prompt(params.format.prompt), load_tokenizer(model_dir)
+    ends = read_json(model_dir / "generation_config.json")["eos_token_id"]
+    text = render_modelfile(
+        tokenizer,
+        build_messages(template, [], "The question?"),
+        source,
+        params.format.max_length,
+        params.format.max_new_tokens,
+        [str(tokenizer.convert_ids_to_tokens(end)) for end in ends],
+    )
+    write_text(folder / "Modelfile", text)
 
 
 def compare_shipped(
@@ -150,6 +189,7 @@ def main() -> None:
     params = load_params()
     find_sharding()  # fail before the merge, which takes minutes
     compute_deterministically()
+    packing = read_packing()
     check_needed()
     template = load_asked_prompt(params.format.prompt)
     rows = read_formatted("test")
@@ -166,10 +206,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
         merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
+        gguf = Path(temporary) / "gguf"
+        if packing is not None:
+            path = gguf / f"model-{packing.kind}.gguf"
+            pack(folder, path, packing)
+            write_modelfile(gguf, f"./{path.name}", params, folder)
         gc.collect()  # the memory is needed to ask the merged model
         limit, batching = params.format.max_new_tokens, Batching(tokens)
-        records, shipped_on = ask_merged(folder, rows, limit, batching)
-        merged = {record["id"]: record for record in records}
+        tokenizer = load_tokenizer(folder)
+        merged, shipped_on = ask_merged(folder, tokenizer, rows, limit, batching)
         shipped = compare_shipped(rows, contexts, adapter, merged, params.evaluate)
         passages = ["The first passage.", "The second passage."]
         card = render_card(
@@ -179,11 +224,32 @@ def main() -> None:
             build_messages(template, passages, "The question?"),
         )
         write_text(folder / "README.md", card)
-        shutil.rmtree(MERGED_DIR, ignore_errors=True)
-        folder.replace(MERGED_DIR)
+        write_modelfile(folder, ".", params, folder)
+        packed = None
+        if packing is not None:
+            gc.collect()
+            unpacked = Path(temporary) / "unpacked"
+            unpack(path, unpacked)
+            if other := count_other_prompts(load_tokenizer(unpacked), rows):
+                log.warning(
+                    "%s: its own tokenizer makes other tokens of %d of %d test prompts; the model "
+                    "was asked with the measured ones, and a server will not do so",
+                    path.name,
+                    other,
+                    len(rows),
+                )
+            answers, _ = ask_merged(unpacked, tokenizer, rows, limit, batching)
+            packed = compare_shipped(rows, contexts, adapter, answers, params.evaluate)
+        for made, kept in ((folder, MERGED_DIR), (gguf, GGUF_DIR)):
+            shutil.rmtree(kept, ignore_errors=True)
+            if made.is_dir():
+                made.replace(kept)
     size = sum(path.stat().st_size for path in MERGED_DIR.iterdir())
     log.info("%s: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
     print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
+    if packed is not None:
+        print(f"\n{GGUF_DIR / path.name}, asked the same questions after it was unpacked again:")
+        print(f"\n{shipped_statement(packed)}\n\n{shipped_table(packed, facts.metrics)}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ DPO_DIR = Path("artifacts/dpo")  # empty where dpo is off
 DPO_ADAPTER_DIR = DPO_DIR / "adapter"
 DPO_HISTORY_PATH = DPO_DIR / "history.csv"
 DPO_MEMORY_PATH = DPO_DIR / "memory.json"
+GGUF_DIR = Path("artifacts/gguf")  # the same as one file, where llama.cpp's converter is at hand
 
 PROFILE_PATH = Path("metrics/profile.json")
 CLEANING_PATH = Path("metrics/clean.json")

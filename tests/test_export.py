@@ -42,6 +42,7 @@ from stages import (
 )
 
 MERGED = {
+    "Modelfile",
     "README.md",
     "chat_template.jinja",
     "config.json",
@@ -132,6 +133,11 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         logits.append(PeftModel.from_pretrained(cold, ADAPTER_DIR)(input_ids=ids).logits)
     assert (logits[0] - logits[2]).abs().max() < 0.02 * (logits[1] - logits[2]).abs().max()
 
+    modelfile = (MERGED_DIR / "Modelfile").read_text()
+    assert "FROM .\n" in modelfile
+    assert 'SYSTEM """Answer the question from the passages."""' in modelfile
+    assert "PARAMETER num_predict 16" in modelfile
+    assert f'PARAMETER stop "{tokenizer.eos_token}"' in modelfile
     card = (MERGED_DIR / "README.md").read_text()
     matter, tokens = read_card(card)
     assert (matter["library_name"], matter["pipeline_tag"]) == ("transformers", "text-generation")

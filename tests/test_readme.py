@@ -32,6 +32,10 @@ NOT_RUN = {
     "dvc exp push --no-cache origin": "belongs to the second clone of the line before",
 }
 NOT_RUN_PARTS = {
+    "vllm serve": "needs vLLM, and a GPU",
+    "-e '.[gguf]'": "downloads a package",
+    "make export LLAMA_CPP": "needs llama.cpp's source; tests/test_unpacking.py has a stand-in",
+    "ollama create": "needs Ollama; tests/test_modelfile.py reads what it would",
     "make judge": "needs a server with a model: tests/test_judge.py starts one with known replies",
     "commands.judge": "and so does this",
     "model=qwen2.5": "downloads a model",

@@ -5,19 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import edit_yaml
+from conftest import ROOT, edit_yaml
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from commands import export
 from library.errors import InputError
 from library.files import read_json
 from library.llm.manifest import find_model_folder, make_manifest
 from library.llm.unpacking import read_quantization
 from library.params import load_model_file
-from library.paths import MANIFEST_PATH
-from stages import base, clean, format, zeroshot
+from library.paths import GGUF_DIR, MANIFEST_PATH, MERGED_DIR
+from stages import base, clean, evaluate, format, others, predict, review, seeds, sft, zeroshot
 
 WIDTH, HEADS, LAYERS = 64, 2, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -149,3 +150,70 @@ def test_on_another_machine_base_has_to_unpack_it_again(model, monkeypatch, tmp_
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(InputError, match="is not unpacked on this machine: run `dvc repro base"):
         find_model_folder(manifest["source"])
+
+
+# stands where llama.cpp's converter does, and writes a real file with the arguments it is given
+CONVERTER = f"""
+import argparse, sys
+from pathlib import Path
+parser = argparse.ArgumentParser()
+parser.add_argument("model")
+parser.add_argument("--outtype", choices=["bf16", "f16", "q8_0"])
+parser.add_argument("--outfile", type=Path)
+arguments = parser.parse_args()
+if arguments.outtype == "f16":
+    raise NotImplementedError("BPE pre-tokenizer was not recognized - update get_vocab_base_pre()")
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from test_unpacking import write_gguf
+from transformers import AutoModelForCausalLM
+write_gguf(arguments.outfile, AutoModelForCausalLM.from_pretrained(arguments.model).float())
+"""
+
+
+def test_what_is_exported_is_packed_asked_again_and_has_a_modelfile(
+    model, project, monkeypatch, capsys, caplog
+):
+    edit_yaml("params.yaml", format__max_length=1024, format__max_new_tokens=16)
+    for stage in (base, clean, format, zeroshot, sft, predict, others, seeds, review, evaluate):
+        stage.main()
+    source = project / "llama.cpp"
+    source.mkdir()
+    monkeypatch.setenv("GGUF", "q8_0")
+    for value, message in (("", "LLAMA_CPP is not set"), (str(source), "no convert_hf_to_gguf")):
+        monkeypatch.setenv("LLAMA_CPP", value)
+        with pytest.raises(InputError, match=message):
+            export.main()
+    (source / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    monkeypatch.setenv("GGUF", "q2")
+    with pytest.raises(InputError, match="GGUF=q2: expected bf16, f16, q8_0"):
+        export.main()
+    monkeypatch.setenv("GGUF", "f16")
+    with pytest.raises(InputError, match="does not know this model's tokenizer"):
+        export.main()
+    assert not MERGED_DIR.exists()
+
+    monkeypatch.setenv("GGUF", "q8_0")
+    capsys.readouterr()
+    export.main()
+    printed = capsys.readouterr().out
+    assert {path.name for path in GGUF_DIR.iterdir()} == {"model-q8_0.gguf", "Modelfile"}
+    assert {path.name for path in GGUF_DIR.parent.iterdir()} == {
+        "base", "adapter", "merged", "gguf",
+    }  # fmt: skip
+    assert "FROM ./model-q8_0.gguf\n" in (GGUF_DIR / "Modelfile").read_text()
+    assert "FROM .\n" in (MERGED_DIR / "Modelfile").read_text()
+    assert read_quantization(GGUF_DIR / "model-q8_0.gguf") == "Q8_0"
+    assert "model-q8_0.gguf, asked the same questions after it was unpacked again" in printed
+    # what was lost to 8 bits shows: both tables have the same rows, with other last digits
+    first, second = (
+        next(line for line in part.splitlines() if line.startswith("| bits per byte"))
+        for part in printed.split("model-q8_0.gguf, asked")
+    )
+    assert first.split("|")[2:4] == second.split("|")[2:4]
+    assert "its own tokenizer makes other tokens" not in caplog.text
+
+    monkeypatch.delenv("GGUF")
+    monkeypatch.delenv("LLAMA_CPP")
+    export.main()
+    assert MERGED_DIR.is_dir()
+    assert not GGUF_DIR.exists()
