@@ -261,6 +261,7 @@ def make_trainer(
     accumulated: int = ACCUMULATED,
     checkpointing: bool = True,
     device: torch.device | None = None,
+    use_dora: bool = False,
 ) -> Any:
     """TRL's trainer as library.llm.training builds it, to go once through rows of `input_ids` and
     `labels`.
@@ -293,7 +294,11 @@ def make_trainer(
             tokenizer_object=words, pad_token="<pad>", eos_token="<end>"
         ),
         peft_config=LoraConfig(
-            task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear"
+            task_type="CAUSAL_LM",
+            r=16,
+            lora_alpha=32,
+            target_modules="all-linear",
+            use_dora=use_dora,
         ),
     )
     for parameter in trainer.model.parameters():

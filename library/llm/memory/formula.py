@@ -65,8 +65,8 @@ KEPT = {
 # What DoRA adds to these: PEFT works out each adapted layer's whole weight, by way of an identity
 # matrix as wide as the layer's input. Per token and element of the width as above, with all linear
 # layers adapted; then float32 numbers for each element of the widest input squared, and of the
-# largest weight. From Qwen2 layers of six shapes on a CPU, where they put what training takes
-# between 4% too low and 7% too high; not measured on a card.
+# largest weight. Fitted on a CPU by benchmarks/dora_memory.py, where predictions are off by -5.7%
+# to +9.8% beyond the weights; not measured on a card.
 DORA_BACKWARD = {
     2: {"hidden": 12.6, "intermediate": 5.1},
     4: {"hidden": 7.8, "intermediate": 2.4},

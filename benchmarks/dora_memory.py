@@ -1,0 +1,138 @@
+"""Where DoRA's coefficients in library.llm.memory.formula come from, and how far off predictions
+with them are.
+
+    python -m benchmarks.dora_memory
+
+On a CPU, in bfloat16 under autocast and in float32: peaks of small Qwen2 models with LoRA and with
+DoRA. What DoRA adds is fitted, by least squares of the error's share of the whole, to bytes per
+token, per element of the widest input squared, and per element of the largest weight. 64 peaks: 3
+minutes on a core. Writes benchmarks/dora_memory.json.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from scipy.optimize import nnls
+from tqdm import tqdm
+from transformers.utils import logging
+
+from benchmarks.gpu_memory import build_model, make_trainer, random_rows, score
+from benchmarks.memory_fit import CPU, STEPS, TYPES, Shape, head_of
+from library.llm.memory import formula
+from library.llm.memory.measuring import measure_peak
+
+FITTED = [
+    Shape(256, 1024, 2, 4, 1),
+    Shape(256, 1024, 4, 4, 1),
+    Shape(512, 1024, 2, 8, 2),
+    Shape(256, 2048, 2, 4, 1, tokens=512),
+    Shape(384, 2048, 3, 6, 2, tokens=256),
+    Shape(512, 2048, 2, 8, 2, tokens=1024),
+]
+CHECKED = [Shape(448, 1792, 3, 7, 1, tokens=768), Shape(320, 1280, 2, 5, 5, tokens=1536)]
+HELD: dict[str, Any] = {
+    "checkpointed": (formula.DORA_BACKWARD, formula.DORA_TRAINING_WEIGHTS),
+    "kept": (formula.DORA_KEPT, formula.DORA_TRAINING_WEIGHTS),
+    "answering": (formula.DORA_FORWARD, formula.DORA_ANSWERING_WEIGHTS),
+}
+
+
+def measure(shape: Shape, dtype: torch.dtype, what: str, dora: bool) -> int:
+    """Most bytes in tensors beyond the weights."""
+    rows = random_rows(shape.rows * STEPS, shape.tokens, shape.answer, shape.vocabulary)
+    # the trainer prints its losses
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        model = build_model(shape.config, CPU, dtype)
+        if what != "answering":
+            checkpointing = what == "checkpointed"
+            trainer = make_trainer(
+                *(model, rows, folder, shape.rows, 1, checkpointing), use_dora=dora
+            )
+            return measure_peak(CPU, trainer.train)
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear", use_dora=dora
+    )
+    adapted = get_peft_model(model, adapter).eval()
+    ids = torch.tensor([row["input_ids"] for row in rows[: shape.rows]])
+    answers = ids[:, -shape.answer :].repeat_interleave(2, dim=0)
+    return measure_peak(CPU, lambda: score(adapted, ids, torch.ones_like(ids), answers))
+
+
+def predict(shape: Shape, dtype: torch.dtype, what: str) -> int:
+    """The same with DoRA by library.llm.memory.formula."""
+    adapter = formula.Adapter(r=16, target_modules="all-linear", dora=True)
+    sizes = formula.measure_sizes(shape.config, adapter)
+    setting = formula.ComputeSettings("nf4", what != "kept", adapter, dtype, "cpu")
+    if what == "answering":
+        found = formula.predict_answering(sizes, setting, shape.rows, shape.tokens, shape.answer)
+    else:
+        found = formula.predict_training(sizes, setting, shape.rows, shape.tokens, shape.answer)
+    return found.peak - found.weights - 4 * sizes.lora
+
+
+def fit(what: str, size: int, plain: list[int], dora: list[int]) -> list[float]:
+    """Per token hidden and intermediate; per float32 element the widest input squared and the
+    largest weight.
+    """
+    columns = []
+    for shape in FITTED:
+        layers = shape.layers if what == "kept" else 1
+        tokens = shape.rows * shape.tokens * size * layers
+        wide, high = shape.intermediate, shape.hidden
+        columns.append([tokens * high, tokens * wide, 4 * wide**2, 4 * wide * high])
+    whole = np.array(dora, float)
+    solution, _ = nnls(np.array(columns) / whole[:, None], (whole - np.array(plain)) / whole)
+    return [round(float(value), 1) for value in solution]
+
+
+def main() -> None:
+    """Fit, check, print and record."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.dora_memory", description=__doc__.partition("\n")[0]
+    ).parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    record: list[dict[str, Any]] = []
+    shapes = [*FITTED, *CHECKED]
+    with tqdm(total=len(HELD) * len(TYPES) * len(shapes) * 2, unit="peak") as progress:
+        for what, (per_token, weights) in HELD.items():
+            for dtype in TYPES:
+                peaks: dict[bool, list[int]] = {False: [], True: []}
+                differences = []
+                for shape in shapes:
+                    with head_of(shape):
+                        for dora, found in peaks.items():
+                            found.append(measure(shape, dtype, what, dora))
+                            progress.update()
+                        predicted = predict(shape, dtype, what)
+                    differences.append(round(100 * (predicted / peaks[True][-1] - 1), 1))
+                count, size = len(FITTED), dtype.itemsize
+                record.append(
+                    {
+                        "what": what,
+                        "dtype": str(dtype).removeprefix("torch."),
+                        "fitted": fit(what, size, peaks[False][:count], peaks[True][:count]),
+                        "held": [*per_token[size].values(), *weights[size]],
+                        "lora_bytes": peaks[False],
+                        "dora_bytes": peaks[True],
+                        "difference_percent": differences,
+                    }
+                )
+    for kind in record:
+        print(
+            f"{kind['what']}, {kind['dtype']}: fitted {kind['fitted']}, library.llm.memory.formula "
+            f"has {kind['held']}; predictions off by {kind['difference_percent']}%"
+        )
+    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
