@@ -33,3 +33,8 @@ STAGES = [
     report,
     cards,
 ]
+
+# all that a report takes
+JUDGED = [stage for stage in STAGES if stage not in (profile, cards)]
+# the same from an adapter on
+ASKED = [stage for stage in JUDGED if stage not in (base, clean, format, sft)]

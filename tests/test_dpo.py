@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_stages import ASKED
 from conftest import ROOT, edit_yaml
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
@@ -38,19 +39,7 @@ from library.paths import (
     DPO_DIR,
     DPO_MEMORY_PATH,
 )
-from stages import (
-    base,
-    clean,
-    dpo,
-    evaluate,
-    format,
-    others,
-    predict,
-    report,
-    review,
-    sft,
-    zeroshot,
-)
+from stages import base, clean, dpo, evaluate, format, sft
 
 WEIGHTS = "adapter_model.safetensors"
 MADE = ("artifacts", "data", "metrics", "reports")
@@ -210,9 +199,9 @@ def test_it_is_asked_judged_and_said_beside_the_others(tuned, caplog):
         review__systems=["dpo", "sft"],
     )
     caplog.set_level("INFO")
-    for stage in (zeroshot, predict, others, dpo, review, evaluate, report):
+    for stage in ASKED:
         stage.main()
-    assert "pairs of rows of " in caplog.text
+    assert "with pairs of rows of up to " in caplog.text
     assert not [*Path("checkpoints").glob("dpo-*")]
     assert {path.name for path in DPO_DIR.iterdir()} == {"adapter", "history.csv", "memory.json"}
     record = read_json(DPO_ADAPTER_DIR / "made.json")
@@ -322,7 +311,7 @@ def test_a_step_takes_what_was_predicted(tuned, tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(tuned, monkeypatch):
     monkeypatch.setattr(preferences, "load_model", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
-    with pytest.raises(InputError, match=r"^dpo: pairs of rows of \d+ tokens, 1 at a time, need "):
+    with pytest.raises(InputError, match=r"^dpo: batch size 1 with pairs of rows of \d+ tokens needs "):
         dpo.main()
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
     with pytest.raises(InputError, match=r"3 does not divide dpo\.effective_batch_size, 4"):

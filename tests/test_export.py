@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_stages import JUDGED
 from conftest import ROOT, copy_params, edit_yaml, link_model
 from markdown_it import MarkdownIt
 from peft import PeftModel
@@ -27,19 +28,7 @@ from library.params import load_params
 from library.paths import ADAPTER_DIR, BASE_DIR, MERGED_DIR
 from library.units import GIB
 from library.verdict.metrics import score_row
-from stages import (
-    base,
-    clean,
-    dpo,
-    evaluate,
-    format,
-    others,
-    predict,
-    review,
-    seeds,
-    sft,
-    zeroshot,
-)
+from stages import base, evaluate, review
 
 MERGED = {
     "Modelfile",
@@ -75,9 +64,7 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
         format__max_new_tokens=16,
         data__path=str(project / "rows.json"),
     )
-    for stage in (base, clean, format, zeroshot, sft, predict, others, seeds, dpo):
-        stage.main()
-    for stage in (review, evaluate):
+    for stage in JUDGED:
         stage.main()
     write_json(MERGED_DIR / "stale.json", {})
     with monkeypatch.context() as limited:  # nothing is begun that does not fit
@@ -97,6 +84,7 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
     assert {path.name for path in MERGED_DIR.parent.iterdir()} == {
         "base",
         "adapter",
+        "dpo",
         "merged",
     }
     for path in MERGED_DIR.iterdir():

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from all_stages import JUDGED
 from conftest import edit_yaml, link_model
 
 from library.errors import InputError
@@ -16,20 +17,7 @@ from library.llm.prompts import load_prompt
 from library.pages.statements import others_statements
 from library.params import load_params
 from library.paths import BASE_DIR, prompt_path
-from stages import (
-    base,
-    clean,
-    dpo,
-    evaluate,
-    format,
-    others,
-    predict,
-    report,
-    review,
-    seeds,
-    sft,
-    zeroshot,
-)
+from stages import base, clean, evaluate, format, others
 
 
 @pytest.fixture
@@ -105,20 +93,7 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
         evaluate__rivals=["rival"],
         review__systems=["rival", "sft"],
     )
-    for stage in (
-        base,
-        clean,
-        format,
-        zeroshot,
-        sft,
-        predict,
-        others,
-        seeds,
-        dpo,
-        review,
-        evaluate,
-        report,
-    ):
+    for stage in JUDGED:
         stage.main()
     written = read_json(Path("data/predictions/others/systems.json"))
     assert written["systems"] == ["few_shot", "rival"]

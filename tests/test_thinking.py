@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_stages import JUDGED
 from conftest import edit_yaml
 from test_adapted_template import published, put_random_llama, tokenizer  # noqa: F401  # a fixture
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -15,19 +16,6 @@ from library.llm.adapted_template import adapt_template, example_messages
 from library.llm.chat_template import THINK_END, hash_ids, prompt_ids, render
 from library.llm.generation import generate_answers
 from library.llm.thinking import answer_after_thoughts
-from stages import (
-    base,
-    clean,
-    evaluate,
-    format,
-    others,
-    predict,
-    report,
-    review,
-    seeds,
-    sft,
-    zeroshot,
-)
 
 
 @pytest.fixture
@@ -119,19 +107,7 @@ def test_thoughts_that_end_leave_the_answer_its_whole_budget(thinking):
 def test_it_is_judged_beside_zero_shot_and_fine_tuned(project, tokenizer):  # noqa: F811
     put_random_llama(tokenizer, published("qwen3"))
     edit_yaml("params.yaml", evaluate__thinking_tokens=6, review__systems=["thinking", "sft"])
-    for stage in (
-        base,
-        clean,
-        format,
-        zeroshot,
-        sft,
-        predict,
-        others,
-        seeds,
-        review,
-        evaluate,
-        report,
-    ):
+    for stage in JUDGED:
         stage.main()
     path = Path("data/predictions/others/thinking.jsonl")
     rows, limit = list(read_jsonl(path)), read_json(Path("metrics/format.json"))
