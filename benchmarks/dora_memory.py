@@ -5,7 +5,7 @@ with them are.
 
 On a CPU, in bfloat16 under autocast and in float32: peaks of small Qwen2 models with LoRA and with
 DoRA. What DoRA adds is fitted, by least squares of the error's share of the whole, to bytes per
-token, per element of the widest input squared, and per element of the largest weight. 64 peaks: 3
+token, per element of the widest input squared, and per element of the largest weight. 96 peaks: 3
 minutes on a core. Writes benchmarks/dora_memory.json.
 """
 

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -121,6 +123,24 @@ def test_training_moves_the_policy_alone_and_prefers_right_answers(tuned):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(0.693147, abs=1e-4)
     assert losses[-1] < losses[0]
+
+
+def test_blanks_do_not_count_in_what_is_logged_of_rewards(tuned):
+    edit_yaml("params.yaml", dpo__learning_rate=1e-12)
+    trainer = make_trainer(choose_pairs(tuned)[:3])
+    with torch.no_grad():  # a policy that prefers every right answer by 2 nats
+        trainer.model.train()
+        inputs = trainer.data_collator(list(trainer.train_dataset))
+        assert inputs["completion_mask"].any(dim=1).tolist() == [True, True, True, False] * 2
+        trainer.compute_ref_log_probs(trainer.model, inputs)
+        real = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        trainer.precompute_ref_logps = True
+        logps = trainer.compute_ref_log_probs(trainer.model, inputs)
+        inputs["ref_chosen_logps"] = logps[0] - 2 * real
+        inputs["ref_rejected_logps"] = logps[1]
+        trainer.compute_loss(trainer.model, inputs)
+    assert trainer._metrics["train"]["rewards/accuracies"] == [pytest.approx(1)]
+    assert trainer._metrics["train"]["rewards/margins"] == [pytest.approx(0.1 * 2, rel=1e-4)]
 
 
 def test_a_pair_is_the_prompt_that_is_asked_with_both_answers_whole(tuned):
@@ -263,7 +283,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
     assert find_checkpoint(folder).name == "checkpoint-2"
     assert not DPO_ADAPTER_DIR.exists()
     dpo.main()
-    assert f"going on from {folder}/checkpoint-2" in caplog.text
+    assert f"resuming from {folder}/checkpoint-2" in caplog.text
     assert made() == whole
     assert Path("data/predictions/dpo/dpo.jsonl").read_bytes() == answers
 
@@ -311,8 +331,33 @@ def test_a_step_takes_what_was_predicted(tuned, tmp_path):
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(tuned, monkeypatch):
     monkeypatch.setattr(preferences, "load_model", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.0001")
-    with pytest.raises(InputError, match=r"^dpo: batch size 1 with pairs of rows of \d+ tokens needs "):
+    with pytest.raises(
+        InputError, match=r"^dpo: batch size 1 with pairs of rows of \d+ tokens needs "
+    ):
         dpo.main()
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "3")
     with pytest.raises(InputError, match=r"3 does not divide dpo\.effective_batch_size, 4"):
         dpo.main()
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_layers_give_what_one_gives(tuned):
+    dpo.main()
+    alone = load_file(DPO_ADAPTER_DIR / WEIGHTS)
+    two = f"{shlex.quote(sys.executable)} -m torch.distributed.run --standalone --nproc-per-node 2"
+    subprocess.run(
+        [sys.executable, "-m", "stages.dpo"],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "LAUNCHER": two,
+            "FSDP": "full_shard",
+        },
+        check=True,
+    )
+    before, other = (load_file(folder / WEIGHTS) for folder in (ADAPTER_DIR, DPO_ADAPTER_DIR))
+    for name, value in alone.items():
+        moved = (value - before[name]).norm()
+        assert moved > 0, name
+        assert (value - other[name]).norm() < 1e-3 * value.norm() + 0.1 * moved, name

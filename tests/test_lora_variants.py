@@ -118,13 +118,20 @@ def test_what_is_saved_and_merged_is_what_was_trained(formatted, tmp_path, name)
 
 
 @pytest.mark.slow
-def test_a_variant_goes_through_the_stages(formatted):
-    set_lora({"init_lora_weights": "pissa_niter_4"})
+@pytest.mark.parametrize(("name", "quantization"), [("pissa, rslora", "none"), ("dora", "nf4")])
+def test_a_variant_goes_through_the_stages(formatted, name, quantization):
+    set_lora(VARIANTS[name])
+    edit_yaml("models/local/model.yaml", quantization=quantization)
     sft.main()
     first = (ADAPTER_DIR / WEIGHTS).read_bytes()
-    assert not [*Path("checkpoints").glob("sft-*")]
     predict.main()
-    assert len(list(read_jsonl(Path("data/predictions/sft.jsonl")))) == 8
+    rows = list(read_jsonl(Path("data/formatted/test.jsonl")))
+    given = [row["likelihood"] for row in read_jsonl(Path("data/predictions/sft.jsonl"))]
+    losses = [-said["positive"]["question"]["sum"] for said in given]
+    tokens = [said["positive"]["question"]["tokens"] for said in given]
+    expected = score(load_model(BASE_DIR, quantization, ADAPTER_DIR), rows)
+    mean = sum(loss / count for loss, count in zip(losses, tokens, strict=True)) / len(rows)
+    assert mean == pytest.approx(expected, rel=1e-3)
     sft.main()
     assert (ADAPTER_DIR / WEIGHTS).read_bytes() == first
 

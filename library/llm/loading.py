@@ -126,8 +126,8 @@ def load_model(
     the environment asks for it, its layers are sharded; with `shard` off it waits for that on the
     CPU, since what adds an adapter must see the weights whole. With `dequantize` 4-bit weights are
     dequantized once, which takes the memory of whole ones: `plan_dequantizing` says whether there
-    is room. Raises InputError where files
-    changed, or where the adapter was trained on another base.
+    is room. Raises InputError where files changed, or where the adapter was trained on another
+    base.
     """
     check_artifacts(base_dir, adapter_dir)
     manifest = read_json(base_dir / "manifest.json")

@@ -76,8 +76,8 @@ class PreferenceProgress(Progress):
 class PreferenceTrainer(EachRowOnce, DPOTrainer):  # type: ignore[misc]  # TRL ships no types
     """A DPOTrainer that sees each pair once an epoch, and ends at a loss that is not finite.
 
-    The blanks that fill an epoch's last step are pairs of two empty answers: no gradient comes of
-    them, and in that step's logged means they count as undecided.
+    The blanks that fill an epoch's last step are pairs of two empty answers. No gradient comes of
+    them; in that step's logged loss they count as undecided.
     """
 
     stage = DPO
@@ -97,6 +97,20 @@ class PreferenceTrainer(EachRowOnce, DPOTrainer):  # type: ignore[misc]  # TRL s
     def count_tokens(self, row: Mapping[str, Any]) -> int:
         """Tokens of the prompt and the longer answer: a batch is padded to it."""
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        """TRL's, whose means of rewards are put right where they count blanks."""
+        found = super()._compute_loss(model, inputs, return_outputs)
+        real = inputs["completion_mask"].any(dim=1).float()
+        share = self.accelerator.gather(real).mean().item()
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in MEASURES[1:]:
+            value = metrics[name].pop()
+            if share:
+                metrics[name].append(value / share)
+            elif not metrics[name]:
+                del metrics[name]
+        return found
 
     def compute_proof_loss(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The loss of a batch, the reference's share included; nothing of it is logged."""
