@@ -95,7 +95,10 @@ def train_within_memory(
             if measured is not None and trainer is not None:
                 when = f"at step {trainer.state.global_step}"
             if rows == 1 or plan.processes > 1 or incidents:
-                said = f"{stage}: out of memory {when} with {unit} of {length} tokens"
+                said = (
+                    f"{stage}: out of memory {when} with batch size {rows} and {unit} of "
+                    f"{length} tokens"
+                )
                 raise InputError(_explain(said, plan)) from None
         # here, not above: the exception holds on to what was computed
         log.warning(
