@@ -629,7 +629,11 @@ def test_few_shot_is_a_doubt_where_fine_tuning_does_not_beat_it(verdict, claim):
     doubt = prompt_doubt(metrics, "rouge_l")
     assert (doubt and doubt.claim) == claim
     assert doubt is None or doubt.detail == ": ROUGE-L 0.500 against 0.520."
-    assert "not tried" in prompt_doubt({**metrics, "others": {}}, "rouge_l").detail
+    untried = {**metrics, "others": {}}
+    assert "not tried" in prompt_doubt(untried, "rouge_l").detail
+    assert prompt_doubt({**untried, "verdict": 0}, "rouge_l") is None
+    broken = prompt_doubt({**untried, "empty": {"zeroshot": 0.5, "sft": 0.0}}, "rouge_l")
+    assert broken.detail == ": 50% of the zero-shot answers are empty."
 
 
 def test_seeds_are_a_doubt_where_training_is_most_of_what_is_not_known():

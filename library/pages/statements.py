@@ -305,12 +305,16 @@ def rows_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
 
 
 def prompt_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
-    """Could asking otherwise do as much as fine-tuning? None where few-shot was beaten, and the
-    gain is not that answers end.
+    """Could asking otherwise do as much as fine-tuning? None where fine-tuning did not help, or
+    beats few-shot and nothing points at the prompt.
     """
-    ending = ending_statement(metrics, primary)
+    if metrics["verdict"] != 1:
+        return None
+    ending, broken = ending_statement(metrics, primary), _broken_answers(metrics, ZEROSHOT)
     if ending is not None:
         return Statement("A prompt for shorter answers", f": {_begin_small(ending.claim)}.")
+    if broken:
+        return Statement("Another prompt", f": {broken[0]}.")
     judged = metrics.get("others", {}).get(FEW_SHOT)
     if judged is None:
         return Statement(
@@ -395,6 +399,17 @@ def broken_answers_sentence(metrics: Mapping[str, Any]) -> str:
 
     Begins with a blank, as all that follows a verdict.
     """
+    found = {system: _broken_answers(metrics, system) for system in (ZEROSHOT, SFT)}
+    sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[SFT]])
+    if found[ZEROSHOT]:
+        sentences += (
+            " Against such answers a gain can come from how the model was asked: read them, and "
+            "try another prompt, before you trust it."
+        )
+    return sentences
+
+
+def _broken_answers(metrics: Mapping[str, Any], system: str) -> list[str]:
     words = {
         "empty": (MANY_EMPTY, "{:.0%} of the {} answers are empty"),
         "truncated": (MANY_TRUNCATED, "{:.0%} of the {} answers are cut off at max_new_tokens"),
@@ -403,21 +418,11 @@ def broken_answers_sentence(metrics: Mapping[str, Any]) -> str:
             "{:.0%} of the four-word sequences in the {} answers are repetitions",
         ),
     }
-    found = {
-        system: [
-            said.format(metrics[name][system], label)
-            for name, (least, said) in words.items()
-            if name in metrics and metrics[name][system] >= least
-        ]
-        for system, label in ((ZEROSHOT, "zero-shot"), (SFT, "fine-tuned"))
-    }
-    sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[SFT]])
-    if found[ZEROSHOT]:
-        sentences += (
-            " Against such answers a gain can come from how the model was asked: read them, and "
-            "try another prompt, before you trust it."
-        )
-    return sentences
+    return [
+        said.format(metrics[name][system], system_name(system))
+        for name, (least, said) in words.items()
+        if name in metrics and metrics[name][system] >= least
+    ]
 
 
 def wordless_sentence(metrics: Mapping[str, Any], primary: str) -> str:
