@@ -98,6 +98,13 @@ def test_of_many_dots_a_part_is_drawn_and_all_are_averaged(monkeypatch):
     ]
 
 
+def test_of_a_long_line_a_part_and_its_end_are_drawn(monkeypatch):
+    monkeypatch.setattr(charts, "MOST_DOTS", 3)
+    chart = plot_lines("Seen.", {"a": [(at, 1.0) for at in range(8)], "b": [(5, 2.0)]}, "x", "y")
+    assert [row[0] for row in chart.rows] == ["0", "3", "5", "6", "7"]
+    assert chart.note == "Drawn is one in 3 of 8."
+
+
 def test_the_library_is_inlined_once_and_is_the_same_each_time():
     page = make_page("name")
     assert page.count(charts.chart_library()) == 1

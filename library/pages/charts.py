@@ -198,8 +198,13 @@ def plot_lines(
     note: str = "",
 ) -> Chart:
     """Lines by name, each of points from left to right. `number` is the format of a y. With
-    `doubling` every x is a tick, on a logarithmic axis; with `zero` the y axis begins there.
+    `doubling` every x is a tick, on a logarithmic axis; with `zero` the y axis begins there. Of
+    more than MOST_DOTS points a part is drawn, and the note says so.
     """
+    most = max(map(len, lines.values()))
+    every = -(-most // MOST_DOTS)
+    note = _note_part(note, every, most)
+    lines = {name: [*line[:-1][::every], line[-1]] for name, line in lines.items()}
     names = list(lines)
     places = sorted({x for line in lines.values() for x, _ in line})
     percent = number.endswith("%")
@@ -261,8 +266,7 @@ def plot_dots(
     names, ordered = list(dots), {name: sorted(series) for name, series in dots.items()}
     most = max(map(len, dots.values()))
     every = -(-most // MOST_DOTS)
-    if every > 1:
-        note = f"{note} Drawn is one in {every} of {most:,}.".strip()
+    note = _note_part(note, every, most)
     encoding = {
         "x": _quantity("x", x_title, format=",d", grid=False, tickCount=6),
         "y": _quantity("y", y_title, tickCount=5),
@@ -509,6 +513,11 @@ def _list_marks(
         at = mark.at if isinstance(mark.at, str) else f"{mark.at:,.0f}"
         rows.append([at, mark.series, *mark.say(number)])
     return [titles[0], "series", titles[1], "interval"], rows
+
+
+def _note_part(note: str, every: int, most: int) -> str:
+    """The note, and that only one point in `every` is drawn."""
+    return f"{note} Drawn is one in {every} of {most:,}.".strip() if every > 1 else note
 
 
 def _round(value: float) -> float:
