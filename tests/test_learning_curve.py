@@ -209,7 +209,7 @@ def test_sizes_are_experiments_that_are_run_once_and_leave_the_workspace_as_it_w
 ):
     monkeypatch.setattr(sys, "argv", ["learning_curve"])
     Path("fail").touch()
-    with pytest.raises(InputError, match=r"^curve-25-\w+ failed; what it said stands above"):
+    with pytest.raises(InputError, match=r"^curve-25-\w+ failed, see above"):
         learning_curve.main()
     assert count_experiments() == 1
     assert run("git", "status", "--porcelain") == ""
@@ -240,7 +240,7 @@ def test_sizes_are_experiments_that_are_run_once_and_leave_the_workspace_as_it_w
     with pytest.raises(InputError, match=r"0\.5 and 0\.505 of 40 train groups are the same rows"):
         learning_curve.main()
     edit_yaml("params.yaml", sft__train_fraction=0.5)
-    with pytest.raises(InputError, match="no result of its own: run dvc repro first"):
+    with pytest.raises(InputError, match="the workspace has no result: run `dvc repro` first"):
         learning_curve.main()
     run("dvc", "repro", "--quiet")
     with pytest.raises(InputError, match=r"sft\.train_fraction: 0\.5; set it to 1\.0"):
