@@ -22,7 +22,6 @@ from library.entry import run_main
 from library.errors import InputError
 from library.llm.architectures import count_positions
 from library.llm.chat_template import find_markup, load_tokenizer
-from library.llm.determinism import compute_deterministically
 from library.llm.devices import pick_device
 from library.llm.generation import generate_answers
 from library.llm.loading import check_artifacts, load_merged, load_model
@@ -203,7 +202,6 @@ def main() -> None:
     options = parse_options()
     params = load_params()
     find_sharding()  # raises before anything is loaded
-    compute_deterministically()
     limit = options.max_new_tokens or params.format.max_new_tokens
     context = "" if options.context is None else read_context(options.context)
     adapter_dir = None if options.base else ADAPTER_DIR

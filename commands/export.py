@@ -26,7 +26,6 @@ from library.formatted import read_formatted
 from library.llm.answering import answer_rows
 from library.llm.batching import Batching
 from library.llm.chat_template import hash_ids, load_tokenizer, prompt_ids
-from library.llm.determinism import compute_deterministically
 from library.llm.devices import describe_computation, pick_device
 from library.llm.loading import check_artifacts, load_merged
 from library.llm.memory.planning import (
@@ -188,7 +187,6 @@ def main() -> None:
     """Merge, ask, compare, and keep the folder with its model card."""
     params = load_params()
     find_sharding()  # fail before the merge, which takes minutes
-    compute_deterministically()
     packing = read_packing()
     check_needed()
     template = load_asked_prompt(params.format.prompt)

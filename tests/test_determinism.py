@@ -16,6 +16,7 @@ from library.llm.determinism import (
     describe_determinism,
     wants_determinism,
 )
+from library.llm.devices import describe_device, pick_device
 from library.llm.memory.formula import (
     WORKSPACE_BYTES,
     Adapter,
@@ -24,6 +25,7 @@ from library.llm.memory.formula import (
     predict_training,
 )
 from library.llm.memory.planning import make_settings
+from library.llm.processes import processes
 from library.pages.statements import repeatable_sentence
 from library.params import load_model_file, load_params
 
@@ -36,6 +38,7 @@ ON_CARD = {"device": "NVIDIA H100"}
 @pytest.fixture
 def switches(monkeypatch):
     """PyTorch's switches and the environment, put back afterwards."""
+    processes()  # are of a CPU, whatever is pretended below
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
@@ -49,6 +52,14 @@ def test_on_a_cpu_nothing_is_switched_and_nothing_is_recorded(switches):
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert describe_determinism(torch.device("cpu")) == {}
+
+
+def test_whoever_asks_for_the_device_has_it_on(switches):
+    switches.setattr(torch.cuda, "is_available", lambda: True)
+    switches.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert pick_device() == torch.device("cuda", 0)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert describe_device().endswith(", deterministic")
 
 
 def test_on_cuda_it_is_on_unless_it_is_turned_off(switches):

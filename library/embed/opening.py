@@ -6,7 +6,6 @@ from typing import Any
 from library.embed.encoder import find_folder, load_encoder
 from library.embed.memory import SHORTEST, plan_encoding
 from library.embedding_models import AnyEmbeddingModel, HubEmbeddingModel
-from library.llm.determinism import compute_deterministically
 
 
 def open_encoder(model: AnyEmbeddingModel) -> tuple[Any, Path]:
@@ -14,7 +13,6 @@ def open_encoder(model: AnyEmbeddingModel) -> tuple[Any, Path]:
 
     Raises InputError where it is predicted not to fit, before any of it is downloaded.
     """
-    compute_deterministically()
     if isinstance(model, HubEmbeddingModel):
         plan_encoding(model, None, min(SHORTEST, model.max_length))
     folder = find_folder(model)

@@ -1,4 +1,4 @@
-"""Whether CUDA computes the same bytes twice: decided here, once, for every stage.
+"""Whether CUDA computes the same bytes twice: decided here for all, as `pick_device` is asked.
 
 `DETERMINISTIC=0` in the environment turns it off for speed. It is no parameter: like all hardware
 it must not enter params.yaml or dvc.lock. On a CPU nothing is changed: two runs are equal anyway.
@@ -62,7 +62,9 @@ def cublas_workspace() -> int:
 
 
 def compute_deterministically() -> None:
-    """Have CUDA compute the same bytes twice, unless DETERMINISTIC says no; before CUDA starts.
+    """Have CUDA compute the same bytes twice, unless DETERMINISTIC says no.
+
+    Before the first product: PyTorch looks at cuBLAS's workspace once.
 
     Raises InputError where CUBLAS_WORKSPACE_CONFIG in the environment forbids it.
     """

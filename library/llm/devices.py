@@ -9,13 +9,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from library.llm.determinism import describe_determinism
+from library.llm.determinism import compute_deterministically, describe_determinism
 from library.llm.processes import processes
 from library.records import Computation
 
 
 def pick_device() -> torch.device:
-    """The CUDA device of the process that asks, or the CPU where there is none."""
+    """The CUDA device of the process that asks, or the CPU where there is none.
+
+    Everything that computes asks here first, and CUDA computes the same bytes twice from then on.
+    """
+    compute_deterministically()
     return (
         torch.device("cuda", processes().local_process_index)
         if torch.cuda.is_available()

@@ -13,7 +13,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from library.errors import InputError
-from library.llm.determinism import compute_deterministically
 
 # for a process that has more to do; PyTorch's ten minutes are less than a batch can take
 PATIENCE = timedelta(hours=2)
@@ -21,7 +20,7 @@ PATIENCE = timedelta(hours=2)
 
 def start_processes() -> PartialState:
     """Hand over to LAUNCHER where there is one, such as `torchrun --nproc-per-node 4`; in its
-    processes, join the others, and compute the same bytes twice.
+    processes, join the others.
 
     Only the main process says more than warnings.
     """
@@ -40,7 +39,6 @@ def start_processes() -> PartialState:
             )
         os.environ["LAUNCHER"] = ""
         os.execv(program, [program, *launcher[1:], "-m", specification.name])
-    compute_deterministically()
     state = processes()
     if not state.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
