@@ -29,7 +29,7 @@ POLICIES = {"as set here": None, "as OpenMP has it": "undefined"}  # no policy: 
 
 @contextmanager
 def spinning(core: int) -> Iterator[None]:
-    """A process beside it that does nothing but keep a core busy."""
+    """Run a process that keeps one core busy."""
     command = ["taskset", "-c", str(core), sys.executable, "-c", "while True: pass"]
     with subprocess.Popen(command) as process:
         try:
@@ -39,7 +39,7 @@ def spinning(core: int) -> Iterator[None]:
 
 
 def seconds(folder: Path, stage: str, policy: str | None) -> float:
-    """How long a stage takes, its start included."""
+    """The time a stage takes, its start included."""
     environment = {**os.environ, **({} if policy is None else {"OMP_WAIT_POLICY": policy})}
     start = time.perf_counter()
     subprocess.run(
@@ -54,7 +54,7 @@ def seconds(folder: Path, stage: str, policy: str | None) -> float:
 
 
 def main() -> None:
-    """Time both stages both ways, and record it."""
+    """Time both stages in both ways and record it."""
     argparse.ArgumentParser(
         prog="python -m benchmarks.busy_machine", description=__doc__.partition("\n")[0]
     ).parse_args()

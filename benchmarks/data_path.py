@@ -1,11 +1,12 @@
-"""How fast `profile` and `clean` go through rows of the reference shape, and how much memory they
-take, as rows grow in number.
+"""Measure how fast `profile` and `clean` are, and how much memory they take, with more and more
+rows.
 
     python -m benchmarks.data_path 500 5000 50000
 
-Builds the rows from the sample's generator, runs each stage as its own process tree in a folder of
-its own, and beside them, in the same run, `ftfy.fix_text` on whole documents. Writes
-benchmarks/data_path.json.
+Builds rows of the reference shape with the sample's generator, runs each stage as its own process
+tree in its own folder, and in the same run `ftfy.fix_text` on whole documents for comparison.
+
+Writes benchmarks/data_path.json.
 """
 
 import argparse
@@ -33,9 +34,7 @@ FTFY_BYTES = 10_000_000  # of whole documents: enough for a steady figure
 
 
 def build_rows(path: Path, count: int) -> list[str]:
-    """Write `count` rows as JSON Lines, sample after sample; return descriptions of `FTFY_BYTES` or
-    a little more.
-    """
+    """Write `count` rows as JSON Lines; return about `FTFY_BYTES` of descriptions."""
     documents: list[str] = []
     written, seed, characters = 0, 0, 0
     with path.open("w", encoding="utf-8") as file:
@@ -51,12 +50,11 @@ def build_rows(path: Path, count: int) -> list[str]:
 
 
 def run_stage(stage: str, folder: Path, size: int) -> dict[str, float]:
-    """Run a stage on a file of `size` bytes: seconds, MB/s and peak memory in MB of its processes
-    together.
+    """Run a stage on a file of `size` bytes: seconds, MB/s and peak memory in MB of all its
+    processes.
 
-    `peak_mb` counts what is resident, shared pages once (PSS), pages of files mapped into memory
-    included: the system takes those back when it needs them. `peak_own_mb` leaves them out. Linux
-    only.
+    `peak_mb` counts resident memory, shared pages once (PSS), with pages of memory-mapped files,
+    which the system takes back when it needs them. `peak_own_mb` leaves those out. Linux only.
     """
     began = time.monotonic()
     process = psutil.Popen(
@@ -88,7 +86,7 @@ def run_stage(stage: str, folder: Path, size: int) -> dict[str, float]:
 
 
 def measure(count: int) -> dict[str, Any]:
-    """One size: the file's bytes, and per stage seconds, MB/s and peak memory in MB."""
+    """One size: the file's bytes, and for each stage seconds, MB/s and peak memory in MB."""
     with tempfile.TemporaryDirectory(prefix="data-path-") as name:
         folder = Path(name)
         for part in ("library", "standin", "stages", "prompts", "models"):
@@ -117,7 +115,7 @@ def measure(count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure the sizes that the command line names."""
+    """Measure the sizes given on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.data_path", description="Speed and memory of profile and clean."
     )

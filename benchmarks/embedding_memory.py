@@ -57,7 +57,7 @@ CHECKED: list[tuple[str, int, int, int, int, int, int, float, str]] = [
 def make_config(
     kind: str, hidden: int, intermediate: int, layers: int, heads: int, dropped: float = 0.0
 ) -> PreTrainedConfig:
-    """A small vocabulary; scores dropped at random or not."""
+    """A config with a small vocabulary, with or without attention dropout."""
     own = (
         {"num_key_value_heads": heads, "attention_dropout": dropped}
         if kind == "mistral"
@@ -77,7 +77,7 @@ def make_config(
 def measure(
     config: PreTrainedConfig, texts: int, length: int, dtype: torch.dtype, how: str
 ) -> tuple[int, int]:
-    """Most bytes in tensors during a step, and those of the model and its gradients before it."""
+    """The most bytes in tensors during a step, and the bytes of model and gradients before it."""
     torch.manual_seed(0)
     model = AutoModel.from_config(config, attn_implementation="sdpa").train(how != "encoding")
     model.config.use_cache = False
@@ -129,7 +129,7 @@ def fit(kind: str, dtype: torch.dtype) -> dict[str, float]:
 
 
 def check(shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """Predicted and measured bytes of one step; Adam's moments are in neither."""
+    """Predicted and measured bytes of one step, without Adam's moments."""
     kind, hidden, intermediate, layers, heads, texts, length, dropped, how = shape
     config = make_config(kind, hidden, intermediate, layers, heads, dropped)
     sizes = measure_encoder(config, LORA if how == "lora" else None)

@@ -152,14 +152,12 @@ def make_config(model: str) -> PreTrainedConfig:
 
 @functools.cache
 def sizes_of(model: str, adapter: Adapter) -> Sizes:
-    """As library.llm.memory counts them."""
+    """The sizes that library.llm.memory counts."""
     return measure_sizes(make_config(model), adapter)
 
 
 def predict(case: Case, device_type: str = "cuda") -> MemoryEstimate | None:
-    """What library.llm.memory says, in bytes; nothing of the original recipe, which it does not
-    know.
-    """
+    """The prediction of library.llm.memory, in bytes; none for the original recipe."""
     if case.what == "original":
         return None
     adapter = Adapter(r=16, target_modules="all-linear")
@@ -183,7 +181,7 @@ def predict(case: Case, device_type: str = "cuda") -> MemoryEstimate | None:
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether a card computes no bfloat16 of its own: below compute capability 8.0."""
+    """Whether a GPU has no bfloat16 of its own: compute capability below 8.0."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
@@ -521,7 +519,7 @@ def held_bytes(model: torch.nn.Module) -> int:
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
-    """One record: the case, the machine, what was predicted, and what came of it."""
+    """One record: the case, the machine, the prediction, and the measurement."""
     cuda, dtype = device.type == "cuda", pick_dtype(device)
     record: dict[str, Any] = {
         **dataclasses.asdict(case),
@@ -576,7 +574,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """The card, its driver, and the versions of what runs on it."""
+    """The GPU, its driver, and the versions of the packages."""
     names = ("torch", "transformers", "peft", "bitsandbytes", "trl")
     machine: dict[str, Any] = {
         "device": "CPU",
@@ -791,7 +789,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def show(record: Mapping[str, Any], name: str) -> str:
-    """A number of a record, or that there is none."""
+    """A number of a record, or "not measured"."""
     return f"{record[name]:,.0f}" if name in record else NOT_MEASURED
 
 

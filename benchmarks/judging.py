@@ -25,7 +25,7 @@ ROWS = 5000  # for each of two systems
 
 
 def rename(record: Mapping[str, Any], copy: int) -> dict[str, Any]:
-    """A record under another id, its group and its pair likewise, its texts a little different."""
+    """A record with another id, group and pair, and slightly different texts."""
     changed = dict(record)
     for name in ("id", "group", "pair"):
         if record.get(name) is not None:

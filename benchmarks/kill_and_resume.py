@@ -1,12 +1,12 @@
-"""Kill `sft` and `predict` at random moments, ten times each, and see whether they end in what an
-undisturbed run gives.
+"""Kill `sft` and `predict` at random moments, ten times each; do they end like an undisturbed run?
 
     python -m benchmarks.kill_and_resume [KILLS]
 
-After `dvc repro`, in a folder of its own, with the default data and model, one epoch and a
-checkpoint every ten steps: first an undisturbed run, then one that is killed (SIGKILL) after a
-random while and started again, anywhere from its first import to its last write. Writes
-benchmarks/kill_and_resume.json.
+After `dvc repro`, in its own folder, with the default data and model, one epoch and a checkpoint
+every ten steps: first an undisturbed run, then one that is killed (SIGKILL) after a random time and
+started again, anywhere from its first import to its last write.
+
+Writes benchmarks/kill_and_resume.json.
 """
 
 import argparse
@@ -37,7 +37,7 @@ OUTPUTS = {
 
 
 def start(stage: str, folder: Path) -> subprocess.Popen[str]:
-    """A stage as a process of its own; what it says goes to a file."""
+    """Start a stage as its own process, with its output in a file."""
     with (folder / "log.txt").open("a") as file:
         return subprocess.Popen(
             [sys.executable, "-m", f"stages.{stage}"],
@@ -49,8 +49,8 @@ def start(stage: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Run a stage to its end through `kills` kills: when they came, how long it all took, and
-    whether the outputs are the same.
+    """Run a stage to its end through `kills` kills: their times, the whole time, and equality of
+    outputs.
     """
     for path in OUTPUTS[stage]:
         (folder / path).unlink(missing_ok=True)
@@ -92,7 +92,9 @@ def torment(stage: str, folder: Path, kills: int, draw: random.Random) -> dict[s
 
 
 def prepare(folder: Path) -> None:
-    """The default run's files in a folder, with one epoch and a checkpoint every ten steps."""
+    """Copy the default run's files into a folder, with one epoch and a checkpoint every ten
+    steps.
+    """
     for part in (
         "library",
         "standin",

@@ -58,7 +58,7 @@ def load() -> Any:
 
 
 def train_original(rows: Sequence[Row]) -> float:
-    """Seconds of one epoch by the original recipe."""
+    """Seconds of one epoch with the original recipe."""
     model = get_peft_model(
         load(),
         LoraConfig(
@@ -98,7 +98,7 @@ def train_original(rows: Sequence[Row]) -> float:
 
 
 def train_trl(rows: Sequence[Row]) -> float:
-    """Seconds of one epoch by a script that takes TRL's defaults."""
+    """Seconds of one epoch with TRL's defaults."""
     with tempfile.TemporaryDirectory() as folder:
         args = SFTConfig(
             output_dir=folder,
@@ -121,7 +121,7 @@ def train_trl(rows: Sequence[Row]) -> float:
 
 
 def train_ours(rows: Sequence[Row]) -> float:
-    """Seconds of one epoch by `sft`, with one validation row."""
+    """Seconds of one epoch with `sft`, with one validation row."""
     with tempfile.TemporaryDirectory() as folder:
         sft = PARAMS.sft.model_copy(update={"num_train_epochs": 1.0})
         per_device = sft.effective_batch_size if pick_device().type == "cpu" else 1
@@ -167,7 +167,7 @@ def score_one_by_one(model: Any, pairs: Sequence[tuple[list[int], list[int]]]) -
 
 
 def fastest(run: Callable[[], Any]) -> tuple[float, Any]:
-    """The lesser of two runs' seconds, and what the last one gave."""
+    """The shorter of two runs' times, and the last one's result."""
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

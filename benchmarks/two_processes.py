@@ -1,10 +1,11 @@
-"""Whether two processes give the metrics that one gives, and whether a row is lost or doubled.
+"""Do two processes give the metrics of one, without a lost or doubled row?
 
     python -m benchmarks.two_processes
 
-After `dvc repro`, in a folder of its own, with the default data and model and one epoch: sft,
-predict and evaluate in one process, then in two (`LAUNCHER="torchrun --nproc-per-node 2"`). Writes
-benchmarks/two_processes.json.
+After `dvc repro`, in its own folder, with the default data and model and one epoch: sft, predict
+and evaluate in one process, then in two (`LAUNCHER="torchrun --nproc-per-node 2"`).
+
+Writes benchmarks/two_processes.json.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def main() -> None:
-    """Run both and record how far they are apart."""
+    """Run both and record how far apart they are."""
     argparse.ArgumentParser(
         prog="python -m benchmarks.two_processes", description=__doc__.partition("\n")[0]
     ).parse_args()

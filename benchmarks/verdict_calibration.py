@@ -1,13 +1,13 @@
-"""Does the verdict keep what it promises? Studies of the reference shape are drawn, with and
-without an effect, and judged.
+"""Does the verdict keep its promise? Simulated studies with and without an effect are judged.
 
     python -m benchmarks.verdict_calibration 4000 --rows 100 30
 
 A study of 100 rows has about 67 groups. A row's difference between the two systems is the true
-effect, plus what its group has in common, plus its own, with half of the variance each: `normal`,
-or `skewed` with many small losses and few large gains, or `binary`, right or wrong, where what a
-group has in common makes its rows hard or easy for both systems alike. Writes
-benchmarks/verdict_calibration.json.
+effect, plus a part that its group shares, plus its own part, with half of the variance each:
+`normal`; `skewed`, with many small losses and few large gains; or `binary`, right or wrong, where
+the group's part makes its rows hard or easy for both systems.
+
+Writes benchmarks/verdict_calibration.json.
 """
 
 import argparse
@@ -68,9 +68,7 @@ def judge(kind: str, effect: float, rows: int, studies: int, seed: int) -> list[
 
 
 def calibrate(kind: str, number: int, rows: int, studies: int) -> dict[str, float]:
-    """How often which verdict was reached on studies of so many rows, and how often the interval
-    held the truth.
-    """
+    """How often each verdict was reached, and how often the interval contained the truth."""
     without = judge(kind, 0.0, rows, studies, number)
     found = [
         comparison.detectable for comparison in without if math.isfinite(comparison.detectable)

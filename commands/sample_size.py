@@ -1,8 +1,8 @@
 """How many test rows or votes would show a difference? python -m commands.sample_size 0.02
 
-Reads what the last run scored, and says how many groups of test rows like its own a true difference
-takes to be found with a chance of 80%, and how many rows in all that is at this split. The same of
-people's votes: how many pairs show that a system's answers are preferred.
+Reads the scores of the last run. Prints how many groups of test rows like these are needed to find
+a true difference with a probability of 80%, and how many rows in all that is with this split. The
+same for votes: how many pairs show that people prefer one system.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What stages, commands and the stand-in's making share. It imports none of them.
+"""What stages, commands and the stand-in share. It imports none of them.
 
-Modules at this level (files, params, paths, the way a program starts, …) compute no result: no
-stage of dvc.yaml depends on them. What computes lies in a wing, and stages depend on it file by
-file.
+Modules directly here (files, params, paths, how a program starts, …) compute no result, so no stage
+of dvc.yaml depends on them. Code that computes is in the packages below, and stages depend on it
+file by file.
 """
 
 import os

@@ -11,7 +11,7 @@ from library.paths import EMBEDDING_MODELS_DIR
 
 
 class EncoderConfig(Section):
-    """What an embedding model's memory follows from, as its config.json says it."""
+    """The values of an embedding model's config.json that its memory depends on."""
 
     model_type: Name
     """The architecture, as transformers names it."""
@@ -32,7 +32,7 @@ class EncoderConfig(Section):
 
 
 class EmbeddingModel(Section):
-    """What the file of every embedding model says."""
+    """The values in the file of every embedding model."""
 
     dtype: Literal["float32", "bfloat16"]
     """What its weights are loaded in on CUDA; on a CPU it is float32. Training all weights takes
@@ -60,7 +60,7 @@ class EmbeddingModel(Section):
 
 
 class HubEmbeddingModel(EmbeddingModel):
-    """A model of a hub, pinned to a commit."""
+    """A model on the Hub, pinned to a commit."""
 
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     """OWNER/NAME on the hub."""
@@ -73,7 +73,7 @@ class HubEmbeddingModel(EmbeddingModel):
 
 
 class PackagedEmbeddingModel(EmbeddingModel):
-    """A model whose files come in a Python package: nothing is downloaded."""
+    """A model whose files come in a Python package, without a download."""
 
     package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
     """The package on PyPI."""
@@ -82,7 +82,7 @@ class PackagedEmbeddingModel(EmbeddingModel):
 
 
 class LocalEmbeddingModel(EmbeddingModel):
-    """A folder of one's own."""
+    """A model in a folder of your own."""
 
     path: str
     """The folder, absolute or seen from the project's."""
@@ -94,24 +94,21 @@ AnyEmbeddingModel = HubEmbeddingModel | PackagedEmbeddingModel | LocalEmbeddingM
 
 
 def trains_whole(model: EmbeddingModel) -> bool:
-    """Whether all weights can be trained: AdamW's small steps are lost in 16 bits, and 4 take
-    none.
+    """Whether all weights can be trained: AdamW's small steps are lost in 16 bits, and impossible
+    in 4.
     """
     return model.quantization == "none" and model.dtype == "float32"
 
 
 def list_embedding_models(models_dir: Path = EMBEDDING_MODELS_DIR) -> list[str]:
-    """The names of all files of embedding models."""
+    """The names of all embedding models."""
     return sorted(path.stem for path in models_dir.glob("*.yaml"))
 
 
 def load_embedding_model_file(
     name: str, models_dir: Path = EMBEDDING_MODELS_DIR
 ) -> AnyEmbeddingModel:
-    """Read models/embedding/NAME.yaml.
-
-    Raises InputError where there is none, or it holds what it can't.
-    """
+    """Read models/embedding/NAME.yaml. Raises InputError if it is missing or invalid."""
     path = models_dir / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(list_embedding_models(models_dir))
@@ -120,10 +117,10 @@ def load_embedding_model_file(
 
 
 def parse_embedding_model(values: dict[str, Any], path: Path) -> AnyEmbeddingModel:
-    """The values of the file `path` as a model: of a hub where it has an `id`, of a package where
-    it names one, else a folder.
+    """Validate the values of the file `path`: a Hub model if it has `id`, a package if it has
+    `package`.
 
-    Raises InputError where they are none.
+    Otherwise it is a folder. Raises InputError if the values are invalid.
     """
     kinds: dict[str, type[AnyEmbeddingModel]] = {
         "id": HubEmbeddingModel,

@@ -1,6 +1,4 @@
-"""How a stage or a command starts, and how it fails when what the user gave, or the disk, is not
-usable.
-"""
+"""How a stage or command starts, and how it ends if the user's input or the disk is not usable."""
 
 import logging
 import os
@@ -103,15 +101,16 @@ def _stage_inputs() -> "StageInputs | None":
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and those that it followed."""
+    """Yield an exception and those that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def fail(message: str) -> None:
-    """End with a message and exit status 1; torchrun, which has the last word of many processes, is
-    told to repeat it.
+    """Exit with a message and status 1.
+
+    torchrun has the last word of several processes, so it is told to repeat the message.
     """
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler

@@ -1,4 +1,4 @@
-"""Files in and out: JSON and JSON Lines, every write atomic."""
+"""Read and write JSON and JSON Lines; every write is atomic."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ RECHECKED_BYTES = 64 * 2**20  # up to here a file is read each time
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file that appears under its name when it is complete, and not before."""
+    """Open a UTF-8 text file that appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
@@ -52,12 +52,12 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def to_line(record: Mapping[str, Any]) -> str:
-    """A record as a line of JSON, its end included."""
+    """A record as one line of JSON, with its line end."""
     return json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """What a file that `write_json` wrote holds. Raises InputError where it is not JSON."""
+    """Read a file that `write_json` wrote. Raises InputError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or not JSON
@@ -83,28 +83,28 @@ def hash_file(path: Path) -> str:
 
 
 def hash_base(manifest: Mapping[str, Any]) -> str:
-    """What tells a base model from another, wherever its files lie: SHA-256 of their names and
-    hashes, as a manifest lists them.
+    """A hash that identifies a base model wherever its files are: SHA-256 of the manifest's file
+    hashes.
     """
     return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
 
 
 def hash_adapter(adapter_dir: Path) -> str:
-    """What tells an adapter from another: SHA-256 of its configuration's and weights' hashes."""
+    """A hash that identifies an adapter: SHA-256 of the hashes of its configuration and weights."""
     hashes = [hash_file(adapter_dir / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def look_at(path: Path) -> list[int]:
-    """What differs once a file was written to or replaced, asked without reading it."""
+    """What changes when a file is written or replaced, without reading its content."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def hash_once(path: Path) -> str:
-    """SHA-256 in hexadecimal digits; a large file is not read again while `look_at` says the same.
+    """SHA-256 in hexadecimal digits; a large file is read again only if `look_at` differs.
 
-    What is known is kept in HASHES_PATH.
+    Known hashes are kept in HASHES_PATH.
     """
     look = look_at(path)
     if look[0] <= RECHECKED_BYTES:

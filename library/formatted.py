@@ -1,4 +1,4 @@
-"""The formatted rows, as every stage after `format` reads them."""
+"""Read the formatted rows, for every stage after `format`."""
 
 from typing import cast
 
@@ -9,8 +9,9 @@ from library.records import FormattedRow
 
 
 def read_formatted(name: str) -> list[FormattedRow]:
-    """Formatted rows: of a split, or `train_sample`. Raises InputError where there is none, or one
-    stands there twice.
+    """The formatted rows of a split, or of `train_sample`.
+
+    Raises InputError if there is none, or if an id occurs twice.
     """
     path = formatted_path(name)
     rows = [cast(FormattedRow, row) for row in read_jsonl(path)]

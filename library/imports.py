@@ -1,10 +1,10 @@
-"""Which of the project's modules a module imports, and which of these compute.
+"""Which of the project's modules a module imports, and which of these compute results.
 
-A stage runs again where a module that computes has changed, so those are its deps in dvc.yaml, and
-its resume key hashes them. What lies in a wing (library/corpus/…, library/llm/…) or in `standin`
-computes, and so does the stage itself. Modules directly in `library` do not: file I/O, parameter
-models (parameters are tracked by their values), paths, types, the way a program starts. An edit
-there leaves every result as it is, or makes the stage fail.
+A stage runs again if code that computes its output has changed, so those modules are its deps in
+dvc.yaml and part of its resume key. The modules in packages of `library` and in `standin` compute,
+and so does the stage itself. Modules directly in `library` do not: file I/O, parameter models
+(parameters are tracked by their values), paths, types. An edit there leaves every result as it is,
+or makes the stage fail.
 """
 
 import ast
@@ -17,8 +17,8 @@ PACKAGES = ("stages", "commands", "library", "standin")
 def imported_modules(entry: Path, root: Path = ROOT) -> set[Path]:
     """The project's modules that a module imports at any depth, itself included.
 
-    Paths are relative to `root`. Imports within functions count; those of packages' `__init__`,
-    which hold no more than a docstring and settings of libraries, do not.
+    Paths are relative to `root`. Imports within functions count. Those of a package's `__init__` do
+    not, since it has only a docstring and settings of libraries.
     """
     found: set[Path] = set()
     waiting = [entry]
@@ -46,10 +46,10 @@ def _file(name: str, root: Path) -> Path | None:
 
 
 def computes(path: Path) -> bool:
-    """Whether results follow from a module: all do but those directly in `library`."""
+    """Whether results depend on a module: on all except those directly in `library`."""
     return path.parent != Path("library")
 
 
 def computing_modules(stage: str, root: Path = ROOT) -> list[Path]:
-    """The modules that a stage's outputs follow from, in order."""
+    """The modules that a stage's outputs depend on, sorted."""
     return sorted(filter(computes, imported_modules(Path("stages") / f"{stage}.py", root)))

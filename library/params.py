@@ -1,7 +1,7 @@
 """params.yaml and models/*/model.yaml as typed, validated objects.
 
-YAML is read by 1.2 rules (ruamel), under which `1e-4` is a number. No parameter has a default here:
-the files say every value.
+YAML is read by the rules of version 1.2 (ruamel), in which `1e-4` is a number. No parameter has a
+default here: the files set every value.
 """
 
 import re
@@ -35,7 +35,7 @@ MODEL_DEFAULTS = (("sft", "learning_rate"), ("format", "max_length"), ("format",
 
 
 class Section(BaseModel):
-    """A part of a file in which every name is known, and every value of its type."""
+    """A part of a file in which every key must be known and every value have its type."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -53,14 +53,14 @@ class Columns(Section):
     """The user's names for a row's fields."""
 
     anchor: str | None
-    """The column of the context that the answer is in; null where the data has none. A dotted path
-    reaches into nested columns, as answers.text; so in all of these."""
+    """The column of the context that holds the answer; null if there is none. A dotted path reaches
+    into nested columns, such as answers.text; the same holds for the other columns."""
     query: str
     """The column of the question."""
     positive: str
     """The column of the right answer."""
     negative: str | None
-    """The column of a wrong answer; null where the data has none."""
+    """The column of a wrong answer; null if there is none."""
 
     @model_validator(mode="after")
     def _differ(self) -> "Columns":
@@ -80,16 +80,16 @@ class DataParams(Section):
     path: str
     """The file of raw rows: .json, .jsonl, .csv, .tsv or .parquet, each also as .gz."""
     encoding: Literal["utf-8", "windows-1252"]
-    """That of the file, if it is text."""
+    """The file's text encoding."""
     columns: Columns
-    """The file's own names for the four fields."""
+    """The file's names for the four fields."""
 
 
 class SampleParams(Section):
-    """`sample`: the embedded default data."""
+    """`sample`: the generated rows of the default run."""
 
     seed: Seed
-    """Which inventions are drawn for the embedded default data."""
+    """Which inventions are generated."""
 
 
 class Rules(Section):
@@ -98,7 +98,7 @@ class Rules(Section):
     escaped_unicode: bool
     r"""A literal \u2122 becomes its character."""
     mojibake: bool
-    """UTF-8 that was read as Windows-1252 is read again."""
+    """UTF-8 that was read as Windows-1252 is repaired."""
     html_entities: bool
     """&amp; becomes &."""
     unicode_nfc: bool
@@ -129,12 +129,12 @@ class CleanParams(Section):
     max_rejected_share: Share
     """The share of rows that may be unusable before a stage stops."""
     nothing: list[str]
-    """Texts that stand for nothing: a row whose question, answer or context is one is rejected, a
-    wrong answer that is one does not count."""
+    """Texts that count as empty: such a question, answer or context rejects the row, such a wrong
+    answer is ignored."""
     on_contradiction: Literal["keep", "drop"]
-    """Whether rows that state the opposite of another are kept, and flagged, or dropped."""
+    """Whether rows that contradict another are kept and flagged, or dropped."""
     rules: Rules
-    """Which rules of cleaning are on."""
+    """Which cleaning rules are on."""
 
 
 class Shares(Section):
@@ -143,9 +143,9 @@ class Shares(Section):
     train: Annotated[float, Field(gt=0, lt=1)]
     """The share of rows to train on."""
     validation: Annotated[float, Field(gt=0, lt=1)]
-    """The share that chooses the adapter and stops training."""
+    """The share that selects the checkpoint and stops training."""
     test: Annotated[float, Field(gt=0, lt=1)]
-    """The share that is judged, and used for nothing else."""
+    """The held-out share, used only for the verdict."""
 
     @model_validator(mode="after")
     def _sum_to_one(self) -> "Shares":
@@ -161,13 +161,13 @@ class SplitParams(Section):
     seed: Seed
     """Which groups go to which split."""
     shares: Shares
-    """The wanted sizes of the splits; whole groups are drawn, and come near them by chance."""
+    """The wanted sizes of the splits; whole groups are drawn, so they are only approached."""
     same_answer_words: Count
-    """Rows with the same right answer are one group where it has so many words or more."""
+    """Rows with the same right answer are one group if it has at least so many words."""
     near_duplicate_contexts: bool
-    """Whether rows whose contexts are nearly the same are one group."""
+    """Whether rows with nearly the same context are one group."""
     on_missed_shares: Literal["stop", "continue"]
-    """What happens where a split misses its share by more than a quarter, or test is too small."""
+    """What happens if a split misses its share by more than a quarter, or test is too small."""
 
 
 class FormatParams(Section):
@@ -178,21 +178,21 @@ class FormatParams(Section):
     max_length: Annotated[int, Field(ge=16)]
     """Tokens of prompt and answer together."""
     max_new_tokens: Count
-    """Tokens of these that are kept free for the answer."""
+    """Tokens of these that are reserved for the answer."""
     passage_characters: Annotated[int, Field(ge=50)]
-    """The longest passage that a context is cut into."""
+    """The longest passage, in characters, that a context is cut into."""
     retriever: Literal["bm25", "embedding", "tuned"]
-    """What ranks a context's passages for a question: BM25, `embed.model` as it is, or what
-    `make embed` made of it. A file in retrievers/ says which that is."""
+    """What ranks a context's passages for a question: BM25, `embed.model` untuned, or tuned by
+    `make embed`. A file in retrievers/ says which model that is."""
     train_sample: Count
-    """How many train rows the models are asked, too."""
+    """How many train rows the models answer, too."""
 
     @model_validator(mode="after")
     def _leaves_room(self) -> "FormatParams":
         if self.max_new_tokens >= self.max_length:
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) must be below max_length "
-                f"({self.max_length}); where one is null here, models/NAME/model.yaml says it"
+                f"({self.max_length}); models/NAME/model.yaml sets those that are null here"
             )
         return self
 
@@ -203,9 +203,9 @@ class LoraParams(Section):
     r: Count
     """The adapter's rank."""
     lora_alpha: Count
-    """The adapter's scale, times its rank."""
+    """The adapter's scale, multiplied by its rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
-    """The share of the adapter's inputs that is dropped in training."""
+    """The dropout of the adapter's inputs in training."""
     target_modules: Annotated[list[Name], Field(min_length=1)] | Literal["all-linear"]
     """The linear layers that get an adapter, by name."""
 
@@ -267,30 +267,30 @@ class SftParams(Section):
     """`sft`, under the names of transformers' TrainingArguments."""
 
     seed: Seed
-    """The adapter's first weights and the order of the rows."""
+    """The seed of the adapter's initial weights and of the order of rows."""
     seeds: list[Seed]
     """Seeds to train and answer with, too, so that the verdict covers training; `seed` counts once
     whether it is among them or not."""
     train_fraction: Annotated[float, Field(gt=0, le=1)]
-    """The share of the train groups that is trained on; a smaller share lies within a larger."""
+    """The share of the train groups that is trained on; smaller shares are inside larger ones."""
     num_train_epochs: Annotated[float, Field(gt=0)]
     """How often every train row is seen."""
     effective_batch_size: Count
-    """Rows per optimizer step, however many the device takes at a time."""
+    """Rows per optimizer step, whatever batch size fits the device."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """The largest learning rate."""
+    """The highest learning rate."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    """How it falls from there."""
+    """How the learning rate falls from there."""
     warmup_steps: Annotated[float, Field(ge=0)]
-    """Steps in which it rises; below 1 a share of all steps."""
+    """Steps in which the learning rate rises; below 1, a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """AdamW's."""
+    """AdamW's weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)]
-    """Larger gradients are scaled down to this norm."""
+    """The norm to which larger gradients are clipped."""
     eval_steps: Count
     """Steps between two evaluations on the validation rows."""
     early_stopping_patience: Count
-    """Evaluations in a row without a smaller loss that end training."""
+    """Evaluations without a lower loss after which training stops."""
     lora: SftLoraParams
     """The adapter."""
 
@@ -344,18 +344,18 @@ class EvaluateParams(Section):
     primary: Primary
     """The metric that the verdict is about, named before the run."""
     seed: Seed
-    """Which groups the bootstrap draws, and which systems the test swaps."""
+    """The seed of the bootstrap and of the swap test."""
     draws: Annotated[int, Field(ge=1000)]
-    """How many draws and swaps; with fewer, the corrected p-values can't be small."""
+    """How many draws and swaps; with too few, corrected p-values cannot be small."""
     few_shot: Annotated[int, Field(ge=0)]
-    """How many train rows stand in the prompt of one more system, the base; 0: none is asked."""
+    """Train rows in the prompt of a further system, the base model; 0 turns it off."""
     thinking_tokens: Annotated[int, Field(ge=0)]
-    """How many tokens of thoughts one more system, the base with thinking on, may write before its
-    answer; 0: none is asked."""
+    """Tokens that a further system, the base model with thinking on, may think before its answer;
+    0 turns it off."""
     rivals: list[Name]
-    """Other models, by their folders in models/, that are asked zero-shot."""
+    """Other models to ask zero-shot, by their folders in models/."""
     general_text: str
-    """A text of paragraphs that has nothing to do with the rows, on which forgetting shows."""
+    """A text of paragraphs unrelated to the rows, to measure forgetting."""
     embedding_model: str | None
     """A folder with a sentence-transformers model for one more metric, or null."""
     confidence: Annotated[float, Field(gt=0, lt=1)]
@@ -373,8 +373,8 @@ class EvaluateParams(Section):
     def _judges_answers_after_thoughts(self) -> "EvaluateParams":
         if self.thinking_tokens and self.primary in OF_LIKELIHOODS:
             raise ValueError(
-                f"primary: {self.primary} is of likelihoods, and answers after thoughts "
-                "(thinking_tokens) have none; choose a metric of answers, such as rouge_l"
+                f"primary: {self.primary} needs likelihoods, which answers after thoughts "
+                "(thinking_tokens) do not have; choose a metric of answers, such as rouge_l"
             )
         return self
 
@@ -432,9 +432,9 @@ class EmbedParams(Section):
     learning_rate: Annotated[float, Field(gt=0)] | None
     """The largest learning rate, or null for that of the model's file."""
     warmup_steps: Annotated[float, Field(ge=0)]
-    """Steps in which it rises; below 1 a share of all steps."""
+    """Steps in which the learning rate rises; below 1, a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """AdamW's."""
+    """AdamW's weight decay."""
     eval_steps: Count
     """Steps between two evaluations on the validation rows."""
     early_stopping_patience: Count
@@ -487,7 +487,7 @@ class Params(Section):
 
 
 class ModelFile(Section):
-    """What the model.yaml of every model says."""
+    """The values in the model.yaml of every model."""
 
     quantization: Literal["nf4", "none"]
     """4 bits (NF4), or as published."""
@@ -504,7 +504,7 @@ class ModelFile(Section):
 
 
 class ModelConfig(Section):
-    """What a model's memory follows from, as its config.json says it."""
+    """The values of a model's config.json that its memory depends on."""
 
     model_type: Name
     """The architecture, as transformers names it."""
@@ -527,7 +527,7 @@ class ModelConfig(Section):
 
 
 class HubModel(ModelFile):
-    """A model of a hub, pinned to a commit: a branch or tag can move, and with it the result."""
+    """A model on the Hub, pinned to a commit, since branches and tags can move."""
 
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     """OWNER/NAME on the hub."""
@@ -538,7 +538,7 @@ class HubModel(ModelFile):
 
 
 class LocalModel(ModelFile):
-    """A model whose files, or links to them, lie beside its model.yaml."""
+    """A model whose files, or links to them, are beside its model.yaml."""
 
     folder: str
     """That folder, which the file itself does not name."""
@@ -547,7 +547,7 @@ class LocalModel(ModelFile):
 
 
 class GgufModel(ModelFile):
-    """A GGUF file, as Ollama and LM Studio keep models."""
+    """A GGUF file, the format of Ollama and LM Studio."""
 
     path: Annotated[str, Field(pattern=r"\.gguf$")]
     """The file; in model.yaml from the folder that it lies in, or absolute."""
@@ -557,9 +557,8 @@ AnyModel = HubModel | LocalModel | GgufModel
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping.
-
-    Raises InputError naming file and line otherwise.
+    """Read a YAML file with a mapping at its top level. Raises InputError naming file and line
+    otherwise.
     """
     try:
         loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -577,7 +576,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(section: type[S], path: Path) -> S:
-    """A YAML file as a section.
+    """Read a YAML file as a section.
 
     Raises InputError naming file and key of every value that is unknown, missing or not allowed.
     """
@@ -585,7 +584,7 @@ def validate(section: type[S], path: Path) -> S:
 
 
 def validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> S:
-    """The same of values that were read from the file."""
+    """Validate values that were read from the file; the same errors as `validate`."""
     try:
         return section.model_validate(values)
     except ValidationError as error:
@@ -616,8 +615,10 @@ def load_params(path: Path = PARAMS_PATH) -> Params:
 
 
 def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
-    """params.yaml as it stands, but for MODEL_DEFAULTS that are null: these are as the model's file
-    says. Raises InputError where that has to be read and can't be.
+    """params.yaml as it stands, except that null MODEL_DEFAULTS are replaced by the model file's
+    values.
+
+    Raises InputError if that file is needed and cannot be read.
     """
     values = read_yaml(path)
     for section, name in MODEL_DEFAULTS:
@@ -628,10 +629,10 @@ def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
 
 
 def load_model_file(name: str, models_dir: Path = MODELS_DIR, key: str = "model") -> AnyModel:
-    """Read models/NAME/model.yaml, which `key` of params.yaml names: a hub model where it has an
-    `id`, a GGUF file where it has the `path` of one, else the folder it lies in.
+    """Read models/NAME/model.yaml; `key` of params.yaml names it.
 
-    Raises InputError where there is none, or a hub model has weights beside it.
+    It is a Hub model if it has `id`, a GGUF file if `path` names one, and otherwise the folder it
+    is in. Raises InputError if it is missing, or if a Hub model has weights beside it.
     """
     folder = models_dir / name
     path = folder / model_path(name).name
@@ -642,7 +643,7 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR, key: str = "model"
     if "id" in values:
         weights = next(folder.glob("*.safetensors"), None)
         if weights is not None:
-            raise InputError(f"{path}: names a hub model, but {weights} lies beside it; remove one")
+            raise InputError(f"{path}: names a Hub model, but {weights} is beside it; remove one")
         return validate_values(HubModel, values, path)
     if str(values.get("path")).endswith(".gguf"):
         return validate_values(
@@ -657,12 +658,12 @@ def load_model_file(name: str, models_dir: Path = MODELS_DIR, key: str = "model"
 
 
 def list_models(models_dir: Path = MODELS_DIR) -> list[str]:
-    """The names of all models that `model` in params.yaml can be."""
+    """The names of all models that `model` in params.yaml can name."""
     return sorted(path.parent.name for path in models_dir.glob("*/model.yaml"))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
+    """Nested mappings as a flat one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Where everything lies, as seen from the project's folder."""
+"""The paths of all files, relative to the project's folder."""
 
 from pathlib import Path
 
@@ -62,8 +62,8 @@ HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"  # of large files, so that none is
 
 
 def other_name(system: str) -> str:
-    """What `predictions_path` and `answerer_path` know a system by that is compared beside the
-    two: a rival, few-shot, thinking or dpo.
+    """The name under which `predictions_path` and `answerer_path` know a further system: a rival,
+    few-shot, thinking or dpo.
     """
     return f"dpo/{system}" if system == DPO else f"others/{system}"
 
@@ -79,30 +79,30 @@ def model_path(name: str) -> Path:
 
 
 def prompt_path(name: str) -> Path:
-    """A way of asking: prompts/NAME.jinja."""
+    """A prompt template: prompts/NAME.jinja."""
     return PROMPTS_DIR / f"{name}.jinja"
 
 
 def retriever_path(name: str) -> Path:
-    """The embedding model that ranks passages where `format.retriever` is `name`."""
+    """The file that says which embedding model ranks passages if `format.retriever` is `name`."""
     return RETRIEVERS_DIR / f"{name}.json"
 
 
 def rankings_path(system: str) -> Path:
-    """How a system ranks the test texts for each test question."""
+    """A system's rankings of the test texts."""
     return RANKINGS_DIR / f"{system}.jsonl"
 
 
 def formatted_path(name: str) -> Path:
-    """Formatted rows: of a split, or `train_sample`."""
+    """The formatted rows of a split, or of `train_sample`."""
     return FORMATTED_DIR / f"{name}.jsonl"
 
 
 def answerer_path(system: str) -> Path:
-    """Which weights a system's answers are of, and what computed them."""
+    """Which weights gave a system's answers, and what computed them."""
     return PREDICTIONS_DIR / f"{system}_model.json"
 
 
 def predictions_path(name: str) -> Path:
-    """A system's predictions for the test rows, or with `_train` at its end for some train rows."""
+    """A system's answers to the test rows; to some train rows if the name ends in `_train`."""
     return PREDICTIONS_DIR / f"{name}.jsonl"

@@ -1,4 +1,4 @@
-"""The rows that travel from stage to stage, as their files under data/ hold them."""
+"""The types of the rows that stages hand on, as the files in data/ hold them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ class Message(TypedDict):
 class CleanRow(TypedDict):
     """A usable row, cleaned (data/clean/rows.jsonl).
 
-    `place` is where it stands in the user's file; `context_id` is of its raw context; `anchor` is
-    "" where there is none, `also_right` are right answers beyond `positive`, `turns` what was said
-    before the question, `contradicts` is the id of a row that says the opposite.
+    `place` is its place in the user's file, `context_id` belongs to its raw context. `anchor` is ""
+    if there is none. `also_right` are right answers beyond `positive`, `turns` is what was said
+    before the question, and `contradicts` is the id of a row that says the opposite.
     """
 
     id: str
@@ -43,7 +43,7 @@ class CleanRow(TypedDict):
 
 
 class RejectedRow(TypedDict):
-    """A row that is not used, where it stands, and why."""
+    """A rejected row: its place and the reason."""
 
     file: str
     place: str
@@ -52,13 +52,12 @@ class RejectedRow(TypedDict):
 
 
 class FormattedRow(TypedDict):
-    """A row as the model is asked it and trained on it (data/formatted/).
+    """A row as it is asked and trained on (data/formatted/).
 
-    `passages` are indices of those passages of its context that fit, `ranked` of all, the best for
-    its question first.
-    `answer_tokens` are the positive's, `tokens` those of the prompt and the longer answer. `pair`
-    is the id of the row that swaps its answers with this one. `also_right` are right answers beyond
-    the positive, which alone is trained on, and whose likelihood is measured.
+    `passages` are indices of the passages in the prompt; `ranked` has all, the best for the
+    question first. `answer_tokens` counts the positive, `tokens` the prompt and the longer answer.
+    `pair` is the id of the row that swaps its answers with this one. `also_right` are right answers
+    beyond the positive; only the positive is trained on and scored.
     """
 
     group: str
@@ -85,7 +84,9 @@ class FormattedRow(TypedDict):
 
 
 class Likelihood(TypedDict):
-    """How likely an answer is: its log-probability in nats, over its tokens and UTF-8 bytes."""
+    """How likely an answer is: its log-probability in nats, and its number of tokens and UTF-8
+    bytes.
+    """
 
     sum: float
     tokens: int
@@ -93,8 +94,8 @@ class Likelihood(TypedDict):
 
 
 class Likelihoods(TypedDict):
-    """Of a row's two answers, each by what the model saw before it: `question`, `no_question`
-    or `bare`.
+    """Likelihoods of a row's answers by what the model saw before: `question`, `no_question` or
+    `bare`.
     """
 
     positive: dict[str, Likelihood]
@@ -104,8 +105,8 @@ class Likelihoods(TypedDict):
 class Answer(TypedDict):
     """What a model wrote.
 
-    `finish_reason` is "stop", or "length" where `max_new_tokens` cut it off; `generated_tokens`
-    count the end-of-turn token.
+    `finish_reason` is "stop", or "length" if `max_new_tokens` cut it off. `generated_tokens`
+    includes the end-of-turn token.
     """
 
     prediction: str
@@ -114,8 +115,8 @@ class Answer(TypedDict):
 
 
 class Computation(TypedDict):
-    """What computed something: a GPU's name or CPU, and the floating-point type; on a GPU also
-    whether by deterministic algorithms.
+    """What computed a result: the GPU's name or CPU, the floating-point type, and on a GPU
+    determinism.
     """
 
     device: str
@@ -124,11 +125,10 @@ class Computation(TypedDict):
 
 
 class Answerer(Computation):
-    """What gave a system's answers (data/predictions/SYSTEM_model.json).
+    """Which weights gave a system's answers (data/predictions/SYSTEM_model.json).
 
-    `base` is the hash of the base model's files (`hash_base`), `adapter` that of the
-    adapter (`hash_adapter`), None without one, `answers` the SHA-256 of the files of answers, by
-    name.
+    `base` is the hash of the base model's files (`hash_base`), `adapter` that of the adapter
+    (`hash_adapter`) or None, `answers` the SHA-256 of the files of answers, by name.
     """
 
     base: str
@@ -144,9 +144,9 @@ class QuestionAnswer(Answer):
 
 
 class Prediction(Answer):
-    """A system's answer to a formatted row, and its likelihoods (data/predictions/SYSTEM.jsonl).
+    """A system's answer to a formatted row, with likelihoods (data/predictions/SYSTEM.jsonl).
 
-    `answers_hash` is of the texts whose likelihoods they are (`hash_answers`).
+    `answers_hash` identifies the texts that the likelihoods belong to (`hash_answers`).
     """
 
     id: str
@@ -160,8 +160,9 @@ class Prediction(Answer):
 
 
 class ThoughtfulPrediction(Prediction):
-    """An answer after thoughts, which are cut off. It has no likelihoods; `generated_tokens` count
-    the thoughts.
+    """An answer after thoughts, which are cut off.
+
+    It has no likelihoods; `generated_tokens` includes the thoughts.
     """
 
     thoughts: str
@@ -173,21 +174,21 @@ def seed_system(seed: int) -> str:
 
 
 def right_answers(row: Mapping[str, Any]) -> list[str]:
-    """A clean or formatted row's right answers: the one that is trained on comes first."""
+    """The right answers of a clean or formatted row; the first one is trained on."""
     return [row["positive"], *row["also_right"]]
 
 
 def hash_answers(positive: str, negative: str | None) -> str:
-    """Sixteen hexadecimal digits that tell a row's two answers from others."""
+    """16 hexadecimal digits that identify a row's two answers."""
     return hashlib.sha256(f"{positive}\x1f{negative}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """A test row's metrics by system (data/predictions/scores.jsonl).
+    """The metrics of a test row by system (data/predictions/scores.jsonl).
 
-    Systems are what answers it, by name: zeroshot, sft, and the baselines. A metric that says
-    nothing of a row, or of a system, is left out.
+    Systems are zeroshot, sft, the others and the baselines. A metric that does not apply to a row
+    or a system is left out.
     """
 
     id: str
@@ -196,11 +197,11 @@ class ScoredRow:
     systems: dict[str, dict[str, float]]
 
     def to_record(self) -> dict[str, Any]:
-        """The row as JSON: systems stand beside id, group and pair."""
+        """The row as JSON, with the systems beside id, group and pair."""
         return {"id": self.id, "group": self.group, "pair": self.pair, **self.systems}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ScoredRow":
-        """The row that `to_record` gave."""
+        """The row that `to_record` wrote."""
         systems = {name: dict(value) for name, value in record.items() if isinstance(value, dict)}
         return cls(str(record["id"]), str(record["group"]), record["pair"], systems)

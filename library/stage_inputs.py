@@ -1,8 +1,8 @@
-"""That a stage's inputs are at its end what they were at its start.
+"""Check that a stage's inputs do not change while it runs.
 
-DVC looks at what a stage read only once it has run: rows, code or parameters that were replaced
-meanwhile go into dvc.lock beside results of those before (treeverse/dvc#11058). Here such a run
-ends with an error, and nothing is recorded.
+DVC hashes what a stage read only after it has run. Rows, code or parameters that were replaced
+meanwhile would go into dvc.lock beside results of the old ones (treeverse/dvc#11058). Such a run
+ends with an error, so that nothing is recorded.
 """
 
 import re
@@ -19,14 +19,14 @@ from library.paths import EMBEDDING_PIPELINE_PATH, PARAMS_PATH, PIPELINE_PATH
 
 @dataclass(frozen=True)
 class _Seen:
-    """A file: what can be asked of it without reading it, and SHA-256."""
+    """A file's state that can be asked without reading it, and its SHA-256."""
 
     look: list[int]
     sha256: str
 
 
 class StageInputs:
-    """What dvc.yaml says that a stage reads: files, and the parameters by their values."""
+    """The inputs that dvc.yaml declares for a stage: files, and parameters by value."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -76,7 +76,7 @@ class StageInputs:
         return values
 
     def check_unchanged(self) -> None:
-        """Raise InputError naming what has changed since this was made."""
+        """Raise InputError naming what has changed since this object was made."""
         files = set(self._list_files())
         changed = [str(path) for path in sorted(files ^ self._files.keys())]
         for path in sorted(files & self._files.keys()):
@@ -98,7 +98,7 @@ class StageInputs:
 
 
 def _find_maker(stages: Mapping[str, Any], path: Path) -> str | None:
-    """The stage among whose outputs a path is, or whose output it lies in."""
+    """The stage that writes a path, or the folder that it is in."""
     for name, declared in stages.items():
         for key in ("outs", "metrics", "plots"):
             for entry in declared.get(key, []):

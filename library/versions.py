@@ -1,4 +1,4 @@
-"""The packages that a result depends on, by their installed versions. None is imported."""
+"""The installed versions of the packages that a result depends on. None is imported."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -8,5 +8,5 @@ EMBEDDING_PACKAGES = ("torch", "transformers", "sentence-transformers", "peft")
 
 
 def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Version by package, in the order in which they are reported."""
+    """The version of each package, in the order of the report."""
     return {name: version(name) for name in packages}

@@ -1,4 +1,4 @@
-"""How the stand-in is made: the generator behind the sample data, and the embedded model.
+"""How the stand-in is made: the generator of the sample data, and the built-in model.
 
-It imports the library. A user's own rows and models never come here.
+It imports the library. It is never used for a user's own rows and models.
 """

@@ -1,9 +1,9 @@
-"""Attention that looks things up, as a starting point for a small Qwen2.
+"""Initial attention heads for a small Qwen2 that look things up.
 
-Left to itself a model of three million parameters does not learn within an hour on two cores to
-find a part's property among those of other parts; with these heads it does within minutes (LOG.md).
-They are a starting point: in the end every weight is trained. Elhage et al., A Mathematical
-Framework for Transformer Circuits, 2021, describe how such heads work together.
+Without them, a model of three million parameters does not learn within an hour on two cores to find
+a part's property among those of other parts; with them it takes minutes (LOG.md). They are only a
+starting point: in the end every weight is trained. Elhage et al., A Mathematical Framework for
+Transformer Circuits, 2021, describe how such heads work together.
 """
 
 import math

@@ -1,10 +1,10 @@
-"""Train the embedded model: a tokenizer, then a small Qwen2, on inventions that the sample data
-does not know.
+"""Train the built-in model: a tokenizer, then a small Qwen2, on inventions that are not in the
+sample.
 
-What it must learn is to read: to answer from the passages in its prompt. It starts with attention
-that looks things up (standin/circuits.py), which is held fixed until the rest has learned to use
-it. Its answers use the description's words, or the reference answers' where the question asks for
-other words; no sentence of the reference answers is in here. LOG.md has the trials.
+It has to learn to read: to answer from the passages in its prompt. It starts with attention heads
+that look things up (standin/circuits.py), which stay fixed until the rest has learned to use them.
+Its answers use the description's words, or those of the reference answers if the question asks for
+other words; no sentence of the reference answers occurs. LOG.md has the trials.
 
     python -m standin.pretrain models/tiny/recipe.yaml models/tiny
 
@@ -55,8 +55,8 @@ LOG_EVERY, SAVE_EVERY = 20, 100
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every word that descriptions, questions or answers may hold, so that no sample word is new to
-    the embedding.
+    """Every word that descriptions, questions or answers can contain, so that the embedding knows
+    all.
     """
     texts = [*inventions.KINDS, *inventions.DEVICES, *inventions.PURPOSES, *inventions.PARTS]
     for pools in inventions.TERMS.values():
@@ -79,7 +79,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def word_list(rng: random.Random, words: Sequence[str]) -> str:
-    """A random list that repeats: only who copies can tell what follows."""
+    """A random list that repeats, so that only copying predicts what follows."""
     items = [rng.choice(words) for _ in range(rng.randrange(3, 33))]
     return ". ".join(" ".join(items) for _ in range(rng.randrange(2, 6))) + "."
 
@@ -394,7 +394,7 @@ def train(recipe: Recipe, out_dir: Path, state_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train the recipe that is named first into the folder that is named second."""
+    """Train the recipe given first into the folder given second."""
     recipe_path, out_dir = map(Path, sys.argv[1:])
     log.info("%s", train(load_recipe(recipe_path), out_dir, Path("artifacts/base-model")))
 

@@ -1,4 +1,4 @@
-"""The recipe of the embedded model, typed."""
+"""The typed recipe of the built-in model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from library.params import Count, Section, Seed, Share, validate
 
 
 class Recipe(Section):
-    """How the embedded model is trained; see standin/pretrain.py."""
+    """How the built-in model is trained; see standin/pretrain.py."""
 
     seed: Seed
     """First weights, and what every step draws."""
@@ -50,5 +50,5 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read the recipe of the embedded model."""
+    """Read the recipe of the built-in model."""
     return validate(Recipe, path)

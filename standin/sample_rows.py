@@ -1,7 +1,7 @@
-"""Rows of generated inventions: the embedded default data, and a few short ones.
+"""Rows from generated inventions: the default data, and short example rows.
 
 Rows that share a description ask about different aspects of it, and two of them swap their answers
-as negatives. Every other negative contradicts its description in the facts, not in its style. A few
+as negatives. All other negatives contradict their description in the facts, not in style. A few
 rows of the default data are defective on purpose.
 """
 
@@ -28,7 +28,7 @@ Planted = dict[str, Counter[str]]
 
 
 def make_rows(seed: int) -> tuple[list[dict[str, Any]], Planted]:
-    """All rows in random order, and how many defects of each kind are in each field of them.
+    """All rows in random order, and the number of planted defects of each kind by field.
 
     Deterministic in the seed.
     """
@@ -96,7 +96,7 @@ def make_rows(seed: int) -> tuple[list[dict[str, Any]], Planted]:
 
 
 def short_rows(count: int, seed: int) -> list[dict[str, str]]:
-    """Generated rows with short contexts; every second description has two rows that swap their
+    """Generated rows with short contexts; every second description has two rows that swap
     answers.
     """
     rng = random.Random(seed)

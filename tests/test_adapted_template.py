@@ -202,7 +202,11 @@ def test_a_template_of_any_kind_asks_for_the_answer_alone(tokenizer, template, c
     ("template", "kwargs", "said"),
     [
         (published("deepseek_r1_distill"), {}, "thinks before each answer, and its chat template"),
-        (published("qwen3"), {"enable_thinking": True}, "thinking is off in training and asking"),
+        (
+            published("qwen3"),
+            {"enable_thinking": True},
+            "thinking is off in training and in ask",
+        ),
         (published("qwen3"), {"date": "today"}, "the chat template has no variable 'date'"),
         ("{{ raise_exception('never') }}", {}, "does not take messages of system, user: never"),
         ("{{ messages[9].content + 1 }}", {}, "does not take messages of system, user: "),
@@ -211,7 +215,7 @@ def test_a_template_of_any_kind_asks_for_the_answer_alone(tokenizer, template, c
         (
             TURNS.replace("message.content", "message.content | upper") + ASKED,
             {},
-            "leaves out or changes 'Answer the question from the passages.'",
+            "drops or changes 'Answer the question from the passages.'",
         ),
         (
             ASKED.replace("assistant", "model") + TURNS,

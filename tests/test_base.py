@@ -273,7 +273,7 @@ def test_a_template_that_changes_the_answer_is_refused(model):
     answer = "{{ message.content }}<|im_end|>{% endgeneration %}"
     changed = answer.replace("content", "content | lower")
     path.write_text(path.read_text().replace(answer, changed))
-    assert "changes what an answer says: 'It is 4.5 mm" in (said := refusal())
+    assert "changes an answer: 'It is 4.5 mm" in (said := refusal())
     assert "it is 4.5 mm (about" in said
 
 
@@ -308,7 +308,7 @@ def test_a_template_that_leaves_out_the_question_is_refused(model):
     path = model / "chat_template.jinja"
     text = path.read_text()
     path.write_text(text.replace("in messages %", "in messages if message.role != 'user' %"))
-    assert refusal().startswith("models/local: its chat template leaves out or changes 'The lid")
+    assert refusal().startswith("models/local: its chat template drops or changes 'The lid")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_config_of_other_values_is_refused_in_words(model, values, said):
         ),
         ("tokenizer_config.json", "{oops", "tokenizer_config.json: not JSON"),
         ("tokenizer.json", "{}", ": no usable tokenizer: KeyError: 'added_tokens'"),
-        ("tokenizer.json", None, ": no tokenizer: tokenizer.json, vocab.*, *.model are not there"),
+        ("tokenizer.json", None, ": no tokenizer: found none of tokenizer.json, vocab.*, *.model"),
     ],
 )
 def test_files_that_can_not_be_read_are_named(model, name, text, said):
@@ -446,7 +446,7 @@ def test_a_model_whose_cache_changes_its_scores_is_refused(model, monkeypatch):
         return forward(self, input_ids=input_ids, position_ids=positions, **rest)
 
     monkeypatch.setattr(Qwen2Model, "forward", forget_positions)
-    assert "scores an answer otherwise with the cache than without" in refusal()
+    assert "scores an answer differently with and without the cache" in refusal()
 
 
 SMALL = {
@@ -468,7 +468,7 @@ SMALL = {
         ("gemma3_text", {"sliding_window": 16, "query_pre_attn_scalar": 16}, None),
         # biases of experts that are zero are no missing weights
         ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}, None),
-        ("rwkv", {}, "answers otherwise beside a longer prompt: it reads the padding"),
+        ("rwkv", {}, "answers differently beside a longer prompt, because it reads the padding"),
         (
             "llama4_text",
             {

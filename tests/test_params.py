@@ -181,7 +181,7 @@ def test_a_prompt_that_does_not_exist_or_lacks_a_block_is_an_error(tmp_path):
         ({"rivals": ["nosuch"]}, r"evaluate\.rivals: .*models/nosuch/model\.yaml does not exist"),
         (
             {"thinking_tokens": 64, "primary": "contrastive"},
-            r"primary: contrastive is of likelihoods, and answers after thoughts",
+            r"primary: contrastive needs likelihoods, which answers after thoughts",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Rows, defects, groups and splits, passages. Knows text, knows no model and no statistics.
+"""Text: rows, defects, groups and splits, passages. No models, no statistics.
 
-Imports no other wing.
+Imports no other package of the library.
 """

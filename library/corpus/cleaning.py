@@ -1,4 +1,4 @@
-"""Raw rows in one form: every text cleaned by the same rules, every other row with its reason."""
+"""Clean raw rows into one form, and give every other row its reason."""
 
 import json
 from collections import Counter
@@ -38,9 +38,9 @@ def _clean(text: str, rules: tuple[str, ...]) -> tuple[str, dict[str, Finding], 
 def clean_row(
     row: Mapping[str, Any], rules: Collection[str], columns: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """A raw row with every text cleaned by the same rules, and the changes; or its problem.
+    """Clean every text of a raw row; returns the row with its changes, or with its problem.
 
-    FEATURES are its columns.
+    FEATURES are the columns of the result.
     """
     texts: dict[str, Any] = dict.fromkeys(FIELDS)
     changes = []
@@ -111,11 +111,10 @@ def clean_row(
 def find_rejected(
     rows: Iterable[Mapping[str, Any]], drop_contradictions: bool
 ) -> tuple[dict[int, str], dict[str, str]]:
-    """Which rows are rejected, by index, and why; and which rows contradict another, by id, with
-    the other's id.
+    """The rejected rows by index with their reasons, and the rows that contradict another, by id.
 
-    Duplicates are told by their cleaned text; the first one stays. Rows are mappings with the
-    columns of FEATURES but the texts.
+    A contradicting row maps to the other's id. Duplicates are recognized by their cleaned text; the
+    first one stays. Rows are mappings with the columns of FEATURES except the texts.
     """
     rejected: dict[int, str] = {}
     kept: dict[str, tuple[int, Mapping[str, Any]]] = {}

@@ -1,8 +1,8 @@
-"""Cleaning as named rules: what each finds in a text, and what it puts in its place.
+"""The cleaning rules: what each one finds in a text, and what it puts in its place.
 
-No rule touches words, numbers, units, Greek letters or sub- and superscripts, nor what a layout
-says: indentation, tabs, columns. Together they are idempotent: `clean_text` goes on until no rule
-finds anything, since removing an invisible character can complete an entity.
+No rule touches words, numbers, units, Greek letters, sub- and superscripts or layout (indentation,
+tabs, columns). Together they are idempotent: `clean_text` repeats them until none finds anything,
+because removing an invisible character can complete an HTML entity.
 """
 
 import html
@@ -119,7 +119,7 @@ _TRADEMARK = re.compile(r"[\u2122\u2120\u00ae]")
 
 @dataclass
 class Finding:
-    """How often a rule changed a text, and its first place, before and after."""
+    """How often a rule changed a text, and its first change, before and after."""
 
     count: int
     before: str
@@ -128,9 +128,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rule looks for and puts in its place.
+    """What a rule looks for and what it puts in its place.
 
-    `suspect` tells in far less time that there is nothing to look for.
+    `suspect` is a fast test that tells most texts without a match.
     """
 
     patterns: tuple[re.Pattern[str], ...]
@@ -138,8 +138,9 @@ class Rule:
     suspect: Callable[[str], bool]
 
     def apply(self, text: str) -> tuple[str, Finding | None]:
-        """The text with every match substituted, and what was found: a match that stays as it is
-        does not count.
+        """Substitute every match; returns the text and the finding.
+
+        A match that stays as it is does not count.
         """
         count = 0
         example: tuple[str, str] | None = None
@@ -165,9 +166,11 @@ class Rule:
 
 
 def _margin_numbers(text: str) -> frozenset[str]:
-    """Which numbers are in the margin. From 1000 on: those of three or more that ascend in small
-    steps. Below: those of two that do, those that a line begins with, those that stand twice, and
-    those after a sentence that ends in ASCII; of other scripts no abbreviations are known here.
+    """The paragraph numbers in the margin of a text.
+
+    From 1000 on: three or more that ascend in small steps. Below 1000: two or more that do, a
+    number at the start of a line, one that occurs twice in a row, and one after a sentence that
+    ends in ASCII (no abbreviations of other scripts are known here).
     """
     below = [match for match in _PARAGRAPH_NUMBER[1].finditer(text) if match[1] < "1000"]
     beyond = [match for match in _MARGIN_BEYOND_999.finditer(text) if match[1] >= "1000"]
@@ -188,13 +191,15 @@ def _margin_numbers(text: str) -> frozenset[str]:
 
 
 def _is_laid_out(text: str) -> bool:
-    """Whether blanks say something: code, or a table."""
+    """Whether spaces carry meaning: code or a table."""
     return _spaced(text) and _LAYOUT.search(text) is not None
 
 
 def _spaces_before(text: str) -> tuple[re.Pattern[str], ...]:
-    """Which blanks before a sign are defects: in French not the one before a semicolon, and before
-    a full stop only in a text that begins as a sentence does: `git add .` is a command.
+    """The patterns of spaces before a punctuation mark that are defects in this text.
+
+    French writes a space before a semicolon. A space before a full stop counts only in a text that
+    begins like a sentence, because `git add .` is a command.
     """
     patterns = [_SPACE_BEFORE_COMMA]
     if not _FRENCH_SPACE.search(text):
@@ -205,7 +210,7 @@ def _spaces_before(text: str) -> tuple[re.Pattern[str], ...]:
 
 
 def _rules_for(text: str) -> dict[str, Rule]:
-    """RULES, as far as they depend on the whole of a text."""
+    """RULES adapted to the whole text."""
     rules = dict(RULES)
     margin = _margin_numbers(text) if _numbered(text) else frozenset()
 
@@ -251,7 +256,7 @@ _marked = _has("&", "\\u", "[", "(", "  ", " ,", " ;", " .", "?,", "? ,")
 
 
 def _plain(text: str) -> bool:
-    """Whether no rule would change a text, told by what it does not hold; in doubt, not."""
+    """Whether certainly no rule would change a text, by a fast test."""
     return text.isascii() and not _unprintable(text) and text == text.strip() and not _marked(text)
 
 
@@ -324,7 +329,7 @@ RULES: dict[str, Rule] = {
 def clean_text(text: str, rules: Collection[str]) -> tuple[str, dict[str, Finding]]:
     """Apply the named rules until none changes anything.
 
-    Returns the text, and what each rule found.
+    Returns the text and the findings by rule.
     """
     found: dict[str, Finding] = {}
     active: list[tuple[str, Rule]] = []
@@ -348,7 +353,7 @@ def clean_text(text: str, rules: Collection[str]) -> tuple[str, dict[str, Findin
 
 
 def find_defects(text: str) -> dict[str, Finding]:
-    """What each rule would change in a text as it stands, each rule on its own."""
+    """What each rule on its own would change in a text as it stands."""
     found: dict[str, Finding] = {}
     rules = _rules_for(text)
     for piece in _BREAK.split(text):

@@ -1,4 +1,4 @@
-"""Part of the train rows, to see what fewer of them would have taught."""
+"""Take part of the train rows, for learning curves."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,15 @@ R = TypeVar("R", bound=FormattedRow)
 
 
 def choose_groups(groups: Iterable[str], fraction: float) -> set[str]:
-    """A share of the groups, one at least: those whose names' hashes are smallest, so that a
-    smaller share lies within a larger one.
+    """A share of the groups, at least one: those with the smallest hashes of their names.
+
+    A smaller share therefore lies inside a larger one.
     """
     ordered = sorted(set(groups), key=lambda group: hashlib.sha256(group.encode()).digest())
     return set(ordered[: max(1, round(fraction * len(ordered)))])
 
 
 def take_fraction(rows: Sequence[R], fraction: float) -> list[R]:
-    """The rows of that share of their groups, in their order."""
+    """The rows of a share of their groups, in their order."""
     chosen = choose_groups((row["group"] for row in rows), fraction)
     return [row for row in rows if row["group"] in chosen]

@@ -1,10 +1,9 @@
-"""Which rows belong together, since training on one could give the other's answer away; and which
-swap their answers, or contradict each other.
+"""Which rows belong together, which swap their answers, and which contradict each other.
 
-Only what gives an answer away ties rows together: the same context, or nearly the same, and the
-same right answer where it is long enough to be remembered rather than known; of a conversation what
-was said before, too. A wrong answer never ties: of mined hard negatives every one is another row's
-right answer, and all rows would be one group.
+Rows are tied if training on one could give the other's answer away: they share the same or nearly
+the same context, or the same right answer if it is long enough to be memorized, or what was said
+before in a conversation. A wrong answer never ties rows: mined hard negatives are right answers of
+other rows, so that all rows would be one group.
 """
 
 import hashlib
@@ -28,8 +27,9 @@ _FINAL_MARKS = " .。!！?？"
 
 
 class Tie(NamedTuple):
-    """What ties a row to others that have the same: its kind, what `hash_text` makes of the text,
-    and how many words it has where it ties from some length on.
+    """What ties a row to others that have it too: its kind and the key of its text (`hash_text`).
+
+    `words` is the text's length, where only long texts tie.
     """
 
     kind: str
@@ -39,8 +39,9 @@ class Tie(NamedTuple):
 
 @dataclass(frozen=True)
 class Ties:
-    """What ties rows to each other: of each row, by its id, what it shares with others that have
-    it, and its `context_id`; pairs of keys that count as one; and by key the texts, to be shown.
+    """Everything that ties rows: per row id what it can share with others, and its `context_id`.
+
+    `same` has pairs of keys that count as one; `texts` has the texts by key, to be shown.
     """
 
     rows: Mapping[str, Sequence[Tie]]
@@ -50,18 +51,18 @@ class Ties:
 
 
 def normalize(text: str) -> str:
-    """What counts as the same text: case, white space and a mark at the end do not matter."""
+    """A text without differences in case, white space and final punctuation."""
     folded = " ".join(text.casefold().split())
     return folded.rstrip(_FINAL_MARKS) or folded
 
 
 def hash_text(text: str) -> str:
-    """Thirty-two hexadecimal digits: the same for texts that count as the same."""
+    """32 hexadecimal digits, equal for texts that `normalize` makes equal."""
     return hashlib.sha256(normalize(text).encode()).hexdigest()[:32]
 
 
 def context_id(context: str | None, question: str | None) -> str:
-    """Sixteen hexadecimal digits of a raw context, or where there is none of the question."""
+    """16 hexadecimal digits of a raw context, or of the question if there is none."""
     return hash_text((context or "").strip() or question or "")[:16]
 
 
@@ -72,12 +73,12 @@ def list_ties(
     params: SplitParams,
     turns: Iterable[Tie] = (),
 ) -> list[Tie]:
-    """What can tie a row to others: its context, or without one its question; and those of its
-    right answers, of the `turns` before the question and of the documents in both, that have
-    `params.same_answer_words` words or more.
+    """What can tie a row to others: its context, or its question if it has none; and long other
+    texts.
 
-    Texts are given by their keys, a context that there is not as an empty one; `answers` maps each
-    to its words.
+    Those are its right answers, the `turns` before the question and the documents in both, each
+    with `params.same_answer_words` words or more. Texts are given by their keys, a missing context
+    as an empty one; `answers` maps each key to its number of words.
     """
     ties = [Tie("context", context) if context else Tie("question", question)]
     ties += [Tie("answer", answer, words) for answer, words in answers.items()]
@@ -86,9 +87,7 @@ def list_ties(
 
 
 def tie_asked(turns: Iterable[Message], question: str) -> list[Tie]:
-    """What is asked, as ties: the documents in a question, and of what was said before it each turn
-    and the documents in that.
-    """
+    """Ties by what is asked: documents in the question, earlier turns, and documents in those."""
     ties = tie_documents(question)
     for turn in turns:
         if turn["role"] != "system":
@@ -99,8 +98,10 @@ def tie_asked(turns: Iterable[Message], question: str) -> list[Tie]:
 
 
 def tie_documents(text: str) -> list[Tie]:
-    """The paragraphs of a system message or a question that are long enough to be documents: where
-    the context sits in them, rows share it though their questions differ.
+    """The paragraphs of a text that are long enough to be documents.
+
+    If rows carry their context in the question or the system message, they share it although their
+    questions differ.
     """
     paragraphs = [part for part in text.splitlines() if part.strip()]
     return [
@@ -111,9 +112,7 @@ def tie_documents(text: str) -> list[Tie]:
 
 
 def drop_instructions(ties: Mapping[str, Sequence[Tie]]) -> dict[str, list[Tie]]:
-    """The ties without those documents that are instructions, since more than half of the rows
-    have them.
-    """
+    """The ties without documents that more than half of the rows have: those are instructions."""
     counts = Counter(tie.key for row in ties.values() for tie in {*row} if tie.kind == "document")
     most = INSTRUCTION_SHARE * len(ties)
     return {
@@ -123,22 +122,24 @@ def drop_instructions(ties: Mapping[str, Sequence[Tie]]) -> dict[str, list[Tie]]
 
 
 def compared_context(context: str, question: str) -> str:
-    """What is compared with other rows' for being nearly the same: the context, or a question that
-    is long enough to hold one; else nothing.
+    """The text to compare for near duplicates: the context, or a question long enough to contain
+    one.
+
+    Empty if there is neither.
     """
     return context or (question if count_words(question) >= LONG_QUESTION else "")
 
 
 def count_words(text: str) -> int:
-    """The words of a text: in scripts without blanks its letters."""
+    """The number of words of a text; in scripts without spaces, of letters."""
     return len(tokenize(text))
 
 
 def group_rows(ties: Ties) -> dict[str, str]:
     """Map each row id to its group: the connected components of rows over what ties them.
 
-    A group is named by its contexts, the smallest of their ids: so neither another question on one
-    of them renames it nor another rule of cleaning.
+    A group is named by the smallest id of its contexts, so that neither another question on one of
+    them nor another cleaning rule renames it.
     """
     parent: dict[str, str] = {}
 
@@ -165,8 +166,8 @@ def group_rows(ties: Ties) -> dict[str, str]:
 
 
 def count_ties(ties: Iterable[Iterable[Tie]]) -> list[tuple[Tie, int]]:
-    """What ties rows to each other, and in how many of them it stands, the most first. What one row
-    alone has is left out.
+    """What ties rows, with the number of rows that have it, largest first; only what several rows
+    have.
     """
     counts = Counter(tie for row in ties for tie in {*row})
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
@@ -174,9 +175,9 @@ def count_ties(ties: Iterable[Iterable[Tie]]) -> list[tuple[Tie, int]]:
 
 
 def check_overlap(splits: Mapping[str, str], ties: Ties) -> None:
-    """Raise InputError where what ties rows stands in two splits, which are by row id.
+    """Raise InputError if something that ties rows occurs in two splits (splits are by row id).
 
-    The last line of defence: whole groups are split.
+    This is the last line of defence, since whole groups are split.
     """
     seen: dict[str, str] = {}
     for row, split in splits.items():
@@ -192,12 +193,12 @@ def find_given_away(
     rows: Iterable[Mapping[str, Any]],
     partners: Mapping[str, str],
 ) -> set[str]:
-    """Ids of those rows whose two answers training can tell apart: their negative is right in a
-    trained row, or their positive wrong in one.
+    """Ids of the rows whose answers training can tell apart.
 
-    They keep their question, but which answer is the better is not to be asked. A swapped pair's
-    is: each answer is right once and wrong once, and `partners` maps the ids of its two rows to
-    each other. Rows are mappings with id, positive, also_right and negative, texts or hashes.
+    Their negative is right in a train row, or their positive is wrong in one. They keep their
+    question, but lose the comparison of their two answers. Swapped pairs keep it, because each
+    answer is right once and wrong once; `partners` maps the ids of the two rows to each other. Rows
+    are mappings with id, positive, also_right and negative, as texts or hashes.
     """
     right: set[str] = set()
     wrong: set[str] = set()
@@ -218,11 +219,10 @@ def find_given_away(
 
 
 def pair_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Map the id of each row that swaps its answers with another of the same anchor to that other's
-    id, both ways.
+    """Map the ids of two rows on the same context that swap their answers to each other.
 
-    Rows are mappings with id, anchor, positive and, where they have one, negative: the texts, or
-    what `hash_text` makes of them. A row has one partner at most.
+    Rows are mappings with id, anchor, positive and optionally negative, as texts or as keys of
+    `hash_text`. A row has at most one partner.
     """
     waiting: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     partners: dict[str, str] = {}
@@ -242,11 +242,11 @@ def pair_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def find_contradictions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Map the id of each row to that of another which states the opposite: of its anchor the same
-    query, the answers exchanged.
+    """Map the id of each row to a row that says the opposite: same context and question, answers
+    swapped.
 
-    Rows are mappings as `pair_rows` takes them, with their query. Queries are the same where at
-    least 90% of their characters are (rapidfuzz's ratio).
+    Rows are mappings as in `pair_rows`, with their query. Queries are the same if at least 90% of
+    their characters match (rapidfuzz's ratio).
     """
     seen: dict[tuple[str, str, str], list[tuple[str, str]]] = defaultdict(list)
     found: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Contexts that are nearly the same text: MinHash sketches of five-word shingles, compared by
-locality-sensitive hashing.
+"""Find contexts that are nearly the same text.
 
-Broder, On the Resemblance and Containment of Documents, 1997, by the library datasketch.
+MinHash sketches of five-word shingles, compared by locality-sensitive hashing (Broder, On the
+Resemblance and Containment of Documents, 1997), with the library datasketch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ SAME_SHARE = 0.8  # of all shingles of two texts, those they share (Jaccard)
 
 
 def sketch(text: str) -> list[int]:
-    """64 numbers below 2^32 by which a text's shingles can be compared with another's."""
+    """64 numbers below 2^32 that allow a text's shingles to be compared with another's."""
     words = tokenize(text)
     shingles = {
         " ".join(words[i : i + SHINGLE_WORDS]).encode()
@@ -30,8 +30,8 @@ def sketch(text: str) -> list[int]:
 
 
 def find_near_duplicates(sketches: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
-    """Pairs of names whose texts share about 80% of their shingles or more, each once, in the order
-    of the mapping.
+    """Pairs of names whose texts share about 80% of their shingles or more, in the mapping's
+    order.
     """
     index = MinHashLSH(threshold=SAME_SHARE, num_perm=PERMUTATIONS)
     pairs = []

@@ -1,4 +1,4 @@
-"""A long context as passages, and which of them a question is about (BM25)."""
+"""Cut a long context into passages, and rank them for a question (BM25)."""
 
 import math
 import re
@@ -26,7 +26,7 @@ _SENTENCE = regex.compile(
 
 
 def _sentences(paragraph: str) -> Iterator[tuple[str, str]]:
-    """The sentences, each after the white space before it."""
+    """The sentences of a text, each with the white space before it."""
     pattern = _ASCII_SENTENCE if paragraph.isascii() else _SENTENCE
     start, gap = 0, ""
     for match in pattern.finditer(paragraph):
@@ -36,7 +36,7 @@ def _sentences(paragraph: str) -> Iterator[tuple[str, str]]:
 
 
 def count_sentences(text: str) -> int:
-    """The sentences of a text, one at least."""
+    """The number of sentences of a text, at least one."""
     return max(
         1,
         sum(
@@ -60,11 +60,10 @@ def _pieces(paragraph: str, characters: int) -> Iterator[tuple[str, str]]:
 
 
 def split_passages(text: str, characters: int) -> list[str]:
-    """Cut a text into passages of whole sentences, none across a blank line, with at most
-    `characters` characters each.
+    """Cut a text into passages of whole sentences, each with at most `characters` characters.
 
-    A sentence that is longer than that on its own is cut at white space, and where it has none,
-    inside. Nothing but white space at the seams is lost, and order is kept.
+    No passage crosses a blank line. A longer sentence is cut at white space, or inside a word if it
+    has none. Order is kept, and nothing but white space at the seams is lost.
     """
     passages: list[str] = []
     for paragraph in _PARAGRAPH.split(text):
@@ -82,18 +81,17 @@ def split_passages(text: str, characters: int) -> list[str]:
 
 
 def passages_in_prompt(row: FormattedRow, context: str, characters: int) -> list[str]:
-    """The passages of a formatted row that its prompt holds: a template can leave them out."""
+    """The passages that a formatted row's prompt contains; a template can leave them out."""
     passages = split_passages(context, characters)
     prompt = row["messages"][-1]["content"]
     return [passages[index] for index in row["passages"] if passages[index] in prompt]
 
 
 class Bm25:
-    """Texts, ready to be scored against questions by BM25.
+    """Texts prepared for scoring against questions by BM25.
 
-    As Lucene computes it, with idf = ln(1 + (N - n + 0.5) / (n + 0.5)), which never goes below
-    zero; k1 and b are Lucene's defaults. Robertson and Zaragoza, The Probabilistic Relevance
-    Framework, 2009.
+    As Lucene computes it: idf = ln(1 + (N - n + 0.5) / (n + 0.5)), which is never negative; k1 and
+    b are Lucene's defaults. Robertson and Zaragoza, The Probabilistic Relevance Framework, 2009.
     """
 
     def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
@@ -111,7 +109,7 @@ class Bm25:
         ]
 
     def score(self, question: str) -> list[float]:
-        """The score of each text, in their order."""
+        """The scores of the texts, in their order."""
         scores = [0.0] * self.count
         for word in dict.fromkeys(tokenize(question)):
             having = self.having.get(word, ())

@@ -1,4 +1,4 @@
-"""What raw rows share and contradict, which defects they hold, and what fits, as numbers."""
+"""Numbers for the profile: shared texts, contradictions, defects, and what fits."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ EXAMPLES = 3  # places that stand for all
 
 
 def describe_lengths(lengths: "pd.Series[float]") -> dict[str, float]:
-    """Mean, extremes and quantiles of lengths; zeros where there is none."""
+    """Mean, extremes and quantiles of lengths; zeros if there are none."""
     if lengths.empty:
         lengths = pd.Series([0.0])
     numbers: dict[str, Any] = {"mean": lengths.mean(), "min": lengths.min(), "max": lengths.max()}
@@ -41,13 +41,11 @@ def describe_lengths(lengths: "pd.Series[float]") -> dict[str, float]:
 def forecast_window(
     tokens: pd.DataFrame, overhead: int, max_new_tokens: int, window: int
 ) -> dict[str, float]:
-    """What a window of so many tokens would hold of rows.
+    """How much of the rows fits into a window of `window` tokens.
 
-    Given are the tokens of their query, positive and anchor.
-
-    `whole`: the share of rows whose question, answer and context fit. `context_kept`: the mean
-    share of a context that is left once `overhead` (the template and its markup), the question and
-    a reserve of `max_new_tokens` have taken their part.
+    The frame has the tokens of query, positive and anchor. `whole` is the share of rows whose
+    question, answer and context fit. `context_kept` is the mean share of the context that remains
+    after `overhead` (template and markup), question and the reserve of `max_new_tokens`.
     """
     if tokens.empty:
         return {"whole": 0.0, "context_kept": 0.0}
@@ -62,9 +60,8 @@ def forecast_window(
 def count_defects(
     rows: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, Any]]]:
-    """How often each rule finds something, by field; and by rule one example.
-
-    An example is its place and field, before and after.
+    """The findings of each rule by field, and one example per rule: place, field, before and
+    after.
     """
     counts = {field: dict.fromkeys(RULES, 0) for field in FIELDS}
     examples: dict[str, dict[str, Any]] = {}
@@ -79,11 +76,11 @@ def count_defects(
 def describe_rows(
     table: Sequence[Mapping[str, Any]], params: SplitParams
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """What rows share and contradict and how they would be split, as numbers; and by name up to
-    three places for each.
+    """Numbers on what rows share, contradict and how they would be split, with up to three places
+    each.
 
-    Rows are mappings with the columns of FEATURES. Only usable ones are compared, and of duplicates
-    the first.
+    Rows are mappings with the columns of FEATURES. Only usable rows are compared, and only the
+    first of several duplicates.
     """
     complete = [row for row in table if row["problem"] is None]
     rows: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The user's rows out of JSON, JSON Lines, CSV or Parquet, each also as .gz."""
+"""Read rows from JSON, JSON Lines, CSV, TSV or Parquet, each also as .gz."""
 
 import codecs
 import csv
@@ -42,21 +42,21 @@ _JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def find_file_shape(path: Path, data: DataParams) -> Shape:
-    """Which of a file's columns are which fields, told by its first rows. Raises as `open_raw`."""
+    """The shape of a file, recognized from its first rows. Raises what `open_raw` raises."""
     return open_raw(path, data)[0]
 
 
 def read_raw(path: Path, data: DataParams) -> Iterator[RawRow]:
-    """Every row of a file under our names. Raises as `open_raw`."""
+    """Yield every row of a file under our names. Raises what `open_raw` raises."""
     return open_raw(path, data)[1]
 
 
 def open_raw(path: Path, data: DataParams) -> tuple[Shape, Iterator[RawRow]]:
-    """A file's shape, and every row under our names: anchor, query, positive, negative, turns.
+    """The shape of a file, and its rows under our names: anchor, query, positive, negative, turns.
 
-    A row that has no usable shape is yielded with its `problem`. Raises InputError, naming file and
-    line or key, where the file itself can't be read, holds no row, or where no row has what
-    `data.columns` asks for and none of the known shapes fits.
+    A row that cannot be used has its `problem`. Raises InputError, naming file and line or key, if
+    the file cannot be read, has no row, or if neither `data.columns` nor a known shape fits any
+    row.
     """
     shape, records = _peek(path, _records(path, data), data.columns)
     return shape, _read_rows(path, shape, records)
@@ -87,7 +87,7 @@ def _read_rows(path: Path, shape: Shape, records: Iterator[tuple[str, Any]]) -> 
 def _peek(
     path: Path, records: Iterator[tuple[str, Any]], columns: Columns
 ) -> tuple[Shape, Iterator[tuple[str, Any]]]:
-    """A file's shape, by the first of its records that has one, and all of its records."""
+    """The shape of the first record that has one, and all records."""
     seen = []
     first: dict[Any, Any] | None = None
     for place, record in records:
@@ -122,8 +122,9 @@ def _peek(
 
 
 def _describe_columns(guessed: Mapping[str, str | None], others: bool) -> str:
-    """How to name the columns: by a command, or in params.yaml where DVC would read a name's signs
-    as its own. `others` says whether columns are left to be named.
+    """How to name the columns: a command, or params.yaml if DVC would misread a name's characters.
+
+    `others` says whether further columns have to be named.
     """
     known = {field: name for field, name in guessed.items() if name is not None}
     # a row can do without these; a question and an answer it has
@@ -141,8 +142,10 @@ def _describe_columns(guessed: Mapping[str, str | None], others: bool) -> str:
 
 
 def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
-    """Each record with its place, as `index 3` or `line 17`; under None stands why it can't be
-    used, if so. Cells of a CSV that are empty or missing are left out.
+    """Yield each record with its place, as `index 3` or `line 17`; under None, why it cannot be
+    used.
+
+    Empty and missing CSV cells are left out.
     """
     if not path.is_file():
         raise InputError(
@@ -186,7 +189,7 @@ def _decode(path: Path, line: int, data: bytes, encoding: str) -> str:
 
 
 def _json(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
-    """The rows of an array, or of the one object that SQuAD's files are."""
+    """The rows of an array, or of the single object of a SQuAD file."""
     start = b""
     while not start and (piece := file.read(64)):
         start = piece.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -209,7 +212,7 @@ def _json(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]
 
 
 def _squad_article(place: str, paragraphs: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """The questions of one article of SQuAD's format, 1.1 or 2.0, each with its paragraph."""
+    """The questions of a SQuAD article, 1.1 or 2.0, each with its paragraph."""
     for number, paragraph in enumerate(paragraphs):
         inner = paragraph if isinstance(paragraph, dict) else {}
         questions = inner.get("qas")
@@ -222,7 +225,7 @@ def _squad_article(place: str, paragraphs: Sequence[Any]) -> Iterator[tuple[str,
 
 
 def _json_array(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
-    """One element at a time.
+    """Yield one element at a time.
 
     Streaming parsers (yajl, by ijson) turn half a surrogate pair into "?"; Python's own keeps it.
     """
@@ -276,7 +279,7 @@ def _json_array(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str | None, Any]:
-    """A JSON object. Python would keep the last value of a key that stands in it twice."""
+    """A JSON object that rejects duplicate keys; Python would keep the last value."""
     record: dict[str | None, Any] = dict(pairs)
     if len(record) < len(pairs):
         name = next(
@@ -287,8 +290,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str | None, Any]:
 
 
 def _json_error(path: Path, file: BinaryIO, encoding: str) -> InputError:
-    """Why a file is no JSON array, with the line: read whole, since the reader that goes row by row
-    knows no lines.
+    """Why a file is not a JSON array, with the line.
+
+    Reads the whole file, because the reader by rows does not count lines.
     """
     file.seek(0)
     text = _decode(path, 1, file.read(), encoding)
@@ -375,8 +379,10 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
 
 
 def _is_unquoted(lines: Sequence[str]) -> bool:
-    """Whether quotes between tabs are signs of the text: every line has as many cells as the first,
-    which they are not by the rules of CSV.
+    """Whether quotation marks in a TSV belong to the text.
+
+    They do if every line has as many cells as the first without CSV's quoting rules, but not with
+    them.
     """
     filled = [line for line in lines if line.strip("\r\n")]
     cells = {line.count("\t") for line in filled}
@@ -390,9 +396,7 @@ def _is_unquoted(lines: Sequence[str]) -> bool:
 
 
 def _find_delimiter(header: str) -> str:
-    """What separates the cells of a CSV, told by its first line: where several signs stand in it
-    outside quotes, the one that makes most cells.
-    """
+    """The delimiter of a CSV, from its first line: the one that gives most cells outside quotes."""
 
     def count(delimiter: str) -> int:
         return len(next(csv.reader([header], delimiter=delimiter), []))

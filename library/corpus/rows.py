@@ -1,4 +1,4 @@
-"""What a row is: its fields, its id, and why it can't be used."""
+"""The fields of a row, its id, and why a row cannot be used."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,8 +16,9 @@ NOTHING = "a text for nothing (clean.nothing)"
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as the file has it: where it stands, its fields by our names (`shapes.read_record`),
-    and why it can't be used, if so.
+    """A row as the file has it: its place, its fields under our names, and its problem, if any.
+
+    The fields are those of `shapes.read_record`.
     """
 
     place: str
@@ -26,10 +27,9 @@ class RawRow:
 
 
 def find_problem(row: RawRow, shape: Shape, nothing: Collection[str]) -> str | None:
-    """Why a raw row can't be used, naming the field as the user's file does; None where it can.
+    """Why a raw row cannot be used, naming the field as in the user's file; None if it can.
 
-    A negative may be blank or one of the texts that stand for `nothing`, and so may right answers
-    beside one that is neither.
+    A negative may be empty or one of the texts in `nothing`, and so may further right answers.
     """
     if row.problem is not None:
         return row.problem
@@ -53,15 +53,15 @@ def find_problem(row: RawRow, shape: Shape, nothing: Collection[str]) -> str | N
 
 
 def keep_texts(texts: Iterable[str], nothing: Collection[str]) -> list[str]:
-    """Those of some texts that say something."""
+    """The texts that are neither empty nor in `nothing`."""
     return [text for text in texts if (words := text.strip()) and words not in nothing]
 
 
 def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limit: float) -> None:
-    """Raise InputError, naming the first rejected rows, where more than the share `limit` of
-    `total` rows were rejected.
+    """Raise InputError, naming the first rejected rows, if more than `limit` of `total` are
+    rejected.
 
-    A rejected row is on record as `file`, `place` and `reason`.
+    A rejected row has `file`, `place` and `reason`.
     """
     if len(rejected) > limit * total:
         examples = "".join(
@@ -75,8 +75,10 @@ def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limi
 
 
 def row_id(fields: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits of a row's raw text: the same whatever the file's order and the
-    cleaning rules. `also_right` and `turns` are JSON, where a row has them.
+    """12 hexadecimal digits of a row's raw text, independent of the file's order and the cleaning
+    rules.
+
+    `also_right` and `turns` are JSON, if a row has them.
     """
     text = "\x1f".join(
         [fields.get(name) or "" for name in FIELDS]

@@ -1,8 +1,7 @@
-"""What a record holds, under whichever names: the shapes in which question-answer rows are
-published, each made one of ours.
+"""The shapes in which question-answer rows are published, and how each is read.
 
-A file's shape is told by its first record. The user's own columns come first; where none of them is
-there, SQuAD's, Alpaca's, conversations' and preferences' are known by their names.
+The first record tells the file's shape. The user's own columns come first. If none of them exists,
+SQuAD, Alpaca, conversations and preference rows are recognized by their column names.
 """
 
 import json
@@ -40,16 +39,16 @@ TEXT_KEYS = ("text", "value", "answer", "content", "contexts", "sentences")  # i
 
 
 class UnusableError(Exception):
-    """Why a record can't be used."""
+    """A record cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a record is read: its name, and the columns of the fields.
+    """How a record is read: the shape's name and the columns of the fields.
 
-    `anchor`, `negative` and `turns` are None where there is none. `turns` names a conversation,
-    which question and answer are taken from. Where `bare`, a row without context is as usable.
-    `unread` are the first record's other columns.
+    `anchor`, `negative` and `turns` are None if there is none. `turns` names a conversation that
+    holds question and answer. If `bare`, a row without context is usable. `unread` are the first
+    record's other columns.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Shape:
 
     @property
     def columns(self) -> dict[str, str | None]:
-        """The file's column of each field."""
+        """The file's column for each field."""
         said = self.turns
         return {
             "anchor": self.anchor,
@@ -90,7 +89,7 @@ class Shape:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a string, and one that can be written: half of a surrogate pair can't."""
+    """Whether a value is a string that can be written: half of a surrogate pair cannot."""
     if not isinstance(value, str):
         return False
     try:
@@ -101,8 +100,10 @@ def is_text(value: Any) -> bool:
 
 
 def look_up(record: Mapping[Any, Any], path: str) -> Any:
-    """The value of a column, or MISSING: of the whole name, else along its dots into objects, and
-    into every object of a list.
+    """The value of a column, or MISSING.
+
+    The whole name is tried first, then its dotted parts as a path into objects and into the objects
+    of a list.
     """
     if path in record:
         return record[path]
@@ -124,7 +125,7 @@ def look_up(record: Mapping[Any, Any], path: str) -> Any:
 
 
 def find_shape(record: Mapping[Any, Any], columns: Columns) -> Shape | None:
-    """The shape of a file whose first record this is; None where nothing fits."""
+    """The shape of a file with this first record; None if none fits."""
 
     def has(path: str | None) -> bool:
         return path is not None and look_up(record, path) is not MISSING
@@ -190,10 +191,10 @@ def _is_conversation(value: Any) -> bool:
 
 
 def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
-    """A record's fields by our names: texts, `positive` a list of the right ones, `turns` what
-    comes before the question in a conversation. A field that is missing is left out; None is null.
+    """A record's fields under our names.
 
-    Raises UnusableError where it can't be used.
+    `positive` is a list of right answers, `turns` what comes before the question in a conversation.
+    A missing field is left out; None means null. Raises UnusableError if the record cannot be used.
     """
     fields: dict[str, Any] = {}
     for field in ("anchor", "query", "positive", "negative"):
@@ -226,8 +227,9 @@ def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
 
 
 def _read_value(value: Any, field: str, column: str) -> Any:
-    """A value as text: of the right answers a list without those that come again, of a context's
-    parts one text, and of wrong answers the first.
+    """A value as text: right answers as a list without repetitions, a context's parts as one text.
+
+    Of several wrong answers the first is taken.
     """
     if field == "negative" and _is_conversation(value):  # what the assistant says at the end
         value = value[-1].get("content", value[-1].get("value"))
@@ -245,7 +247,7 @@ def _read_value(value: Any, field: str, column: str) -> Any:
 
 
 def _to_text(value: Any, column: str) -> Any:
-    """A text as it is; a number, a boolean or a date as JSON or ISO 8601 writes it."""
+    """A text as it is; a number, boolean or date as JSON or ISO 8601 writes it."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float) and math.isnan(value):
@@ -290,8 +292,8 @@ def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
 
 
 def guess_columns(record: Mapping[Any, Any]) -> dict[str, str | None]:
-    """Which column of a record is probably which field, by the names that people give them; of a
-    nested one the path to its text.
+    """The columns that are probably our fields, by usual names; nested ones as a path to the
+    text.
     """
     names = [name for name in record if isinstance(name, str)]
     guessed: dict[str, str | None] = {}
@@ -308,7 +310,7 @@ def guess_columns(record: Mapping[Any, Any]) -> dict[str, str | None]:
 
 
 def _text_path(record: Mapping[Any, Any], name: str) -> str:
-    """A column's path to texts: within an object, or a list of them, by the usual names."""
+    """A column's path to texts inside an object or a list of objects, by usual names."""
     value = record[name]
     inner = value[0] if isinstance(value, list) and value else value
     if isinstance(inner, Mapping) and not _is_conversation(value):

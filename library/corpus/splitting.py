@@ -1,6 +1,4 @@
-"""The split into train, validation and test: whole groups, so that no answer is given away, and
-the shares that were asked for, or a stop.
-"""
+"""Split rows into train, validation and test by whole groups, close to the wanted shares."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -35,9 +33,9 @@ SHOWN_TIES, SHOWN_CHARACTERS = 3, 60
 
 @dataclass(frozen=True)
 class Split:
-    """Rows by group and by split, both by row id, and what ties the largest group together.
+    """The group and the split of each row, by row id, and what ties the largest group.
 
-    `common` is what stands in most of its rows, and in how many; `texts` are these by their keys.
+    `common` lists what most of its rows share, with counts; `texts` has these texts by key.
     """
 
     groups: Mapping[str, str]
@@ -47,7 +45,7 @@ class Split:
     texts: Mapping[str, str]
 
     def count(self) -> dict[str, tuple[int, int]]:
-        """The rows and groups of each split."""
+        """The number of rows and groups of each split."""
         rows = Counter(self.splits.values())
         members: dict[str, set[str]] = defaultdict(set)
         for row, split in self.splits.items():
@@ -55,7 +53,7 @@ class Split:
         return {split: (rows[split], len(members[split])) for split in SPLITS}
 
     def describe_largest(self) -> str:
-        """The largest group in words."""
+        """A description of the largest group."""
         shared = "; ".join(
             f"the {tie.kind} {_shorten(self.texts.get(tie.key, tie.key))} ties {rows}"
             for tie, rows in self.common
@@ -67,7 +65,7 @@ class Split:
 
 
 def find_ties(rows: Iterable[CleanRow], params: SplitParams) -> Ties:
-    """What ties rows to each other, near duplicates of contexts where these count."""
+    """Everything that ties rows, near duplicates of contexts included if they count."""
     ties = {}
     contexts = {}
     texts: dict[str, str] = {}
@@ -111,11 +109,11 @@ def make_split(ties: Ties, params: SplitParams) -> Split:
 
 
 def split_groups(groups: Mapping[str, str], shares: Shares, seed: int) -> dict[str, str]:
-    """Map each row id to a split: whole groups, each by the hash of its name and the seed alone.
+    """Map each row id to a split, by the hash of its group's name and the seed only.
 
-    So neither the order of rows matters nor what other groups there are: rows that are added later
-    move none, and other shares of train and validation leave test as it is. What is achieved comes
-    near the shares by chance, the nearer the more groups there are.
+    Neither the order of rows nor other groups matter: rows added later move none, and other shares
+    of train and validation leave test as it is. The shares are only approached, the closer the more
+    groups there are.
     """
     return {row: _draw(group, shares, seed) for row, group in groups.items()}
 
@@ -129,10 +127,10 @@ def _draw(group: str, shares: Shares, seed: int) -> str:
 
 
 def find_faults(counts: Mapping[str, tuple[int, int]], asked: Mapping[str, float]) -> list[str]:
-    """How splits miss what was asked, in words: by more than a quarter of their share, or with
-    fewer groups to test on than a verdict needs.
+    """How splits miss what was asked for, as sentences.
 
-    `counts` are each split's rows and groups, `asked` each split's share.
+    A split misses its share by more than a quarter, or test has fewer groups than a verdict needs.
+    `counts` are rows and groups by split, `asked` the shares.
     """
     total = sum(rows for rows, _ in counts.values()) or 1
     faults = []
@@ -151,8 +149,9 @@ def find_faults(counts: Mapping[str, tuple[int, int]], asked: Mapping[str, float
 
 
 def find_seed(groups: Mapping[str, str], shares: Shares) -> int | None:
-    """The first seed from 0 by which no split misses what was asked; None where none of a thousand
-    does, or of as many as make a million draws.
+    """The first seed from 0 with which no split misses its share; None if none is found.
+
+    It tries a thousand seeds, or as many as make a million draws.
     """
     sizes = Counter(groups.values())
     for seed in range(min(SEEDS_TRIED, 1 + GROUPS_DRAWN // max(1, len(sizes)))):
@@ -168,10 +167,10 @@ def find_seed(groups: Mapping[str, str], shares: Shares) -> int | None:
 
 
 def check_split(split: Split, ties: Ties, params: SplitParams) -> list[str]:
-    """How the split misses what was asked; empty where it does not.
+    """How the split misses what was asked for; empty if it does not.
 
-    Raises InputError, with what ties most and the commands that mend it, unless `on_missed_shares`
-    says to go on; and always where a split has no row.
+    Raises InputError, with what ties most rows and the commands that fix it, unless
+    `on_missed_shares` is `continue`; and always if a split has no row.
     """
     counts = split.count()
     faults = find_faults(counts, params.shares.model_dump())
@@ -195,7 +194,7 @@ def check_split(split: Split, ties: Ties, params: SplitParams) -> list[str]:
 
 
 def _find_remedies(ties: Ties, params: SplitParams) -> list[tuple[str, dict[str, Any]]]:
-    """Changes of `split`, each with what it does, by which no split misses what was asked."""
+    """Changes of `split` that fix the shares, each with its effect."""
     tried: list[tuple[str, dict[str, Any], Ties]] = [("draw groups by another seed", {}, ties)]
     longest = max((tie.words for tied in ties.rows.values() for tie in tied), default=0)
     if longest >= params.same_answer_words:

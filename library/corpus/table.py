@@ -1,5 +1,5 @@
-"""Raw rows as an Arrow table on disk: memory does not grow with them, and work on them is spread
-over processes.
+"""Raw rows as an Arrow table on disk, so that memory stays constant and work spreads over
+processes.
 """
 
 import json
@@ -57,11 +57,10 @@ def _to_json(value: Any) -> str | None:
 def read_table(
     path: Path, data: DataParams, nothing: Collection[str], cache_dir: Path
 ) -> tuple[Shape, Dataset]:
-    """A file's shape, and every row with `place`, `problem` and its texts, null where a field holds
-    none; of several right answers the first is `positive`. A negative that says nothing is
-    `dropped`.
+    """The shape of a file, and a table of its rows with `place`, `problem` and the texts.
 
-    Raises what `open_raw` raises.
+    Fields without a text are null; of several right answers the first is `positive`. A negative
+    that counts as empty is in `dropped`. Raises what `open_raw` raises.
 
     The table lies in `cache_dir`, which must outlive it.
     """
@@ -85,10 +84,10 @@ def map_table(
     features: Mapping[str, Any],
     **arguments: Any,
 ) -> Dataset:
-    """What `function(row, **arguments)` makes of each row, as a table of the given features.
+    """Apply `function(row, **arguments)` to each row; returns a table with the given features.
 
-    Rows are spread over as many processes as there are cores and work for them; the order stays.
-    The function must be one that another process can import.
+    Uses as many processes as there are cores and enough rows; the order stays. Another process must
+    be able to import the function.
     """
     processes = min(os.cpu_count() or 1, math.ceil(len(table) / ROWS_PER_PROCESS))
     return table.map(

@@ -1,9 +1,9 @@
-"""Words of any script: one notion for the search of passages and for the comparison of answers.
+"""Words in any script, the same for ranking passages and for comparing answers.
 
-Of ASCII text they are rouge-score's, which published figures use: lower-case runs of letters and
-digits. Beyond ASCII they follow Unicode's properties: a combining mark belongs to its letter, so a
-vowel sign of Hindi or Thai tells words apart as a letter does. What a script leaves to the writer
-does not: case, composed or decomposed letters, Arabic harakat and tatweel, Hebrew points, joiners.
+ASCII text gives rouge-score's words, which published figures use: lower-case runs of letters and
+digits. Beyond ASCII, Unicode's properties decide: a combining mark belongs to its letter, so that
+vowel signs of Hindi or Thai distinguish words. What a script leaves to the writer does not count:
+case, composed or decomposed letters, Arabic harakat and tatweel, Hebrew points, joiners.
 """
 
 import unicodedata
@@ -32,13 +32,13 @@ _OPTIONAL = regex.compile(
 
 
 def _fold(word: str) -> str:
-    """A word's one form. Turkish İ is i, as in every other alphabet: its own lower case."""
+    """The normal form of a word. Turkish İ becomes i, its lower case in every other alphabet."""
     composed = unicodedata.normalize("NFC", word).replace("\u0130", "i").casefold()
     return _OPTIONAL.sub("", unicodedata.normalize("NFC", composed))
 
 
 def locate_tokens(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and word of each place in the text as it stands."""
+    """Start, end and word of each token, by position in the text."""
     return [(*match.span(), _fold(match[0])) for match in _WORD.finditer(text)]
 
 

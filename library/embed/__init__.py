@@ -1,7 +1,7 @@
-"""Embedding models: loading, encoding, what they find, training. Knows models, no statistics.
+"""Embedding models: loading, encoding, ranking, training. No statistics.
 
-Imports library.corpus, and of library.llm what any model needs: devices and checkpoints. Messages
-of libraries that mean nothing to a user are left out from here on.
+Imports library.corpus, and from library.llm what every model needs: devices and checkpoints.
+Silences messages of libraries that mean nothing to a user.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Weights that were published as a pickle alone, as safetensors."""
+"""Convert weights that were published only as a pickle to safetensors."""
 
 import logging
 import shutil
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 def convert_pickle(folder: Path, name: str) -> Path:
-    """A folder with a model's files, its weights converted: beside the hub's cache, by the pickle's
-    hash, once.
+    """Convert a model's weights once, beside the Hub's cache, under the pickle's hash; returns the
+    folder.
 
-    PyTorch reads it with `weights_only`: tensors alone, and a pickle that wants more is refused.
-    Raises InputError where it can't be read so.
+    PyTorch reads the pickle with `weights_only`, so anything but tensors is refused. Raises
+    InputError if it cannot be read so.
     """
     converted = Path(constants.HF_HOME) / "converted-pickles" / hash_file(folder / name)
     if converted.is_dir():

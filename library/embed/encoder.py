@@ -1,4 +1,4 @@
-"""An embedding model as its makers meant it: pooling, prompts and longest input by its file."""
+"""An embedding model with the pooling, prompts and longest input of its makers."""
 
 import importlib.util
 import logging
@@ -38,9 +38,9 @@ FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # no pickles, no code, 
 
 
 def find_folder(model: AnyEmbeddingModel) -> Path:
-    """The folder of a model's files; those of a hub are downloaded where its cache lacks them.
+    """The folder of a model's files; downloads those of the Hub that are not cached.
 
-    Raises InputError where they can't be had, or are not safetensors.
+    Raises InputError if they cannot be had, or are not safetensors.
     """
     if isinstance(model, PackagedEmbeddingModel):
         name, _, inner = model.folder.partition("/")
@@ -82,11 +82,11 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
 
 
 def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
-    """A SentenceTransformer of a folder's weights, whose prompts are `query` and `document`.
+    """Load a folder's weights as a SentenceTransformer with the prompts `query` and `document`.
 
-    It is put together from the model's file: what a folder says of pooling and length is not asked,
-    and no code of it is run. Raises InputError where the library is missing, it can't be loaded, or
-    weights are missing, which transformers would fill with random numbers.
+    Pooling and length come from the model's file, not from the folder, and no code of the folder
+    runs. Raises InputError if the library is missing, the model cannot be loaded, or weights are
+    missing, which transformers would fill with random numbers.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -150,10 +150,11 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
 
 
 def see_both_ways(model: PreTrainedModel) -> None:
-    """Let each token of a decoder see those after it, too, as GritLM embeds; an encoder's do.
+    """Let each token of a decoder see the tokens after it, as GritLM embeds; an encoder's already
+    do.
 
-    A mask does it, as transformers makes one where the config says so, and where a batch needs no
-    mask the attention layers' own word.
+    A mask does it where transformers makes one from the config. Without a mask, a flag of the
+    attention layers does.
     """
     model.config.is_causal = False
     model.config.sliding_window = None
@@ -163,7 +164,7 @@ def see_both_ways(model: PreTrainedModel) -> None:
 
 
 def check_length(model: PreTrainedModel, max_length: int) -> None:
-    """Raise InputError where a model has fewer positions than its file says it sees tokens."""
+    """Raise InputError if a model has fewer positions than its file's `max_length`."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and model.config.model_type in OFFSET_POSITIONS:
         positions -= 2  # the first ones are kept for padding
@@ -175,8 +176,10 @@ def check_length(model: PreTrainedModel, max_length: int) -> None:
 
 
 def check_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Raise InputError where a folder's files lack weights of a model: transformers fills them with
-    random numbers. Poolers are not asked; a mixture's experts and gate have other names in files.
+    """Raise InputError if a folder lacks weights of a model, which would be filled with random
+    numbers.
+
+    Poolers are skipped; a mixture's experts and gate have other names in files.
     """
     stored: set[str] = set()
     for path in folder.glob("model*.safetensors"):
@@ -202,8 +205,9 @@ def encode(
     name: str,
     batch_size: int = 32,
 ) -> Vectors:
-    """Unit vectors of texts, (texts, dimension), float32; `name` is for progress. The same text is
-    encoded once.
+    """Encode texts as unit vectors, (texts, dimension), float32; `name` is for the log.
+
+    The same text is encoded once.
     """
     distinct = list(dict.fromkeys(texts))
     if not distinct:
@@ -222,21 +226,23 @@ def encode(
 
 
 def count_tokens(encoder: Any, text: str, kind: Literal["query", "document"]) -> int:
-    """Tokens of a text as the model would see it whole, prompt and special ones among them."""
+    """The number of tokens of a whole text as the model sees it, with prompt and special tokens."""
     whole = encoder.tokenizer(encoder.prompts[kind] + text, truncation=False, verbose=False)
     return len(whole["input_ids"])
 
 
 def count_longest(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> int:
-    """Tokens of the longest text as the model sees it: no more than its longest input."""
+    """The number of tokens of the longest text, at most the model's longest input."""
     counts = [count_tokens(encoder, text, "query") for text in dict.fromkeys(queries)]
     counts += [count_tokens(encoder, text, "document") for text in dict.fromkeys(documents)]
     return min(max(counts), int(encoder.max_seq_length))
 
 
 def save_encoder(encoder: Any, model: EmbeddingModel, folder: Path) -> None:
-    """Write a tuned model as sentence-transformers loads it, without the card that it writes, which
-    holds times. An adapter names its base as `model` does, not by a folder of this disk.
+    """Write a tuned model as sentence-transformers loads it.
+
+    It has no card, because sentence-transformers' card contains times. An adapter names its base as
+    `model` does, not by a folder of this disk.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""How much memory an embedding model needs, predicted from its config alone, and how many texts fit
-at a time.
+"""Predict an embedding model's memory from its config, and how many texts fit at once.
 
-Predictions count tensors, in bytes. Their coefficients are those of BERT and Mistral layers of
+Predictions count tensors, in bytes. The coefficients are those of BERT and Mistral layers of
 several widths on a CPU; benchmarks/embedding_memory.py fits them again, and checks them on other
 shapes.
 """
@@ -60,7 +59,7 @@ LORA_INPUT_BYTES = {4: 5.0, 2: 4.5}
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """A model in numbers of parameters, and its widths."""
+    """A model's numbers of parameters and its widths."""
 
     linear: int  # in linear layers: what is quantized
     other: int  # embeddings, norms, biases, experts
@@ -74,13 +73,13 @@ class EncoderSizes:
     drops_scores: bool
 
     def per_token(self, coefficients: Mapping[str, float]) -> float:
-        """Bytes for each token in one layer."""
+        """Bytes per token in one layer."""
         return sum(factor * int(getattr(self, width)) for width, factor in coefficients.items())
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What a prediction depends on beside the model's config: how it is loaded and trained."""
+    """How a model is loaded and trained: what its memory depends on besides its config."""
 
     nf4: bool
     gradient_checkpointing: bool
@@ -92,7 +91,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class EncoderEstimate:
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     weights: int
     trained: int  # gradients and Adam's two moments
@@ -100,11 +99,11 @@ class EncoderEstimate:
 
     @property
     def peak(self) -> int:
-        """Most bytes in tensors at one time."""
+        """The most bytes in tensors at one time."""
         return self.weights + self.trained + self.activations
 
     def fits(self, free: int) -> bool:
-        """Whether it leaves a little of what is free."""
+        """Whether it fits into `free` bytes with a small reserve."""
         return self.peak <= free * (1 - SPARE)
 
     def __str__(self) -> str:
@@ -118,9 +117,9 @@ class EncoderEstimate:
 
 
 def read_encoder_config(model: AnyEmbeddingModel, folder: Path | None) -> PreTrainedConfig:
-    """The config.json of a model's folder, or, while that is not here, what its file says.
+    """The config.json in a model's folder, or the values in its file until that is downloaded.
 
-    Raises InputError where neither is to be had.
+    Raises InputError if there is neither.
     """
     if folder is not None:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -132,9 +131,9 @@ def read_encoder_config(model: AnyEmbeddingModel, folder: Path | None) -> PreTra
 
 
 def measure_encoder(config: PreTrainedConfig, lora: LoraParams | None) -> EncoderSizes:
-    """Count a model's parameters without its weights: it is built where tensors have shapes only.
+    """Count a model's parameters without its weights, on a device that only has shapes.
 
-    Raises InputError where an adapter names a linear layer that the model does not have.
+    Raises InputError if an adapter names a linear layer that the model does not have.
     """
     with torch.device("meta"):
         model = AutoModel.from_config(config)
@@ -198,7 +197,9 @@ def _weights(sizes: EncoderSizes, settings: EncoderSettings) -> float:
 def predict_encoding(
     sizes: EncoderSizes, settings: EncoderSettings, texts: int, length: int
 ) -> EncoderEstimate:
-    """Bytes of encoding so many texts of `length` tokens at a time, without gradients."""
+    """Predict the memory of encoding `texts` texts of `length` tokens at once, without
+    gradients.
+    """
     size = settings.weight_bytes
     layer = texts * length * sizes.per_token(FORWARD[sizes.gated])
     unpacked = settings.nf4 * sizes.hidden * sizes.intermediate * size
@@ -209,8 +210,10 @@ def predict_encoding(
 def predict_step(
     sizes: EncoderSizes, settings: EncoderSettings, texts: int, *lengths: int
 ) -> EncoderEstimate:
-    """Bytes of one training step whose gradients are those of `texts` texts at a time, of each of
-    the lengths in tokens: of questions, passages and wrong answers, where all are there together.
+    """Predict the memory of a training step with `texts` texts of each length in one mini-batch.
+
+    The lengths are those of questions, passages and wrong answers, which are in memory together if
+    the batch is in one piece.
     """
     tokens, size = texts * sum(lengths), settings.computing_bytes
     squares = texts * sum(length**2 for length in lengths)
@@ -234,9 +237,9 @@ def predict_step(
 
 
 def plan_encoding(model: AnyEmbeddingModel, folder: Path | None, length: int) -> int:
-    """How many texts of at most `length` tokens to encode at a time.
+    """How many texts of at most `length` tokens to encode at once.
 
-    Raises InputError where one is predicted not to fit.
+    Raises InputError if not even one is predicted to fit.
     """
     device = pick_device()
     settings = make_encoder_settings(model, None, device.type)
@@ -263,7 +266,7 @@ def plan_encoding(model: AnyEmbeddingModel, folder: Path | None, length: int) ->
 
 
 def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
-    """Raise InputError where all weights are to be trained that are of 4 or 16 bits."""
+    """Raise InputError if all weights are to be trained but have 4 or 16 bits."""
     if lora is None and not trains_whole(model):
         kept = "4 bits" if model.quantization == "nf4" else "bfloat16"
         raise InputError(
@@ -273,8 +276,8 @@ def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
 
 
 def refuse_training(model: AnyEmbeddingModel, params: EmbedParams) -> None:
-    """Raise InputError where `embed_sft` can't train a model, as far as that is known before its
-    files are here.
+    """Raise InputError if `embed_sft` cannot train a model, as far as that is known before a
+    download.
     """
     check_trainable(model, params.lora)
     if isinstance(model, HubEmbeddingModel):
@@ -288,13 +291,12 @@ def plan_step(
     lengths: Sequence[Sequence[int]],
     said: bool = True,
 ) -> list[int]:
-    """How many texts to have in memory at a time in training, the largest first: those that are
-    predicted to fit, of which the first that does is taken.
+    """The mini-batch sizes to try in training, largest first: those that are predicted to fit.
 
-    `lengths` are, of each kind of pairs, the tokens of the longest question, right text and wrong
-    one: a batch in one piece has all of them in memory together. `embed.mini_batch_size` leaves one
-    number alone, and is warned of. Raises InputError where one text at a time is too much, with
-    what would fit and how much that takes.
+    `lengths` are, for each kind of pairs, the tokens of the longest question, right text and wrong
+    text: a batch in one piece has all of them in memory. `embed.mini_batch_size` leaves only that
+    size, with a warning if it does not fit. Raises InputError if size 1 does not fit, with what
+    would.
     """
     length = max(max(kind) for kind in lengths)
     device = pick_device()
@@ -338,7 +340,7 @@ def plan_step(
 
 
 def batch_choices(batch_size: int) -> list[int]:
-    """A batch, and its halves down to one."""
+    """The batch size and its halves down to one."""
     choices = [batch_size]
     while choices[-1] > 1:
         choices.append(choices[-1] // 2)
@@ -352,8 +354,8 @@ def _alternatives(
     length: int,
     free: int,
 ) -> Iterator[tuple[str, EncoderEstimate]]:
-    """Overrides with which one text at a time fits: of how it is trained, each added to those
-    before; then of its length, and other models.
+    """Overrides with which size 1 fits: ways to train, each added to the last, then lengths and
+    models.
     """
     file = f"models/embedding/{params.model}.yaml"
     changed, lora = settings, params.lora
@@ -402,7 +404,7 @@ def _models_that_fit(
     device: torch.device,
     free: int,
 ) -> Iterator[tuple[str, EncoderEstimate]]:
-    """Models of a hub with fewer parameters that would fit, the largest first."""
+    """Hub models with fewer parameters that would fit, largest first."""
     smaller = []
     for name in list_embedding_models():
         model = load_embedding_model_file(name)

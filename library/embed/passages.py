@@ -1,4 +1,4 @@
-"""Contexts as passages that an embedding model sees whole."""
+"""Cut contexts into passages that an embedding model sees whole."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ LEAST_CHARACTERS = 20  # that a passage is cut down to: below, one token can be 
 
 
 def cut_context(encoder: Any, context: str, characters: int) -> list[str]:
-    """A context's passages of at most `characters`, and of no more tokens than the model's longest
-    input: what is longer is cut again, at half of the characters.
+    """The passages of a context, each with at most `characters` and the model's longest input in
+    tokens.
+
+    A passage with more tokens is cut again at half of the characters.
     """
     cut = []
     for passage in split_passages(context, characters):

@@ -1,8 +1,8 @@
-"""Where among all test texts the right ones come: as ranks, from which every metric follows.
+"""The ranks of the right texts among all test texts, from which every metric is computed.
 
-Three tasks: `passage`, a question among the passages of all test contexts, right being any of its
-own context; `context`, the same among contexts, each as near as its nearest passage; `answer`, a
-question among the right answers of all test rows, right being any of its own. And whether a right
+Three tasks. `passage`: a question among the passages of all test contexts; any of its own context
+is right. `context`: a question among the contexts, each as near as its nearest passage. `answer`: a
+question among the right answers of all test rows; any of its own is right. Besides, whether a right
 answer is nearer than the row's wrong one.
 """
 
@@ -21,8 +21,10 @@ TASKS = ("passage", "context", "answer")
 
 
 class Found(TypedDict):
-    """Where the right texts of a question come: `ranks` of those among the first RANKS_KEPT, and
-    the `first`, all counted from 1; how many are right, and among how many they are looked for.
+    """The ranks of a question's right texts, counted from 1.
+
+    `ranks` has those among the first RANKS_KEPT, `first` is the best; with the number of right
+    texts and of all texts.
     """
 
     ranks: list[int]
@@ -34,8 +36,8 @@ class Found(TypedDict):
 class Ranked(TypedDict):
     """A test row as a system ranks its texts (data/rankings/SYSTEM.jsonl).
 
-    `nearer` is 1 where the right answer is nearer than the wrong one, one half where they are as
-    near, None without a wrong one. `top` are the first passages, as context and place in it.
+    `nearer` is 1 if the right answer is nearer than the wrong one, one half if equal, None without
+    a wrong one. `top` are the first passages, as context and place in it.
     """
 
     id: str
@@ -47,14 +49,14 @@ class Ranked(TypedDict):
 
 @dataclass(frozen=True)
 class Texts:
-    """What is looked for: passages with their contexts in order, and distinct answers."""
+    """The texts to search: passages in the order of their contexts, and distinct answers."""
 
     passages: Sequence[str]
     owners: Sequence[str]
     answers: Sequence[str]
 
     def to_record(self) -> dict[str, Any]:
-        """The texts as JSON: passages by their context."""
+        """The texts as JSON: passages by context."""
         by_context: dict[str, list[str]] = {}
         for owner, passage in zip(self.owners, self.passages, strict=True):
             by_context.setdefault(owner, []).append(passage)
@@ -62,7 +64,7 @@ class Texts:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Texts":
-        """The texts that `to_record` gave."""
+        """The texts that `to_record` wrote."""
         return cls(
             passages=[text for texts in record["passages"].values() for text in texts],
             owners=[key for key, texts in record["passages"].items() for _ in texts],
@@ -71,7 +73,7 @@ class Texts:
 
 
 def gather_texts(rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]) -> Texts:
-    """The texts of test rows; `cut` makes passages of a context."""
+    """The texts of test rows; `cut` cuts a context into passages."""
     contexts = {row["context_id"]: row["anchor"] for row in rows if row["anchor"]}
     passages = {key: cut(context) for key, context in contexts.items()}
     return Texts(
@@ -82,7 +84,7 @@ def gather_texts(rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]) 
 
 
 def find(scores: Sequence[float] | Scores, right: Sequence[bool]) -> Found:
-    """Where the right texts come, the highest score first and ties in the texts' order."""
+    """The ranks of the right texts, highest score first, ties in the texts' order."""
     order = np.argsort(-np.asarray(scores), kind="stable")
     ranks = (np.flatnonzero(np.asarray(right)[order]) + 1).tolist()
     return {
@@ -101,7 +103,7 @@ def rank_row(
     answer_scores: Sequence[float] | Scores,
     nearer: float | None,
 ) -> Ranked:
-    """One row's ranks, from the scores of its question with all passages and with all answers."""
+    """A row's ranks, from the scores of its question with all passages and all answers."""
     right = set(right_answers(row))
     tasks = {
         "answer": find(answer_scores, [text in right for text in texts.answers]),
@@ -123,5 +125,5 @@ def rank_row(
 
 
 def prefer(right: float, wrong: float) -> float:
-    """1 where the right one is nearer, one half where they are as near, else 0."""
+    """1 if the right one is nearer, one half if they are equal, else 0."""
     return 0.5 if right == wrong else float(right > wrong)

@@ -1,4 +1,4 @@
-"""What chooses the passages of a prompt: BM25, or an embedding model as it is or tuned."""
+"""Rank the passages of a prompt: by BM25, or by an embedding model before or after tuning."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ WEIGHTS = ("model.safetensors", ADAPTER_WEIGHTS)
 
 
 class Retriever(Section):
-    """A file of retrievers/."""
+    """A file in retrievers/."""
 
     model: dict[str, Any] | None
     """The embedding model, as its file in models/embedding/ has it; null is BM25."""
@@ -33,23 +33,23 @@ class Retriever(Section):
 
 
 def find_weights(folder: Path) -> Path | None:
-    """The file of a tuned model's weights: all of them, or an adapter's."""
+    """The weights of a tuned model: all of them, or an adapter's."""
     return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def write_retriever(
     name: Literal["embedding", "tuned"], model: AnyEmbeddingModel, folder: Path | None = None
 ) -> None:
-    """Write a file of retrievers/, `folder` being that of a tuned model."""
+    """Write a file in retrievers/; `folder` is that of a tuned model."""
     weights = None if folder is None else find_weights(folder)
     tuned = None if weights is None else hash_file(weights)
     write_json(retriever_path(name), {"model": model.model_dump(), "tuned": tuned})
 
 
 class EmbeddingRanker:
-    """Passages by the cosine of their vectors with the question's; ties in document order.
+    """Rank passages by the cosine with the question; ties in document order.
 
-    What `read` has encoded is not encoded again.
+    Texts that `read` has encoded are not encoded again.
     """
 
     def __init__(self, encoder: Any, model: AnyEmbeddingModel, folder: Path) -> None:
@@ -58,7 +58,7 @@ class EmbeddingRanker:
         self.known: dict[str, Vectors] = {}
 
     def read(self, questions: Sequence[str], passages: Sequence[str]) -> None:
-        """Encode texts; warn of passages that the model does not see whole."""
+        """Encode texts; warn of passages that exceed the model's longest input."""
         asked = [text for text in dict.fromkeys(questions) if text not in self.asked]
         read = [text for text in dict.fromkeys(passages) if text not in self.known]
         if not (asked or read):
@@ -78,7 +78,7 @@ class EmbeddingRanker:
             )
 
     def __call__(self, passages: Sequence[str], question: str) -> list[int]:
-        """Indices of the passages, the nearest first."""
+        """Indices of the passages, nearest first."""
         if not passages:
             return []
         self.read([question], passages)
@@ -88,7 +88,7 @@ class EmbeddingRanker:
 
 
 def ranker_of_rows(params: FormatParams, rows: Iterable[CleanRow]) -> Ranker:
-    """`format.retriever`'s, with the texts of all rows encoded at once."""
+    """The ranker of `format.retriever`, with the texts of all rows encoded at once."""
     rank = load_ranker(params.retriever)
     if isinstance(rank, EmbeddingRanker):
         rows = list(rows)
@@ -103,9 +103,9 @@ def ranker_of_rows(params: FormatParams, rows: Iterable[CleanRow]) -> Ranker:
 
 
 def load_ranker(name: str) -> Ranker:
-    """What ranks passages where `format.retriever` is `name`.
+    """The ranker for `format.retriever: name`.
 
-    Raises InputError where `make embed` has to run first, or what it tuned is another by now.
+    Raises InputError if `make embed` has to run first, or if its tuned model has changed since.
     """
     path = retriever_path(name)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The clean rows by split, as the language model's are split: by their texts alone."""
+"""The clean rows by split; the same split as the language model's."""
 
 import logging
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GroupedRows:
-    """Rows by split, and the group of each by its id."""
+    """Rows by split, and the group of each by id."""
 
     splits: dict[str, list[CleanRow]]
     groups: dict[str, str]
 
 
 def read_split_rows(params: SplitParams) -> GroupedRows:
-    """data/clean/rows.jsonl, split. Validation and test rows whose wrong answer is right in a train
-    row are without it: training gives it away.
+    """Read and split data/clean/rows.jsonl.
 
-    Raises InputError where `check_split` does.
+    Validation and test rows lose a wrong answer that is right in a train row, because training
+    gives it away. Raises InputError as `check_split` does.
     """
     rows = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
     ties = find_ties(rows.values(), params)
@@ -58,6 +58,6 @@ def read_split_rows(params: SplitParams) -> GroupedRows:
 
 
 def ask(row: CleanRow) -> str:
-    """A row's question after what was said before it, by whoever asked."""
+    """A row's question, after what was said before it."""
     earlier = [turn["content"] for turn in row["turns"] if turn["role"] == "user"]
     return "\n".join([*earlier, row["query"]])

@@ -1,4 +1,4 @@
-"""Every test question asked of an embedding model, against all test texts."""
+"""Search all test texts for every test question with an embedding model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,8 +19,9 @@ def rank_rows(
     name: str,
     plan: Callable[[int], int],
 ) -> list[Ranked]:
-    """How a model ranks the texts for each row's question; `name` is the system's, for progress,
-    and `plan` says how many texts of so many tokens are encoded at a time.
+    """Rank the texts for each row's question.
+
+    `name` is the system's, for the log; `plan` says how many texts of a length to encode at once.
     """
     asked = [ask(row) for row in rows]
     wrong = list(dict.fromkeys(row["negative"] for row in rows if row["negative"] is not None))
@@ -48,7 +49,7 @@ def rank_rows(
 
 
 def count_longer(encoder: Any, rows: Sequence[CleanRow]) -> dict[str, int]:
-    """How many questions and right answers are longer than the model's longest input."""
+    """The numbers of questions and right answers that exceed the model's longest input."""
     limit = encoder.max_seq_length
     return {
         "questions": sum(count_tokens(encoder, ask(row), "query") > limit for row in rows),

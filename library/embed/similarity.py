@@ -1,6 +1,4 @@
-"""Likeness in meaning, by a sentence embedding model: off unless `evaluate.embedding_model` names
-one.
-"""
+"""Similarity in meaning by a sentence embedding model, if `evaluate.embedding_model` names one."""
 
 from collections.abc import Sequence
 
@@ -10,14 +8,12 @@ from library.errors import InputError
 def embedding_cosine(
     model: str, answers: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Cosine of the embeddings of each answer and that of its references which it is most like, in
-    [-1, 1].
+    """The cosine of each answer with its most similar reference, in [-1, 1].
 
-    An empty answer has the cosine of an empty text.
-
-    `model` is a folder that sentence-transformers can load, or the name of one in the hub's cache:
-    nothing is downloaded, and no code of the model's is run. What lies beyond the model's own
-    maximum length is not seen. Raises InputError where the library or the model is missing.
+    An empty answer has the cosine of an empty text. `model` is a folder that sentence-transformers
+    can load, or a name in the Hub's cache: nothing is downloaded, and no code of the model runs.
+    Text beyond the model's longest input is ignored. Raises InputError if the library or model is
+    missing.
     """
     try:
         # it imports torch: only where it is asked for

@@ -1,4 +1,6 @@
-"""Train an embedding model on questions and what answers them, by sentence-transformers."""
+"""Train an embedding model on questions and the texts that answer them, with
+sentence-transformers.
+"""
 
 import gc
 import logging
@@ -52,8 +54,9 @@ HISTORY = {"step": "step", "epoch": "epoch", "loss": "loss", METRIC: "ndcg_at_10
 
 
 def choose_passage(row: CleanRow, passages: Sequence[str]) -> str:
-    """The passage of a train row's own context that its question and answer are most like: it is
-    trained on, never judged by.
+    """The passage of a train row's context that is most like its question and answer.
+
+    It is trained on, never judged by.
     """
     return passages[rank_passages(passages, f"{ask(row)} {row['positive']}")[0]]
 
@@ -61,8 +64,10 @@ def choose_passage(row: CleanRow, passages: Sequence[str]) -> str:
 def make_pairs(
     rows: Sequence[CleanRow], cut: Callable[[str], Sequence[str]]
 ) -> dict[str, list[dict[str, str]]]:
-    """What is trained on, by kind: each question with its answer, with the wrong one where there is
-    one (`contrast`), and with a passage of its context.
+    """The training pairs by kind.
+
+    A question with its answer (`answer`), with its answer and a wrong one (`contrast`), and with a
+    passage of its context (`passage`).
     """
     pairs: dict[str, list[dict[str, str]]] = {"answer": [], "contrast": [], "passage": []}
     cuts: dict[str, Sequence[str]] = {}
@@ -81,12 +86,12 @@ def make_pairs(
 
 
 class NothingTwice(DefaultBatchSampler):  # type: ignore[misc]  # its types are not strict ones
-    """Batches in which no row shares a group, a question or a right text with another: what is
-    right for one could be right for the other, and would be trained on as wrong.
+    """Batches in which no two rows share a group, a question or a right text.
 
-    Each row is put into the emptiest batch that it fits, those that share most first, in an order
-    drawn from the seed. Batches are the same in each epoch, and come in another order: so their
-    number is known beforehand, and every row comes once.
+    What is right for one row could be right for the other, and would be trained on as wrong. Rows
+    that share most are placed first, each into the emptiest batch that it fits, in an order drawn
+    from the seed. Every epoch has the same batches in another order, so that their number is known
+    and every row occurs once.
     """
 
     def __init__(self, keys: Sequence[frozenset[str]], batch_size: int, seed: int) -> None:
@@ -121,8 +126,10 @@ class NothingTwice(DefaultBatchSampler):  # type: ignore[misc]  # its types are 
 
 
 class LaterOfEqual(InformationRetrievalEvaluator):  # type: ignore[misc]
-    """The evaluator with nDCG@10 once more, as LATER: few validation rows can all be found from the
-    first, and then the step that has seen least would be kept.
+    """The evaluator with nDCG@10 once more, as LATER, which prefers the later of equal checkpoints.
+
+    With few validation rows, all can be found from the start; the least trained checkpoint would
+    win.
     """
 
     def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -133,24 +140,25 @@ class LaterOfEqual(InformationRetrievalEvaluator):  # type: ignore[misc]
 
 
 class NdcgProgress(Progress):
-    """One bar, and a line for each evaluation."""
+    """A progress bar, with a line for each evaluation."""
 
     measure, title = METRIC, "validation nDCG@10"
 
 
 class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
-    """sentence-transformers' trainer with batches of NothingTwice; `group_of` has the group of each
-    question and what answers it.
+    """sentence-transformers' trainer with the batches of NothingTwice.
+
+    `group_of` maps each question and the texts that answer it to their group.
     """
 
     group_of: Mapping[tuple[str, str], str]
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint; sentence-transformers' own goes on where it can't."""
+        """Load the best checkpoint, or fail; sentence-transformers would continue without it."""
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        """Of an adapter, that alone: 4-bit weights can't be loaded over others."""
+        """Load only the adapter if there is one: 4-bit weights cannot be loaded over others."""
         model = self.model[0].auto_model
         if not getattr(model, "_hf_peft_config_loaded", False):
             super()._load_from_checkpoint(checkpoint_path)
@@ -164,8 +172,8 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     def measure_training_step(self) -> int:
         """The most bytes in tensors during one step on a batch of the longest texts.
 
-        Nothing remains of it: no gradient, no number drawn. Adam's moments are there. Raises
-        torch.OutOfMemoryError where it does not fit.
+        The step leaves no trace: no gradient, no random number drawn. Adam's moments are counted.
+        Raises torch.OutOfMemoryError if it does not fit.
         """
         encoder = self.model
         batches = [
@@ -195,12 +203,12 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 encoder.zero_grad(set_to_none=True)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """None: it would encode texts for a card that is not kept."""
+        """Do nothing: it would encode texts for a card that is not kept."""
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, *_: Any, seed: int = 0, **__: Any
     ) -> NothingTwice:
-        """The sampler of one kind of pairs."""
+        """The sampler for one kind of pairs."""
         keys = [
             frozenset((self.group_of[query, right], f"query: {query}", f"right: {right}"))
             for query, right in zip(dataset["query"], dataset["positive"], strict=True)
@@ -218,9 +226,10 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 def fold_small_kinds(
     pairs: Mapping[str, Sequence[Mapping[str, str]]], groups: Mapping[str, str]
 ) -> dict[str, Sequence[Mapping[str, str]]]:
-    """The pairs by kind, without what only one group has: its texts could be told from none.
+    """The pairs by kind, without a kind that only one group has: nothing could be told from its
+    texts.
 
-    A wrong answer that is left out leaves its pair. Raises InputError where nothing is left.
+    A pair stays without the wrong answer that is left out. Raises InputError if nothing is left.
     """
     kinds = dict(pairs)
     contrast = kinds.get("contrast", ())
@@ -246,8 +255,10 @@ def fold_small_kinds(
 def make_evaluator(
     pairs: Mapping[str, Sequence[Mapping[str, str]]], batch_size: int
 ) -> InformationRetrievalEvaluator:
-    """nDCG@10 of validation questions among the validation rows' answers and chosen passages,
-    encoded `batch_size` at a time.
+    """The evaluator: nDCG@10 of validation questions among the validation rows' answers and
+    passages.
+
+    Texts are encoded in batches of `batch_size`.
     """
     corpus: dict[str, str] = {}
     relevant: dict[str, set[str]] = {}
@@ -272,8 +283,10 @@ def make_evaluator(
 def ranking_loss(
     encoder: Any, batch_size: int, at_once: int
 ) -> MultipleNegativesRankingLoss | CachedMultipleNegativesRankingLoss:
-    """Each question against all texts of its batch; where less than a batch is to be in memory, by
-    way of cached gradients (Gao et al., Scaling Deep Contrastive Learning Batch Size, 2021).
+    """The loss of each question against all texts of its batch.
+
+    With mini-batches smaller than the batch it uses cached gradients (Gao et al., Scaling Deep
+    Contrastive Learning Batch Size, 2021).
     """
     if at_once >= batch_size:
         return MultipleNegativesRankingLoss(encoder)
@@ -281,10 +294,10 @@ def ranking_loss(
 
 
 def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
-    """Give a trainer the loss with the most texts in memory at a time that a step on the longest
-    ones has room for.
+    """Give a trainer the loss with the largest mini-batch for which a step on the longest texts
+    fits.
 
-    Raises InputError where none of the choices has.
+    Raises InputError if none of the choices fits.
     """
     for at_once in choices:
         trainer.loss = ranking_loss(trainer.model, trainer.args.train_batch_size, at_once)
@@ -310,8 +323,8 @@ def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
 def longest_texts(
     encoder: Any, pairs: Mapping[str, Sequence[Mapping[str, str]]]
 ) -> list[list[int]]:
-    """Of each kind of pairs, tokens of the longest question, right text and, where there is one,
-    wrong text, as the model sees them.
+    """For each kind of pairs, the tokens of the longest question, right text and wrong text, if
+    any.
     """
     lengths = []
     for made in pairs.values():
@@ -325,7 +338,7 @@ def longest_texts(
 
 
 def add_adapter(encoder: Any, lora: LoraParams) -> None:
-    """Put an adapter on a model, in float32. Raises InputError where it can't be put there."""
+    """Add a float32 adapter to a model. Raises InputError if its layers do not exist."""
     layers = lora.target_modules
     if layers == "all-linear":  # by name: transformers would adapt the experts of a mixture, too
         named = encoder[0].auto_model.named_modules()
@@ -344,7 +357,7 @@ def add_adapter(encoder: Any, lora: LoraParams) -> None:
 
 
 def checkpoint_gradients(encoder: Any) -> None:
-    """Have a model keep one tensor for each layer in training, and compute the rest again."""
+    """Turn on gradient checkpointing: keep one tensor per layer, and compute the rest again."""
     model = encoder[0].auto_model
     model.gradient_checkpointing_enable({"use_reentrant": False})
     # hooks that only the other kind of checkpoints needs, and that BERT's embeddings break on
@@ -360,10 +373,10 @@ def build_trainer(
     model: EmbeddingModel,
     output_dir: Path,
 ) -> PairTrainer:
-    """A trainer with its data; `prove_memory` gives it its loss. The weights with the best
-    validation nDCG are those that it ends with.
+    """Build a trainer with its data; `prove_memory` gives it its loss.
 
-    Raises InputError where a kind of pairs has too few rows to tell one from another.
+    It ends with the weights of the best validation nDCG. Raises InputError if a kind of pairs has
+    too few rows.
     """
     pairs = fold_small_kinds(pairs, groups)
     if params.lora is not None:
@@ -430,7 +443,7 @@ def build_trainer(
 
 
 def history_csv(log_history: Sequence[Mapping[str, Any]]) -> str:
-    """The trainer's log as CSV: step, epoch, loss and validation nDCG. Seconds are left out."""
+    """The trainer's log as CSV: step, epoch, loss and validation nDCG, without times."""
     entries = pd.DataFrame(list(log_history)).reindex(columns=list(HISTORY)).rename(columns=HISTORY)
     merged = entries.groupby("step", as_index=False).first()
     return str(merged.dropna(subset=["loss", "ndcg_at_10"], how="all").to_csv(index=False))

@@ -1,7 +1,7 @@
-"""A model's chat template, made to ask as its makers meant and the same way tomorrow.
+"""Adapt a model's chat template, so that it asks as its makers intended and always in the same way.
 
-`base` writes it with the tokenizer. Whatever reads that afterwards asks alike, here and where a
-merged model is served: no switch is left to be set by whoever calls it.
+`base` writes the adapted template with the tokenizer. Everything that loads it, also a server of
+the merged model, asks alike: the caller has no switches to set.
 """
 
 import json
@@ -16,8 +16,8 @@ from library.errors import InputError
 from library.llm.chat_template import THINK, THINK_END, render, strip_asked
 from library.records import Message
 
-TODAY = date(2024, 7, 26)  # for templates that write the date: Llama 3.2's own where it has none
-SWITCHES = ("enable_thinking", "thinking")  # for thoughts, as templates name them
+TODAY = date(2024, 7, 26)  # for templates that write the date: Llama 3.2's default
+SWITCHES = ("enable_thinking", "thinking")  # the names that templates use for it
 
 SYSTEM = "Answer the question from the passages."
 CONTEXT = (
@@ -29,7 +29,7 @@ ANSWER = 'It is 4.5 mm (about 3/16 in.); a pin of 1.25 mm holds it: "No screws",
 
 _FORMATTED_DATE = re.compile(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)")
 _ANY_DATE = f"{{% macro strftime_now(format) %}}{TODAY:%d %B %Y}{{% endmacro %}}"
-# What Gemma's makers do with a system message: its text goes before the first user turn's.
+# What Gemma's template does with a system message: its text goes before the first user turn.
 _FOLD_SYSTEM = (
     "{% if messages and messages[0]['role'] == 'system' %}"
     "{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + "
@@ -39,7 +39,7 @@ _FOLD_SYSTEM = (
 
 
 def example_messages(context: str = CONTEXT) -> list[Message]:
-    """What a model is tried with: a system message, and a question on a context."""
+    """The messages that a model is tried with: a system message, and a question on a context."""
     return [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": f"{context}\n\nQuestion: {QUESTION}".strip()},
@@ -49,30 +49,32 @@ def example_messages(context: str = CONTEXT) -> list[Message]:
 def adapt_template(
     tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any], thinking: bool = False
 ) -> list[str]:
-    """Change a tokenizer's chat template and its eos_token in place; returns the changes in words.
+    """Adapt a tokenizer's chat template and eos_token in place; returns the changes as text.
 
-    Variables have the values of `kwargs`, thinking is off, and the date stands still. A system
-    message that the template refuses or drops goes before the user's. What it puts between prompt
-    and answer, such as an empty think block, is the prompt's; the token that ends a turn is found,
-    and is the eos_token. With `thinking` that is on, and a prompt ends in an open think block.
-    Raises InputError where the template can't be asked so.
+    - Variables get the values of `kwargs`, thinking is off, and the date is fixed.
+    - A system message that the template refuses or drops goes before the user's.
+    - What it puts between prompt and answer, such as an empty think block, belongs to the prompt.
+    - The token that ends a turn becomes the eos_token.
+
+    With `thinking`, thinking is on and a prompt ends in an open think block. Raises InputError if
+    the template cannot be adapted.
     """
     template = str(tokenizer.chat_template)
     changes = []
     switches = [name for name in SWITCHES if _switches(tokenizer, name)]
     if thinking and (not switches or THINK_END not in tokenizer.get_vocab()):
         raise InputError(
-            "evaluate.thinking_tokens: thinking can't be switched on in its chat template, or "
-            f"{THINK_END} is no token of its own; set it to 0"
+            "evaluate.thinking_tokens: its chat template cannot turn thinking on, or "
+            f"{THINK_END} is not a single token; set it to 0"
         )
     for name, value in kwargs.items():
         if re.search(rf"\b{re.escape(name)}\b", template) is None:
             raise InputError(f"chat_template_kwargs: the chat template has no variable {name!r}")
         if name in SWITCHES and value:
             raise InputError(
-                f"chat_template_kwargs: {name}: {value}: thoughts have no place in rows that are "
-                "trained on, so thinking is off in training and asking alike; remove the line "
-                "(evaluate.thinking_tokens asks the model with thinking on, beside it)"
+                f"chat_template_kwargs: {name}: {value}: the train rows have no thoughts, so "
+                "thinking is off in training and in asking; remove the line "
+                "(evaluate.thinking_tokens compares with the base model with thinking on)"
             )
     for name, value in {**kwargs, **dict.fromkeys(switches, thinking)}.items():
         template = _set(template, name, value)
@@ -88,13 +90,13 @@ def adapt_template(
     asked = render(tokenizer, example_messages(), add_generation_prompt=True)
     for text in (SYSTEM, CONTEXT, QUESTION):
         if text not in asked:
-            raise InputError(f"its chat template leaves out or changes {text[:60]!r}")
+            raise InputError(f"its chat template drops or changes {text[:60]!r}")
     answer: Message = {"role": "assistant", "content": ANSWER}
     whole = render(tokenizer, [*example_messages(), answer])
     before, found, after = whole.rpartition(ANSWER)
     if not found:
         raise InputError(
-            f"its chat template changes what an answer says: {ANSWER!r} becomes "
+            f"its chat template changes an answer: {ANSWER!r} becomes "
             f"{whole[-len(ANSWER) - 20 :]!r}"
         )
     if thinking:
@@ -110,8 +112,8 @@ def adapt_template(
     elif not thinking and before.rstrip() not in (asked.rstrip(), strip_asked(asked)):
         if THINK in asked[len(before.rstrip()) :]:
             raise InputError(
-                "it thinks before each answer, and its chat template has no switch for that; "
-                "choose a model that can do without"
+                "it thinks before each answer, and its chat template cannot turn that off; choose "
+                "a model that can"
             )
         raise InputError(
             f"its chat template changes the prompt once an answer follows it: {asked[-60:]!r} "
@@ -129,7 +131,7 @@ def _set(template: str, name: str, value: Any) -> str:
 
 
 def _switches(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
-    """Whether a variable that is false changes what is asked."""
+    """Whether setting a variable to false changes the prompt."""
     template = str(tokenizer.chat_template)
     asked = []
     for tried in (template, _set(template, name, False)):
@@ -143,7 +145,7 @@ def _switches(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
 
 
 def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether what the system message says stands in the prompt."""
+    """Whether the prompt contains the system message."""
     try:
         return SYSTEM in render(tokenizer, example_messages(), add_generation_prompt=True)
     except InputError:
@@ -151,8 +153,10 @@ def _takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _find_end(tokenizer: PreTrainedTokenizerBase, after: str) -> str:
-    """The token that ends a turn, of the text after an answer: the first special one, or where
-    there is none the eos_token, which the model was trained to end with before it was taught turns.
+    """The token that ends a turn: the first special token of the text after an answer.
+
+    If there is none, it is the eos_token, which the model learned to end with before it learned
+    turns.
     """
     special = {
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special

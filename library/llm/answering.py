@@ -1,4 +1,4 @@
-"""Ask a model the formatted rows: its answers, and how likely it finds right and wrong ones."""
+"""Ask a model the formatted rows: its answers, and the likelihoods of right and wrong answers."""
 
 import math
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from library.records import (
 
 
 def prompt_variants(row: FormattedRow) -> dict[str, list[Message]]:
-    """What may stand before a row's answers when their likelihood is taken, by name.
+    """The prompts after which a row's answers are scored, by name.
 
-    `question`: passages and question; `no_question`: the passages; `bare`: neither.
+    `question` has passages and question, `no_question` only passages, `bare` neither.
     """
     return {
         "question": row["messages"],
@@ -34,14 +34,14 @@ def prompt_variants(row: FormattedRow) -> dict[str, list[Message]]:
     }
 
 
-# with and without the question a prompt begins with the same passages, which are read once; bare,
-# it shares next to nothing with them
-GIVEN_TOKENS = 2  # of a paragraph: one can be a mark of the beginning
+GIVEN_TOKENS = 2  # of a paragraph are not scored: the first can be a beginning-of-text token
+# prompts that share a prefix are scored together, so that the prefix is read once: with and without
+# the question both begin with the passages; the bare prompt shares almost nothing
 READ_TOGETHER = (("question", "no_question"), ("bare",))
 
 
 def given_answers(row: FormattedRow) -> dict[str, str]:
-    """The answers that a row comes with, by name: positive and, where it has one, negative."""
+    """A row's own answers by name: positive and, if it has one, negative."""
     answers = {"positive": row["positive"]}
     if row["negative"] is not None:
         answers["negative"] = row["negative"]
@@ -56,7 +56,7 @@ def answer_questions(
     batching: Batching = Batching(),
     name: str = "questions",
 ) -> list[QuestionAnswer]:
-    """What a model answers to the rows' questions without any passage, in the rows' order."""
+    """Answer the rows' questions without passages, in the rows' order."""
     prompts = [prompt_ids(tokenizer, row["messages_no_context"]) for row in rows]
     answers = generate_answers(
         model, tokenizer, prompts, max_new_tokens, batching, f"{name}-answers"
@@ -75,9 +75,9 @@ def answer_rows(
     batching: Batching = Batching(),
     name: str = "rows",
 ) -> list[Prediction]:
-    """What a model answers to formatted rows, and how likely it finds their own answers.
+    """Answer formatted rows, and score their own answers.
 
-    Raises InputError where a prompt's tokens are not those that `format` counted.
+    Raises InputError if a prompt is not the one that `format` wrote.
     """
     prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
     for row, prompt in zip(rows, prompts, strict=True):
@@ -98,7 +98,7 @@ def answer_rows(
 def make_prediction(
     row: FormattedRow, answer: Answer, likelihood: Likelihoods | None
 ) -> Prediction:
-    """An answer and likelihoods as the record of the row that was asked."""
+    """The record of a row's answer and likelihoods."""
     return {
         "id": row["id"],
         "group": row["group"],
@@ -120,10 +120,10 @@ def score_text(
     batching: Batching = Batching(),
     name: str = "text",
 ) -> list[Likelihood]:
-    """How likely a model finds each paragraph of a text after its first two tokens, asked nothing;
-    of a long one so many tokens as are `most_tokens` in all.
+    """Score each paragraph of a text after its first two tokens, without a prompt.
 
-    Raises InputError where a likelihood is not finite.
+    Of a long paragraph, only the first `most_tokens` tokens count. Raises InputError if a
+    likelihood is not finite.
     """
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     encoded = [tokenizer(part)["input_ids"][:most_tokens] for part in paragraphs]
@@ -142,10 +142,11 @@ def score_text(
 def likelihood_requests(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[FormattedRow]
 ) -> list[tuple[int, list[tuple[str, str]], list[tuple[list[int], list[int]]]]]:
-    """What to score: the answers that rows come with, after each of `prompt_variants`.
+    """The prompts and answers to score: every row's own answers after each of `prompt_variants`.
 
-    Each request is a row's index, what is asked of it as pairs of variant and answer, and their
-    prompts and completions as token ids. Prompts that begin alike are in one request.
+    A request has a row's index, its pairs of variant and answer, and their prompts and completions
+    as token ids. Prompts that share a prefix are in one request, so that the prefix is read only
+    once.
     """
     requests = []
     for index, row in enumerate(rows):
@@ -167,9 +168,9 @@ def score_rows(
     batching: Batching = Batching(),
     name: str = "likelihoods",
 ) -> list[Likelihoods]:
-    """How likely a model finds the answers that rows come with, after each of `prompt_variants`.
+    """Score the rows' own answers after each of `prompt_variants`.
 
-    Raises InputError where a likelihood is not finite.
+    Raises InputError if a likelihood is not finite.
     """
     found: list[Likelihoods] = [
         {"positive": {}, "negative": None if row["negative"] is None else {}} for row in rows

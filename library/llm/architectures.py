@@ -1,4 +1,4 @@
-"""What differs from one architecture to another, told by a model's configuration."""
+"""What differs between architectures, decided by a model's configuration."""
 
 from pathlib import Path
 from typing import Literal
@@ -30,15 +30,17 @@ def read_config(folder: Path) -> PreTrainedConfig:
 
 
 def count_positions(folder: Path) -> int | None:
-    """How many tokens a model was made for; None where its configuration does not say."""
+    """How many tokens a model was made for; None if its configuration does not say."""
     return getattr(read_config(folder).get_text_config(), "max_position_embeddings", None)
 
 
 def pick_attention(
     device: torch.device, config: PreTrainedConfig
 ) -> Literal["flash_attention_2", "sdpa", "eager"]:
-    """FlashAttention where it is installed and the card has what it takes, else PyTorch's own, or
-    where the architecture has neither, as Gemma 2 with its capped scores, plain arithmetic.
+    """The attention implementation: FlashAttention if it is installed and the GPU supports it, else
+    SDPA.
+
+    Architectures without either, such as Gemma 2 with its capped scores, use eager attention.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     flash = device.type == "cuda" and not lacks_bfloat16(device) and is_flash_attn_2_available()
@@ -48,8 +50,9 @@ def pick_attention(
 
 
 def keeps_states(config: PreTrainedConfig) -> bool:
-    """Whether a layer keeps a state, as convolutions, linear attention and state spaces do, in
-    place of keys and values: padding before a text changes it, and rows can't be chosen from it.
+    """Whether a layer keeps a state instead of keys and values: convolution, linear attention, SSM.
+
+    Padding before a text changes the state, and single rows cannot be selected from it.
     """
     return any(
         isinstance(layer, LinearAttentionCacheLayerMixin)
@@ -58,13 +61,15 @@ def keeps_states(config: PreTrainedConfig) -> bool:
 
 
 def needs_no_padding(device: torch.device, config: PreTrainedConfig) -> bool:
-    """Whether rows of a batch can stand one after the other and be kept apart all the same."""
+    """Whether the rows of a batch can be concatenated and still be kept apart."""
     return pick_attention(device, config) == "flash_attention_2" and not keeps_states(config)
 
 
 def find_unadaptable(model: PreTrainedModel) -> list[str]:
-    """Linear layers that `all-linear` leaves out: routers that give more than a product, and in
-    Mamba's kin the output projection, whose weight is read past the adapter (PEFT refuses it).
+    """Linear layers that `all-linear` leaves out.
+
+    These are routers with more than one output, and Mamba's output projection, whose weight is read
+    past the adapter (PEFT refuses it).
     """
     mamba = model.config.model_type in MAMBA
     return sorted(
@@ -79,9 +84,9 @@ def find_unadaptable(model: PreTrainedModel) -> list[str]:
 
 
 def logit_changes(config: PreTrainedConfig) -> tuple[float, float | None]:
-    """What a model multiplies its logits by, and what it then caps them at.
+    """The factor of a model's logits, and the value at which they are capped.
 
-    Cohere scales them, Granite divides, Gemma caps. Others than these fail the scorer's check.
+    Cohere scales, Granite divides, Gemma caps. Any other change fails the scorer's check.
     """
     values = config.get_text_config()
     scale = getattr(values, "logit_scale", None)
@@ -94,8 +99,8 @@ def logit_changes(config: PreTrainedConfig) -> tuple[float, float | None]:
 def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
     """A causal model without its head.
 
-    Raises InputError where transformers gives the whole of it, as of Llama 4: TRL's loss would fail
-    on that, too.
+    Raises InputError if transformers returns the whole model, as for Llama 4: TRL's loss would
+    fail.
     """
     decoder: torch.nn.Module = model.get_decoder()
     if decoder is model:

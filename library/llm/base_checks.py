@@ -1,6 +1,6 @@
-"""What makes a model folder unusable as a base, told from its files before a weight is loaded.
+"""Refuse a model folder that cannot be a base model, before a weight is loaded.
 
-What transformers would load from it without a word, or fail on much later, is refused here.
+It refuses what transformers would load silently as something else, or fail on much later.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError where the file holds none."""
+    """Read a JSON object. Raises InputError if the file contains none."""
     values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object, not {str(values)[:40]}")
@@ -46,8 +46,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def load_config(folder: Path, name: str) -> PreTrainedConfig:
     """The configuration of a causal language model that transformers itself knows.
 
-    Raises InputError for any other, among them those that come with code of their author: that is
-    never run.
+    Raises InputError for any other, including those with the author's code, which never runs.
     """
     path = folder / "config.json"
     values = read_object(path)
@@ -83,9 +82,9 @@ def load_config(folder: Path, name: str) -> PreTrainedConfig:
 
 
 def check_files(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise InputError for a .json file that is none, an end of turn that is no token, or weights
-    that can't be read or are none to compute with; those that config.json says are quantized are
-    not looked at.
+    """Raise InputError for invalid .json files, an unknown end-of-turn token, or unusable weights.
+
+    Weights that config.json declares as quantized are not checked.
     """
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         values = read_object(folder / name) if (folder / name).exists() else {}
@@ -107,8 +106,8 @@ def check_files(folder: Path, config: PreTrainedConfig) -> None:
 
 
 def _check_weight(path: Path, key: str, weights: Any) -> None:
-    """Raise InputError where a weight is none to compute with: whole numbers, NaN, or a matrix of
-    zeros, as a download leaves it that was cut off.
+    """Raise InputError for a weight of integers, NaN, or zeros, as a truncated download leaves
+    it.
     """
     dtype = weights.get_slice(key).get_dtype()
     if key.endswith("weight") and dtype not in WEIGHT_DTYPES:
@@ -125,8 +124,9 @@ def _check_weight(path: Path, key: str, weights: Any) -> None:
 
 
 def check_config(expected: ModelConfig, config: PreTrainedConfig, name: str) -> None:
-    """Raise InputError where the model file `name` says another `config` than config.json, or than
-    transformers where that says nothing.
+    """Raise InputError if the `config` in the model file `name` differs from config.json.
+
+    Values that config.json leaves out are transformers' defaults.
     """
     for key, value in expected.model_dump(exclude_none=True).items():
         actual = getattr(config, key, None)
@@ -139,10 +139,9 @@ def check_config(expected: ModelConfig, config: PreTrainedConfig, name: str) -> 
 def check_quantization(
     config: PreTrainedConfig, quantization: Literal["nf4", "none"], name: str
 ) -> None:
-    """Raise InputError where weights are quantized otherwise than the model file asks for.
+    """Raise InputError if weights are quantized in another way than the model file asks for.
 
-    transformers keeps them as they are, whatever it is asked for. Those that bitsandbytes has
-    quantized to 4 bits are what `nf4` makes.
+    transformers would keep them as they are. Weights in bitsandbytes' 4 bits count as `nf4`.
     """
     found: Mapping[str, Any] = getattr(config, "quantization_config", None) or {}
     if not isinstance(found, Mapping):
@@ -166,7 +165,7 @@ def check_quantization(
 def check_vocabulary(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> None:
-    """Raise InputError where the tokenizer has a token that the model's embedding lacks."""
+    """Raise InputError if the tokenizer has a token id beyond the model's embedding."""
     rows = config.get_text_config().vocab_size
     token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if last >= rows:

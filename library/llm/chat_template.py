@@ -1,7 +1,4 @@
-"""How a model's chat template turns messages into tokens.
-
-Up to where the answer begins, and from there to the end of its turn.
-"""
+"""Turn messages into tokens with a model's chat template: the prompt, and the answer's turn."""
 
 import hashlib
 import re
@@ -16,19 +13,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from library.errors import InputError, describe_error
 from library.records import Message
 
-THINK, THINK_END = "<think>", "</think>"  # around thoughts, in the templates of all who think
-# what a template that can think asks with where it is not to
+THINK, THINK_END = "<think>", "</think>"  # around thoughts, in all templates that know thinking
+# what such a template adds to a prompt when thinking is off
 _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*\Z")
-VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # any of them is a tokenizer
+VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")  # one of them makes a tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer with a chat template, an end-of-turn token and a padding token.
+    """Load a tokenizer that has a chat template, an end-of-turn token and a padding token.
 
-    Raises InputError without them.
+    Raises InputError if one is missing.
     """
     if not any(file for pattern in VOCABULARIES for file in folder.glob(pattern)):
-        raise InputError(f"{folder}: no tokenizer: {', '.join(VOCABULARIES)} are not there")
+        raise InputError(f"{folder}: no tokenizer: found none of {', '.join(VOCABULARIES)}")
     try:
         tokenizer = cast(
             PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -46,9 +43,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 @cache
 def _markup(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Added tokens that decoding drops, and those that the chat template is made of.
+    """A pattern of the tokens that decoding drops or that the chat template is made of.
 
-    `all_special_tokens` are those with a role alone: not `<|im_start|>`, nor `<filename>`.
+    `all_special_tokens` has only tokens with a role: neither `<|im_start|>` nor `<filename>`.
     """
     template = str(tokenizer.chat_template)
     tokens = {
@@ -61,9 +58,9 @@ def _markup(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def find_markup(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
-    """The tokenizer's markup that one of the texts holds, if any does.
+    """The tokenizer's markup in one of the texts, or None.
 
-    It would be read as markup in a prompt, or be lost when an answer is decoded.
+    It would be read as markup in a prompt, or lost when an answer is decoded.
     """
     for text in texts:
         if found := _markup(tokenizer).search(text):
@@ -76,7 +73,9 @@ def render(
     messages: Sequence[Message],
     add_generation_prompt: bool = False,
 ) -> str:
-    """The messages as the chat template writes them. Raises InputError where it does not."""
+    """The messages as the chat template writes them. Raises InputError if the template refuses
+    them.
+    """
     return str(_apply(tokenizer, messages, add_generation_prompt, tokenize=False))
 
 
@@ -102,39 +101,40 @@ def _apply(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the messages up to where the model's answer begins."""
+    """Token ids of the messages, up to where the model's answer begins."""
     return list(map(int, _apply(tokenizer, messages, add_generation_prompt=True)))
 
 
 def read_answer(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of an answer's token ids, its blanks as they are: Llama 3's tokenizer would take the
-    one before a comma.
+    """The text of an answer's token ids, with its spaces as they are.
+
+    Llama 3's tokenizer would drop the one before a comma.
     """
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return str(text).strip()
 
 
 def strip_asked(asked: str) -> str:
-    """A rendered prompt without what need not stand before an answer once it is given: white space
-    at its end, and an empty think block.
+    """A rendered prompt without trailing white space and empty think block.
+
+    The template may leave these out once an answer follows.
     """
     return _EMPTY_THOUGHT.sub("", asked).rstrip()
 
 
 def hash_ids(ids: Sequence[int]) -> str:
-    """Sixteen hexadecimal digits that tell one prompt from another, as the model sees it."""
+    """16 hexadecimal digits that identify a prompt as the model sees it."""
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]
 
 
 def prompt_completion_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the messages up to where the answer begins, and of the answer up to the
-    end-of-turn token, which is among them.
+    """Token ids of the prompt, and of the answer with its end-of-turn token.
 
-    Where the chat template writes no empty think block or other white space before an answer than
-    it asks with, or ends it with no token, the answer's are its own, and that token. Raises
-    InputError where the template changes the prompt otherwise.
+    If the template omits an empty think block or white space before a given answer, or ends it
+    without a token, the answer's own ids and the end-of-turn token are used. Raises InputError if
+    the template changes the prompt in any other way.
     """
     prompt = prompt_ids(tokenizer, messages)
     turns: list[Message] = [*messages, {"role": "assistant", "content": answer}]

@@ -1,6 +1,6 @@
-"""Where a stage keeps what it has done so far, so that it can be killed at any moment and go on.
+"""Where a stage keeps its progress, so that it can be killed at any moment and resume.
 
-Outside its outputs: under checkpoints/.
+Progress is in checkpoints/, outside the stage's outputs.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ COMPLETE = "complete"  # the file that marks a whole checkpoint of the trainer
 
 
 def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any) -> Path:
-    """The folder for this very run of a stage, made if need be: checkpoints/STAGE-KEY.
+    """The folder for the progress of this run of a stage, created if missing:
+    checkpoints/STAGE-KEY.
 
-    The key is a hash of the input files (folders count file by file), the parameters, the modules
-    that the stage's outputs follow from, and the libraries' versions. What was kept under another
-    key is never looked at.
+    The key is a hash of the input files (folders file by file), the parameters, the modules that
+    the outputs depend on, and the libraries' versions. Progress under another key is never used.
     """
     files = [file for path in input_paths for file in _files_of(path)]
     identity = {
@@ -43,7 +43,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint in a folder that was written whole; what was not is removed."""
+    """The last complete checkpoint in a folder; incomplete ones are removed."""
     for path in folder.glob("checkpoint-*"):
         if not (path / COMPLETE).exists():
             shutil.rmtree(path, ignore_errors=True)
@@ -53,16 +53,13 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Add a value to a file of JSON lines in one write.
-
-    After a line that was torn by a kill it starts a new one.
-    """
+    """Append a value to a JSON Lines file in one write, on a new line even after a torn one."""
     with path.open("ab") as file:
         file.write(b"\n" + json.dumps(value).encode() + b"\n")
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """The values in a file of JSON lines; a torn line is passed over."""
+    """The values of a JSON Lines file; a torn line is skipped."""
     for line in path.read_bytes().split(b"\n"):
         if line:
             try:

@@ -1,4 +1,4 @@
-"""Which `format.max_length` and `format.max_new_tokens` take how many of the rows."""
+"""Which `format.max_length` and `format.max_new_tokens` are enough for how many rows."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +15,16 @@ from library.llm.prompts import build_messages
 from library.records import CleanRow
 
 SHARES = (0.9, 0.99, 1.0)
-LENGTH_STEP, ANSWER_STEP = 64, 16  # advice is in round numbers
+LENGTH_STEP, ANSWER_STEP = 64, 16  # advice is rounded up to these
 MOST_TRIED = 4096  # lengths
 MEASURED_ROWS = 2000
 
 
 class RowLengths(NamedTuple):
-    """Tokens of a row's prompt without its passages and with all of them, of its right answer with
-    the end of its turn, and of the longer of its answers.
+    """A row's lengths in tokens.
+
+    `question`: prompt without passages; `whole`: prompt with all passages; `answer`: right answer
+    with end-of-turn token; `longest`: the longer of its answers.
     """
 
     question: int
@@ -32,8 +34,10 @@ class RowLengths(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """The parameters by which `share` of the rows are taken: `max_length` with as much of their
-    contexts as the model has positions for, `least` without any; both 0 where none does.
+    """Parameters that are enough for `share` of the rows.
+
+    `max_length` leaves room for as much context as the model has positions for, `least` for none;
+    both are 0 if no length is enough.
     """
 
     share: float
@@ -42,7 +46,7 @@ class Advice(NamedTuple):
     least: int
 
     def command(self) -> str:
-        """What to paste."""
+        """The command to paste."""
         return (
             f"dvc exp run -S format.max_length={self.max_length} "
             f"-S format.max_new_tokens={self.max_new_tokens}"
@@ -52,7 +56,7 @@ class Advice(NamedTuple):
 def measure_lengths(
     row: CleanRow, tokenizer: PreTrainedTokenizerBase, template: Template, characters: int
 ) -> RowLengths:
-    """The lengths of a row whose context is cut into passages of at most so many characters."""
+    """The lengths of a row whose context is cut into passages of at most `characters`."""
     turns = row["turns"]
     bare = build_messages(template, [], "", turns)
     answers = [
@@ -61,7 +65,7 @@ def measure_lengths(
         if text
     ]
     passages = split_passages(row["anchor"], characters)
-    # whole contexts may be beyond the model's positions: here that is no fault
+    # no warning if a whole context exceeds the model's positions
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     question, whole = (
         len(prompt_ids(tokenizer, build_messages(template, kept, row["query"], turns)))
@@ -71,11 +75,12 @@ def measure_lengths(
 
 
 def advise_lengths(rows: Iterable[RowLengths], positions: int | None) -> list[Advice]:
-    """What takes 90, 99 and 100% of the rows; `positions` are the model's, where it says how many.
+    """Parameters that are enough for 90, 99 and 100% of the rows; `positions` is the model's limit
+    or None.
 
-    A row is taken where question and answer fit into `max_length`, a test row's answer taking
-    `max_new_tokens` at least, and where its prompt and longer answer fit into the model's
-    positions. So that answers are not cut, `max_new_tokens` is as long as that share of them.
+    A row fits if question and answer fit into `max_length`, with at least `max_new_tokens` for a
+    test row's answer, and if prompt and longer answer fit into the model's positions.
+    `max_new_tokens` is as long as that share of the answers, so that they are not cut.
     """
     table: NDArray[np.int64] = np.array(list(rows), dtype=np.int64).reshape(-1, 4)
     question, whole, answer, longest = table.T
@@ -113,8 +118,9 @@ def advise_on_rows(
     passage_characters: int,
     positions: int | None,
 ) -> str:
-    """Which lengths would take clean rows, by id, as `describe_advice` has it; of many rows told by
-    the first ones, which are a sample: ids are hashes.
+    """The advice for clean rows, by id, as text (`describe_advice`).
+
+    Of many rows the first ones are measured; they are a random sample, because ids are hashes.
     """
     measured = [
         measure_lengths(rows[key], tokenizer, template, passage_characters)
@@ -132,11 +138,11 @@ def _round_up(value: int, step: int) -> int:
 
 
 def describe_advice(advice: Sequence[Advice], positions: int | None) -> str:
-    """What to run, a line for each share; the last words of an error."""
+    """The commands, one per share, for the end of an error message."""
     lines = [
-        f"\n  takes {entry.share:.0%} of the rows: {entry.command()}"
+        f"\n  enough for {entry.share:.0%} of the rows: {entry.command()}"
         + (
-            f" (from max_length={entry.least} on, with less of their contexts)"
+            f" (max_length={entry.least} is enough with less of their contexts)"
             if entry.least < entry.max_length
             else ""
         )
@@ -145,7 +151,7 @@ def describe_advice(advice: Sequence[Advice], positions: int | None) -> str:
     ]
     if not lines:
         return (
-            f"\n  No length takes 90% of the rows: the model has {positions} positions, choose one "
-            "with more (model in params.yaml)"
+            f"\n  No length is enough for 90% of the rows: the model has {positions} positions; "
+            "choose one with more (model in params.yaml)"
         )
     return "".join(lines)

@@ -1,8 +1,7 @@
-"""Which files the base model is made of.
+"""The manifest of the base model: its source, and the size and SHA-256 of each file.
 
-A manifest says what the base model is: its source and the size and SHA-256 of each file. Weights
-stay where they are (the hub's cache, or a folder); nothing that is loaded may differ from the
-manifest.
+Weights stay where they are, in the Hub's cache or in a folder. Nothing that is loaded may differ
+from the manifest.
 """
 
 import logging
@@ -27,20 +26,20 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class IncompleteModelError(InputError):
-    """A model's folder lacks a file, or is not there."""
+    """A model's folder, or a file in it, is missing."""
 
 
 def source_name(source: Mapping[str, str]) -> str:
-    """A base model's source as messages name it."""
+    """The name of a base model's source for messages."""
     return source["path"] if "path" in source else f"{source['id']} at {source['revision']}"
 
 
 def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path:
-    """The folder with a model's files: its own path, the one that its GGUF file was unpacked to, or
-    the hub cache's folder of that commit.
+    """The folder of a model's files: its path, its unpacked GGUF file, or the commit in the Hub's
+    cache.
 
-    Raises IncompleteModelError where it, or a file of it, is not there, and InputError where it
-    can't be a base; with `download`, the hub is asked for what the cache lacks.
+    Raises IncompleteModelError if the folder or a file is missing, and InputError if it cannot be a
+    base model. With `download`, missing files are downloaded from the Hub.
     """
     if "sha256" in source:
         folder = unpacked_folder(source["sha256"])
@@ -86,10 +85,11 @@ def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path
 
 
 def check_model_files(folder: Path, name: str) -> None:
-    """Raise IncompleteModelError naming a file that the folder of the model `name` lacks.
+    """Raise IncompleteModelError naming a file that the model `name` lacks; weights must be
+    safetensors.
 
-    Only safetensors count as weights. Raises InputError where files of an adapter lie beside them:
-    transformers would put it on the model without a word, and the base would not be the base.
+    Raises InputError if adapter files are beside them: transformers would silently apply the
+    adapter.
     """
     index = folder / WEIGHTS_INDEX
     adapters = [file for file in ADAPTERS if (folder / file).exists()]
@@ -137,13 +137,13 @@ def check_model_files(folder: Path, name: str) -> None:
 
 
 def list_weights(folder: Path) -> list[str]:
-    """The files of weights that transformers loads: a single one, or those the index names."""
+    """The weight files that transformers loads: a single one, or those in the index."""
     index = folder / WEIGHTS_INDEX
     return [WEIGHTS] if not index.exists() or (folder / WEIGHTS).exists() else _indexed(index)
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files of weights that an index names."""
+    """The weight files in an index."""
     values = read_json(index)
     files = values.get("weight_map") if isinstance(values, dict) else None
     named = set(files.values()) if isinstance(files, dict) else set()
@@ -155,7 +155,7 @@ def _indexed(index: Path) -> list[str]:
 
 
 def model_source(model: AnyModel) -> dict[str, str]:
-    """Where a base model comes from, as its manifest says it."""
+    """The source of a base model, as in its manifest."""
     if isinstance(model, HubModel):
         return {"id": model.id, "revision": model.revision}
     if isinstance(model, LocalModel):
@@ -168,9 +168,7 @@ def model_source(model: AnyModel) -> dict[str, str]:
 
 
 def make_manifest(model: AnyModel) -> dict[str, Any]:
-    """What the base model is made of; one of a hub that is not here yet is downloaded, a GGUF file
-    unpacked.
-    """
+    """The manifest of a base model; downloads a Hub model and unpacks a GGUF file if needed."""
     source = model_source(model)
     if "sha256" in source and not unpacked_folder(source["sha256"]).is_dir():
         unpack(Path(source["path"]), unpacked_folder(source["sha256"]))
@@ -186,14 +184,12 @@ def make_manifest(model: AnyModel) -> dict[str, Any]:
 
 
 def list_model_files(folder: Path) -> list[str]:
-    """The names of the files that a model is made of."""
+    """The names of the files that a model consists of."""
     return sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
 
 
 def check_manifest(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Raise InputError where the folder's files are others than the manifest says, or have another
-    content.
-    """
+    """Raise InputError if the folder's files differ from the manifest."""
     remedy = "since the base stage saw it; run `dvc repro base --force`, then `dvc repro`"
     for name in sorted({*manifest["files"], *list_model_files(folder)}):
         path, expected = folder / name, manifest["files"].get(name)

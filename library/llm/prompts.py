@@ -1,4 +1,4 @@
-"""What the model is asked: a template of prompts/, the passages that fit, and their messages."""
+"""Build prompts: a template from prompts/, the passages that fit, and the messages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from library.records import Message
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked about one context: the messages, and the same with parts of them left out.
+    """The messages of one question and context, whole and with parts left out.
 
-    `passages` are the texts that fit, at `indices` of the context's; `ranked` are those of all, the
-    best first, and `best_passage` is its text, "" where there is none. Token ids are those up to
-    where the answer begins: `ids` of the whole, `question_ids` of the question alone.
+    `passages` are the texts that fit, at `indices` among all passages; `ranked` are the indices of
+    all, best first; `best_passage` is the best one's text, or "". Token ids end where the answer
+    begins: `ids` of the whole prompt, `question_ids` without passages.
     """
 
     messages: list[Message]
@@ -38,12 +38,12 @@ class Prompt:
 
 
 def load_prompt(path: Path, answer_sentences: int = 1) -> Template:
-    """Read a template with the blocks `system` and `user`, which can say how many sentences an
-    answer is to have.
+    """Read a template with the blocks `system` and `user`.
 
-    Raises InputError naming the file where it has not both.
+    It can use `answer_sentences`, the number of sentences an answer should have. Raises InputError
+    naming the file if a block is missing.
     """
-    # Nothing is escaped: the text goes to a tokenizer, never to a page.
+    # no escaping: the text goes to a tokenizer, never to a page
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     environment.globals["answer_sentences"] = answer_sentences
     try:
@@ -62,9 +62,7 @@ def load_prompt(path: Path, answer_sentences: int = 1) -> Template:
 
 
 def load_asked_prompt(name: str) -> Template:
-    """A template of prompts/ with the number of sentences that `format` counted; one, where it has
-    not run.
-    """
+    """A template with the number of sentences that `format` counted; 1 if `format` has not run."""
     counted = SPLITS_PATH.is_file()
     return load_prompt(
         prompt_path(name), read_json(SPLITS_PATH)["answer_sentences"] if counted else 1
@@ -74,11 +72,11 @@ def load_asked_prompt(name: str) -> Template:
 def build_messages(
     template: Template, passages: Sequence[str], question: str, turns: Sequence[Message] = ()
 ) -> list[Message]:
-    """The system and user messages of one row, with the turns before its question between them.
+    """The system and user messages of a row, with its earlier turns between them.
 
-    No passages or an empty question leave that part of the prompt out, the earlier turns with the
-    question. The system message is always there, the row's own (in `turns`) in place of the
-    template's: chat templates such as Qwen's put one of their own in its place otherwise.
+    Without passages or question, that part of the prompt is left out; without a question, the
+    earlier turns too. There is always a system message, the row's own (in `turns`) or the
+    template's, because chat templates such as Qwen's would add one of their own.
     """
 
     def render(block: str) -> str:
@@ -95,7 +93,7 @@ def build_messages(
 
 
 def reads_passages(template: Template) -> bool:
-    """Whether a template shows the model the passages that it is given."""
+    """Whether a template shows the passages to the model."""
     return build_messages(template, ["A passage."], "A question?") != build_messages(
         template, [], "A question?"
     )
@@ -111,11 +109,11 @@ def build_prompt(
     turns: Sequence[Message] = (),
     rank: Ranker = rank_passages,
 ) -> Prompt:
-    """The prompt of a question, after the turns before it: with the passages of its context that
-    fit into `budget` tokens.
+    """The prompt of a question after its earlier turns, with the passages that fit into `budget`
+    tokens.
 
-    The context is cut into passages of at most `passage_characters`, which `rank` puts in order. A
-    question that is longer than the budget is asked without any.
+    The context is cut into passages of at most `passage_characters`, which `rank` orders. A
+    question longer than the budget gets no passages.
     """
     passages = split_passages(context, passage_characters)
     ranked = rank(passages, question)
@@ -146,10 +144,10 @@ def choose_passages(
     budget: int,
     turns: Sequence[Message] = (),
 ) -> list[int]:
-    """Indices of the passages that go into the prompt, in document order.
+    """Indices of the passages in the prompt, in document order.
 
-    In the order of `ranked`, each whole, up to the first that would take the prompt beyond `budget`
-    tokens. None where the template leaves passages out.
+    Whole passages are taken in the order of `ranked`, up to the first that would exceed `budget`
+    tokens. None if the template leaves passages out.
     """
     if not reads_passages(template):
         return []
@@ -160,8 +158,8 @@ def choose_passages(
         if left < 0:
             break
         chosen.append(index)
-    # tokens at the seams, and a template's own words, can make the whole longer than its parts:
-    # measure it
+    # tokens at the seams and the template's own words can make the whole longer than the sum of its
+    # parts, so measure it
     while chosen:
         kept = [passages[index] for index in sorted(chosen)]
         if len(prompt_ids(tokenizer, build_messages(template, kept, question, turns))) <= budget:

@@ -1,10 +1,9 @@
-"""A model too large for a card: of its frozen layers each card holds a share, or none, and gathers
-one layer when that computes.
+"""Shard the frozen layers of a model that is too large for one GPU (PyTorch's FSDP2).
 
-`FSDP` in the environment says which, by PyTorch's FSDP2: `full_shard` spreads each layer's weights
-over the processes, `offload` keeps them in the computer's own memory, and with them embeddings that
-the output head does not share. LoRA adapters and the head stay whole in every process, and so do
-embeddings otherwise.
+`FSDP` in the environment turns it on: `full_shard` spreads each layer's weights over the processes;
+`offload` keeps them in host memory, with the embeddings unless the output head shares them. A layer
+is gathered on the GPU when it computes. LoRA adapters, the head and other embeddings stay whole in
+every process.
 """
 
 import logging
@@ -31,9 +30,9 @@ Sharding = Literal["full_shard", "offload"]
 
 
 def find_sharding(count: int | None = None) -> Sharding | None:
-    """What FSDP in the environment says to `count` processes, or to those that there are.
+    """The value of FSDP in the environment, checked for `count` processes (default: those running).
 
-    Raises InputError where it says something else, or there is nothing to share with.
+    Raises InputError if the value is unknown, or if `full_shard` has only one process.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise InputError(
@@ -56,19 +55,21 @@ def find_sharding(count: int | None = None) -> Sharding | None:
 
 
 def takes_same_steps() -> bool:
-    """Whether all processes must take the same steps: layers are gathered from all of them."""
+    """Whether all processes must take the same steps, because layers are gathered from all of
+    them.
+    """
     return find_sharding() is not None and processes().num_processes > 1
 
 
 def held_and_gathered_layers(
     sharding: Sharding | None, device_type: str, count: int
 ) -> tuple[float, float]:
-    """The share of all layers' weights that one of `count` processes holds all the time, and how
-    many layers it gathers.
+    """The share of all layers' weights that each of `count` processes holds, and the layers it
+    gathers.
 
-    Between processes, what the next layer is gathered into is there while one computes, once as it
-    comes and once sorted: three in all, as measured on a CPU. Alone, a process copies one, matrix
-    by matrix. On a CPU offloaded layers count as held.
+    With several processes three layers are gathered: one computes while the next one is received,
+    and then sorted (measured on a CPU). A single process copies one layer, matrix by matrix. On a
+    CPU, offloaded layers count as held.
     """
     if sharding is None:
         return 1.0, 0.0
@@ -109,11 +110,11 @@ def keep_embeddings_on_host(model: PreTrainedModel) -> bool:
 
 
 def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bool:
-    """Shard the frozen weights of a model's layers, in place, and put all else on the device; say
-    whether FSDP asked for it.
+    """Shard the frozen weights of a model's layers in place, and move everything else to the
+    device.
 
-    4-bit weights must be stored in the type of the rest. Adapters are left to the trainer to keep
-    the same in every process.
+    Returns whether FSDP is on. 4-bit weights must be stored in the type of the other weights. The
+    trainer keeps the adapters equal in all processes.
     """
     sharding = find_sharding()
     if sharding is None:
@@ -171,5 +172,5 @@ def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bo
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a process has a share of a tensor, not all of it."""
+    """Whether a process has only its share of a tensor."""
     return isinstance(tensor, DTensor)

@@ -20,20 +20,22 @@ from library.params import AnyModel, SftParams
 log = logging.getLogger(__name__)
 
 NEW_TOKENS = 8
-# What a model gives a sentence more than its tokens in reverse, a token. Measured: the embedded
-# model 2.3, the same with its vocabulary shuffled six times 0.1 at most, four untrained ones 0.04.
+# How much likelier a model finds a sentence than its tokens in reverse, per token. Measured: 2.3
+# for the built-in model, at most 0.1 with its vocabulary shuffled (six times), 0.04 for four
+# untrained models.
 ORDER_NATS = 0.5
-ROUNDINGS = 16  # of the computing type, by which the cache may change a log-likelihood
-# The same of the next token beside a longer prompt: one logit of 30 alone is off by 16 of them.
+ROUNDINGS = 16  # rounding errors of the computing type that the cache may add to a log-likelihood
+# The same for the next token beside a longer prompt: a single logit of 30 is off by 16 of them.
 PADDED_ROUNDINGS = 64
 
 
 def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -> None:
-    """Ask the model of a prepared folder, score an answer with and without the cache, and read it
+    """Ask the prepared model a question, score an answer with and without the cache, and read it
     back.
 
-    Raises InputError, in the name of the model, for whatever of it fails. Where the model does not
-    fit on this machine, that is logged, and nothing is tried: base may run where nothing else does.
+    Raises InputError, naming the model, if any of it fails. If the model does not fit on this
+    machine, that is logged and nothing is tried: `base` may run on a smaller machine than the other
+    stages.
     """
     tokenizer = load_tokenizer(base_dir)
     try:
@@ -46,8 +48,8 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
     read = read_answer(tokenizer, pairs[0][1])
     if read != ANSWER:
         raise InputError(
-            f"{name}: its chat template or tokenizer changes what an answer says: {ANSWER!r} comes "
-            f"back as {read!r}"
+            f"{name}: its chat template or tokenizer changes an answer: {ANSWER!r} comes back as "
+            f"{read!r}"
         )
     longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
     settings = make_settings(model_file, sft, pick_device().type)
@@ -55,7 +57,7 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
         read_sizes(base_dir, settings.adapter)
     except InputError:
         raise
-    except Exception as error:  # of whatever kind: there is no model of these values
+    except Exception as error:  # any kind: no model can be built from these values
         raise InputError(f"{name}: config.json makes no model: {describe_error(error)}") from error
     try:
         plan_answering(base_dir, settings, LongestLengths(longest, NEW_TOKENS), shown=False)
@@ -71,15 +73,15 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
         uncached = [_score(model, prompt, answer) for prompt, answer in pairs]
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except Exception as error:  # of whatever kind: the architecture is not made for it
+    except Exception as error:  # any kind: the architecture does not support it
         raise InputError(
-            f"{name}: {type(model).__name__} can't be asked or scored: {describe_error(error)}"
+            f"{name}: {type(model).__name__} cannot be asked or scored: {describe_error(error)}"
         ) from error
     rounding = torch.finfo(model.dtype).eps
     if not padded <= max(MOST_DIFFERENCE, PADDED_ROUNDINGS * rounding):
         raise InputError(
-            f"{name}: {type(model).__name__} answers otherwise beside a longer prompt: it reads "
-            f"the padding before a shorter one ({padded:.2g} nats); choose another model"
+            f"{name}: {type(model).__name__} answers differently beside a longer prompt, because "
+            f"it reads the padding ({padded:.2g} nats); choose another model"
         )
     off = max(
         abs(one - other) / len(answer)
@@ -92,8 +94,8 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
     )
     if not off <= max(MOST_DIFFERENCE, ROUNDINGS * rounding):
         raise InputError(
-            f"{name}: {type(model).__name__} scores an answer otherwise with the cache than "
-            f"without, by {off:.2g} nats a token; it can't be scored"
+            f"{name}: {type(model).__name__} scores an answer differently with and without the "
+            f"cache, by {off:.2g} nats a token; it cannot be scored"
         )
     prompt, answer = pairs[0]
     better = (uncached[0] - _score(model, prompt, answer[::-1])) / len(answer)
@@ -108,8 +110,9 @@ def try_model(base_dir: Path, model_file: AnyModel, sft: SftParams, name: str) -
 
 @torch.no_grad()
 def _difference_by_padding(model: PreTrainedModel, longer: list[int], shorter: list[int]) -> float:
-    """How much the log-likelihood of the token that follows the shorter of two prompts changes
-    where it is asked beside the longer one, in nats.
+    """How much a longer prompt in the batch changes the shorter one's next token, in nats.
+
+    It compares the log-likelihood of that token with and without the longer prompt beside it.
     """
     filler = model.generation_config.pad_token_id
     likelihoods = []
@@ -130,7 +133,7 @@ def _difference_by_padding(model: PreTrainedModel, longer: list[int], shorter: l
 
 @torch.no_grad()
 def _score(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> float:
-    """The log-likelihood of an answer's token ids by the model's own forward, in nats."""
+    """The log-likelihood of an answer's token ids by the model's own forward pass, in nats."""
     ids = torch.tensor([prompt + answer], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     return float(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).double().sum())

@@ -1,4 +1,4 @@
-"""Git and DVC: one client for both, the lock, commits and experiments. Knows no model.
+"""Git and DVC: one client for both, the lock, commits and experiments. No models.
 
-Imports no other wing.
+Imports no other package of the library.
 """

@@ -1,9 +1,8 @@
-"""Git and DVC as commands.
+"""Run git and DVC as commands.
 
-Imports nothing but the standard library and our errors: it must run where all else fails.
-
-`run_git` and `run_dvc` leave it to the caller to look at the exit status; `read_git` and `read_dvc`
-raise InputError where the command fails.
+Imports only the standard library and our errors, so that it works when everything else fails.
+`run_git` and `run_dvc` leave the exit status to the caller; `read_git` and `read_dvc` raise
+InputError if the command fails.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ OWN_WORDS = ("error: ", "torch.OutOfMemoryError", "ERROR: ")  # a stage's, PyTor
 
 
 def run(*command: str, folder: Path | None = None, timeout: float | None = None) -> Finished:
-    """Run a command to its end, its output kept."""
+    """Run a command to its end and keep its output."""
     return subprocess.run(
         command,
         cwd=folder,
@@ -44,16 +43,14 @@ def run_dvc(*arguments: str, folder: Path | None = None) -> Finished:
 
 
 def failure_line(output: str) -> str:
-    """The line of an output that says why it failed: an error's own where there is one, or the
-    last.
-    """
+    """The line of an output that says why a command failed: that of an error, or the last one."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     own = [line for line in lines if line.startswith(OWN_WORDS)]
     return own[0] if own else lines[-1] if lines else "it said nothing"
 
 
 def read_git(*arguments: str, folder: Path | None = None) -> str:
-    """What git prints. Raises InputError with the first line of what went wrong."""
+    """The output of git. Raises InputError with the first line of an error."""
     done = run_git(*arguments, folder=folder)
     if done.returncode:
         raise InputError(f"git {arguments[0]}: {next(iter(done.stderr.splitlines()), 'failed')}")
@@ -61,7 +58,7 @@ def read_git(*arguments: str, folder: Path | None = None) -> str:
 
 
 def read_dvc(*arguments: str, folder: Path | None = None) -> str:
-    """What DVC prints. Raises InputError with the line that says why it failed."""
+    """The output of DVC. Raises InputError with the line that says why it failed."""
     done = run_dvc(*arguments, folder=folder)
     if done.returncode:
         raise InputError(f"dvc {' '.join(arguments)}: {failure_line(done.stdout + done.stderr)}")
@@ -69,7 +66,7 @@ def read_dvc(*arguments: str, folder: Path | None = None) -> str:
 
 
 def read_dvc_json(*arguments: str) -> dict[str, Any]:
-    """The JSON that a DVC command prints. Raises InputError with what it said where it failed."""
+    """The JSON output of a DVC command. Raises InputError with DVC's message if it failed."""
     done = run_dvc(*arguments)
     try:
         return dict(json.loads(done.stdout))

@@ -1,4 +1,4 @@
-"""The experiments that DVC knows: what their own files say, and what the cache still has."""
+"""The experiments that DVC knows: their own files, and what the cache still has of them."""
 
 import json
 import re
@@ -35,10 +35,10 @@ from library.repository.revisions import WORKSPACE, Revision
 class Run:
     """One experiment.
 
-    `params` are flat, under dotted names. `metrics` are None where they are not its own: a run that
-    ended with `sft` carries those of its parent on. `test` says which questions and references it
-    was judged on, whatever the prompt. `scores` and `validation_loss` are None where the cache no
-    longer has them.
+    `params` are flat, with dotted names. `metrics` are None if they are not its own: a run that
+    ended with `sft` still has its parent's. `test` identifies the questions and references it was
+    judged on, whatever the prompt. `scores` and `validation_loss` are None if the cache no longer
+    has them.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Run:
 
 @dataclass(frozen=True)
 class EmbeddingRun(Run):
-    """One run of `make embed`, judged. No `scores`: DVC keeps no rankings.
+    """One judged run of `make embed`. It has no `scores`, because DVC keeps no rankings.
 
-    `params` are those that its stages ran with, `test` the hashes of what tells the test rows and
-    the texts that are searched: the rows, and what BM25, which knows no model, found of them.
+    `params` are those that its stages ran with. `test` has the hashes that identify the test rows
+    and the searched texts: the rows, and BM25's result, which depends on no model.
     """
 
     @property
@@ -72,13 +72,13 @@ R = TypeVar("R", bound=Run)
 
 
 def questions_and_references(path: Path) -> list[list[Any]]:
-    """The questions and references of formatted rows, without the prompt that was made of them."""
+    """The questions and references of formatted rows, without their prompts."""
     return [[row["id"], row["group"], row["question"], row["positive"]] for row in read_jsonl(path)]
 
 
 def read_named_params(revision: Revision) -> dict[str, Any]:
-    """The parameters of the files beside params.yaml that a commit's stages name, flat, after their
-    file's name and a colon.
+    """The parameters of files besides params.yaml that a commit's stages name, flat, as
+    `FILE:NAME`.
     """
     yaml = YAML(typ="safe", pure=True)
     params: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def read_named_params(revision: Revision) -> dict[str, Any]:
 
 
 def read_run(name: str, revision: Revision) -> Run | None:
-    """A run by its name and commit; None where that has no params.yaml and dvc.lock."""
+    """The run with this name and commit; None if the commit has no params.yaml or dvc.lock."""
     text, stages = revision.text(str(PARAMS_PATH)), revision.stages
     if text is None or not stages:
         return None
@@ -99,7 +99,7 @@ def read_run(name: str, revision: Revision) -> Run | None:
     params |= read_named_params(revision)
 
     def find(stage: str, kind: str, path: Path) -> tuple[str | None, Path | None]:
-        """The hash that a stage has of a file, and where the cache has that."""
+        """The hash of a file in a stage, and its path in the cache."""
         entries = stages.get(stage, {}).get(kind, [])
         md5 = next((entry["md5"] for entry in entries if entry["path"] == path.as_posix()), None)
         return md5, None if md5 is None else revision.cached(md5)
@@ -127,9 +127,9 @@ def read_run(name: str, revision: Revision) -> Run | None:
 
 
 def read_embedding_run(name: str, revision: Revision) -> EmbeddingRun | None:
-    """A run of `make embed` by its name and commit; None where that has no result of its own.
+    """The run of `make embed` with this name and commit; None if it has no result of its own.
 
-    Raises InputError where metrics/embedding.json is not what `embed_evaluate` writes.
+    Raises InputError if metrics/embedding.json is not what `embed_evaluate` writes.
     """
     revision = revision.embedding
     text = revision.text(str(PARAMS_PATH))
@@ -153,7 +153,7 @@ def read_embedding_run(name: str, revision: Revision) -> EmbeddingRun | None:
 
 
 def find_baselines() -> list[str]:
-    """The commit that the workspace stands on, and those that there are experiments of."""
+    """The commit of the workspace, and those that have experiments."""
     known = [read_git("rev-parse", "HEAD").strip()]
     # refs/exps/FIRST TWO DIGITS/THE OTHERS/NAME; some are of commits that this clone does not have
     refs = read_git("for-each-ref", "--format=%(refname)", "refs/exps")
@@ -165,7 +165,7 @@ def find_baselines() -> list[str]:
 
 
 def list_revisions() -> list[tuple[str, Revision]]:
-    """HEAD, every experiment of any commit that has ended, and the workspace, each by its name."""
+    """HEAD, every finished experiment of any commit, and the workspace, by name."""
     cache_dir = find_cache_dir()
     experiments = dvc.api.exp_show(revs=find_baselines())
     shown = [entry for entry in experiments if entry["rev"] != WORKSPACE]
@@ -177,17 +177,17 @@ def list_revisions() -> list[tuple[str, Revision]]:
 
 
 def list_runs(revisions: Sequence[tuple[str, Revision]]) -> list[Run]:
-    """The language model's runs."""
+    """The runs of the language model."""
     return drop_repeated(read_run(name, revision) for name, revision in revisions)
 
 
 def list_embedding_runs(revisions: Sequence[tuple[str, Revision]]) -> list[EmbeddingRun]:
-    """The runs of `make embed`: what only carries the metrics of another on is none."""
+    """The runs of `make embed`; a run that only carries another's metrics is none."""
     return drop_repeated(read_embedding_run(name, revision) for name, revision in revisions)
 
 
 def drop_repeated(found: Iterable[R | None]) -> list[R]:
-    """The first run of each parameters and metrics."""
+    """The first run of each combination of parameters and metrics."""
     runs: list[R] = []
     for run in found:
         if run is not None and all(

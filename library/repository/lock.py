@@ -1,4 +1,4 @@
-"""Whether dvc.lock is that of the code, the parameters and the data beside it."""
+"""Whether dvc.lock matches the code, the parameters and the data beside it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ ABSENT = {"deleted", "not in cache"}  # what `dvc status` says of data that is o
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `dvc repro` would run, as far as it could be asked; `failure` is what it said if not.
+    """What `dvc repro` would run, as far as it could be asked; `failure` is the message if it
+    failed.
 
-    Data that is only not here doesn't count.
+    Data that is only missing here does not count.
     """
 
     stages: list[str]
@@ -27,12 +28,12 @@ class DryRun:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether another DVC is at work here."""
+        """Whether another DVC is running here."""
         return self.failure is not None and "it is being blocked by" in self.failure
 
     @property
     def lacks_data(self) -> bool:
-        """Whether it ended at data that is not here."""
+        """Whether it ended because data is missing here."""
         return self.failure is not None and "No such file" in self.failure
 
 
@@ -45,7 +46,7 @@ def dry_run() -> DryRun:
 
 
 def find_stale() -> dict[str, list[str]] | None:
-    """Why `dvc repro` would run something, by stage; None where dvc.lock is current."""
+    """Why `dvc repro` would run something, by stage; None if dvc.lock is current."""
     would_run = dry_run()
     if would_run.failure is None and not would_run.stages:
         return None
@@ -58,8 +59,8 @@ def find_stale() -> dict[str, list[str]] | None:
 
 
 def find_changes(pipeline_path: Path) -> dict[str, list[str]]:
-    """What changed since the stages of one pipeline ran, by stage; data that is only not here
-    doesn't count.
+    """What changed since the stages of one pipeline ran, by stage; data only missing here does not
+    count.
     """
     changes: dict[str, list[str]] = {}
     for stage, entries in read_dvc_json("status", str(pipeline_path), "--json").items():
@@ -71,7 +72,7 @@ def find_changes(pipeline_path: Path) -> dict[str, list[str]]:
 
 
 def _changed_paths(entry: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The paths, and the parameters after their file's, that `dvc status` says have changed."""
+    """The paths, and the parameters as `FILE:NAME`, that `dvc status` lists as changed."""
     found: list[str] = []
 
     def add(path: str, state: Any) -> None:
@@ -90,11 +91,10 @@ def _changed_paths(entry: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def is_consistent(
     stages: Mapping[str, Any], params: Mapping[str, Any], stage: str = "evaluate"
 ) -> bool:
-    """Whether a stage, and all before it, ran on what the others made, and with these parameters.
+    """Whether a stage and all before it ran on each other's outputs and with these parameters.
 
-    By the `stages` of a dvc.lock alone, such as another commit's. `params` are flat, those of
-    another file than params.yaml after its name and a colon. A lock of which one half is older than
-    the other is not consistent.
+    Uses only the `stages` of a dvc.lock, such as another commit's. `params` are flat, those of
+    other files as `FILE:NAME`. A lock that is half old and half new is not consistent.
     """
     if stage not in stages:
         return False
@@ -118,16 +118,17 @@ def is_consistent(
 
 
 def is_recomputed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether two locks are of the same commands, parameters, code and raw data, and their results
-    differ all the same, as between processors that round differently.
+    """Whether two locks have the same commands, parameters, code and raw data, but different
+    results.
 
-    Both are the `stages` of a dvc.lock. What a stage made of what differs counts as a result.
+    Processors that round differently do that. Both are the `stages` of a dvc.lock. What a stage
+    made from something that differs counts as a result.
     """
     return before != after and _given(before) == _given(after)
 
 
 def _given(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """What results follow from, by stage: the command, parameters and what no stage has made."""
+    """What results depend on, by stage: the command, parameters, and inputs that no stage makes."""
     outs = [out["path"] for stage in stages.values() for out in stage.get("outs", [])]
 
     def is_made(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Commits as git and DVC know them: their files, and what dvc.lock names of them."""
+"""Commits as git and DVC know them: their files, and what dvc.lock names."""
 
 import json
 import re
@@ -19,9 +19,9 @@ from library.repository.client import read_git
 
 
 def check_numbers(values: Mapping[str, Any], name: str, prefix: str = "") -> None:
-    """Raise InputError, naming the key, where a file of metrics holds anything but numbers.
+    """Raise InputError, naming the key, if a metrics file contains anything but numbers.
 
-    Sentences are made of them.
+    Sentences are built from them.
     """
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -35,10 +35,9 @@ WORKSPACE = "workspace"
 
 @dataclass(frozen=True)
 class Revision:
-    """A commit, or the workspace: its files, and what its dvc.lock names, as far as the cache has
-    it.
+    """A commit, or the workspace: its files, and what its dvc.lock names if the cache has it.
 
-    `commit` is WORKSPACE for the latter. `lock_path` is that of the pipeline that is asked about.
+    `commit` is WORKSPACE for the latter. `lock_path` is the lock of the pipeline in question.
     """
 
     commit: str
@@ -49,7 +48,7 @@ class Revision:
         return self.commit if self.commit == WORKSPACE else self.commit[:7]
 
     def text(self, path: str) -> str | None:
-        """A file that git has, or the workspace; None where it has none."""
+        """A file as git or the workspace has it; None if it does not exist."""
         if self.commit == WORKSPACE:
             return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else None
         try:
@@ -58,7 +57,7 @@ class Revision:
             return None
 
     def metrics(self, path: str) -> dict[str, Any]:
-        """A file of metrics; empty where the commit has none."""
+        """A metrics file; empty if the commit has none."""
         try:
             values = json.loads(self.text(path) or "{}")
         except ValueError:
@@ -70,7 +69,7 @@ class Revision:
 
     @cached_property
     def stages(self) -> dict[str, Any]:
-        """The stages of dvc.lock; empty where the commit has none."""
+        """The stages of dvc.lock; empty if the commit has none."""
         path = self.lock_path.as_posix()
         try:
             lock = YAML(typ="safe", pure=True).load(self.text(path) or "{}")
@@ -85,14 +84,12 @@ class Revision:
 
     @property
     def embedding(self) -> "Revision":
-        """The same commit, asked about `make embed`."""
+        """The same commit, for the pipeline of `make embed`."""
         return replace(self, lock_path=EMBEDDING_LOCK_PATH)
 
     @cached_property
     def locked_params(self) -> dict[str, Any]:
-        """The parameters that the stages ran with, flat, those of another file than params.yaml
-        after its name and a colon.
-        """
+        """The parameters that the stages ran with, flat; those of other files as `FILE:NAME`."""
         params: dict[str, Any] = {}
         for stage in self.stages.values():
             for path, values in stage.get("params", {}).items():
@@ -100,9 +97,9 @@ class Revision:
         return params
 
     def embedding_metrics(self, primary: str) -> dict[str, Any]:
-        """What metrics/embedding.json says of a primary task; empty where the commit has none.
+        """The part of metrics/embedding.json on a primary task; empty if the commit has none.
 
-        Raises InputError where a number is missing that is said wherever the task is.
+        Raises InputError if a number is missing that every result has.
         """
         path = EMBEDDING_PATH.as_posix()
         metrics = self.metrics(path)
@@ -128,12 +125,12 @@ class Revision:
 
     @cached_property
     def outs(self) -> dict[str, str]:
-        """What the stages wrote: hash by path."""
+        """The hashes of what the stages wrote, by path."""
         return self._files("outs")
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """What the stages read and none wrote, such as code, prompts and raw rows: hash by path."""
+        """The hashes of what the stages read and none wrote: code, prompts, raw rows; by path."""
         made = tuple(f"{path}/" for path in self.outs)
         return {
             path: md5
@@ -142,11 +139,11 @@ class Revision:
         }
 
     def hash(self, path: str) -> str | None:
-        """The hash that dvc.lock has of a file or folder, or None."""
+        """The hash of a file or folder in dvc.lock, or None."""
         return (self._files("deps") | self.outs).get(path)
 
     def cached(self, md5: str) -> Path | None:
-        """Where the cache has a file of this hash, or None."""
+        """The path of a hash in the cache, or None."""
         # no path is made of what is no hash: dvc.lock may be anybody's
         if not re.fullmatch(r"[0-9a-f]{32}(\.dir)?", md5):
             return None
@@ -154,7 +151,7 @@ class Revision:
         return path if path.is_file() else None
 
     def data(self, path: str) -> Path | None:
-        """Where the cache has a file, also one of a folder that a stage wrote, or None."""
+        """The path of a file in the cache, also of one in a stage's output folder, or None."""
         md5 = self.hash(path)
         folder = str(Path(path).parent)
         if md5 is None and (listing := self.cached(self.outs.get(folder, ""))):
@@ -173,7 +170,7 @@ class Revision:
 def find_commits(base: str) -> tuple[str, str]:
     """HEAD and its merge base with `base`, which may be a branch of origin.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     head = read_git("rev-parse", "--verify", "HEAD^{commit}").strip()
     for name in (base, f"origin/{base}"):

@@ -1,7 +1,7 @@
-"""The workspace lent to experiments that run in it, and put back afterwards.
+"""Run experiments in the workspace, and restore it afterwards.
 
-In the workspace, not in a copy of it: files that Git does not track are there, and checkpoints/
-lets a run that was killed go on.
+They run in the workspace rather than in a copy, because files that git does not track are there,
+and because checkpoints/ lets a killed run resume.
 """
 
 import logging
@@ -33,10 +33,7 @@ PATIENCE_SECONDS = 60.0  # for DVC to end in order once its stage is stopped
 
 
 def end_process(pid: int) -> None:
-    """End what a process has started, and so let it end in order.
-
-    End it, too, where it does not within PATIENCE_SECONDS.
-    """
+    """End a process's children so that it ends in order; end it too after PATIENCE_SECONDS."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         process = psutil.Process(pid)
@@ -57,9 +54,8 @@ def end_process(pid: int) -> None:
 
 
 def is_alive(recorded: dict[str, Any] | None) -> bool:
-    """Whether a process that was recorded as {pid, created} still runs.
-
-    Another by the same number is not it.
+    """Whether a process recorded as {pid, created} still runs; a new process with its id does not
+    count.
     """
     try:
         return (
@@ -108,9 +104,9 @@ def _put_back(target: str | None = "sft") -> None:
 
 
 def recover_workspace() -> None:
-    """Put the workspace back after a sweep that was killed, and end the trial that it left running.
+    """Restore the workspace after a killed sweep, and end the trial that it left running.
 
-    Raises InputError where that sweep still runs, or where the workspace was worked in since.
+    Raises InputError if that sweep still runs, or if the workspace was changed since.
     """
     if not KEPT_DIR.exists():
         return
@@ -149,11 +145,11 @@ def recover_workspace() -> None:
 
 @contextmanager
 def borrow_workspace(searched: Sequence[str], target: str | None = "sft") -> Iterator[None]:
-    """Keep what trials change up to the stage `target`, or in all stages, and put it back at the
-    end; after a kill, `recover_workspace` does.
+    """Save what trials change up to the stage `target` (None: all stages), and restore it at the
+    end.
 
-    Meanwhile the workspace has no metrics/evaluation.json: a trial would carry on the test metrics
-    of another run.
+    After a kill, `recover_workspace` restores it. Meanwhile the workspace has no
+    metrics/evaluation.json, since a trial would carry another run's test metrics.
     """
     files = KEPT_DIR / "files"
     incomplete = KEPT_DIR.with_suffix(".incomplete")

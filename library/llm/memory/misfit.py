@@ -1,4 +1,4 @@
-"""What does not fit and what would: as data, and in words."""
+"""What does not fit into memory and what would: as data, and as text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from library.units import gib
 
 @dataclass(frozen=True)
 class ShorterLength:
-    """A lower value of format.max_length, and what it would make of the formatted rows, in tokens.
+    """A lower format.max_length, and the longest formatted row it would give, in tokens.
 
-    It leaves each question `room` or more for passages, which take about `passage`.
+    It leaves each question at least `room` tokens for passages of about `passage` tokens each.
     """
 
     max_length: int
@@ -23,7 +23,7 @@ class ShorterLength:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A change of one thing, as a user makes it, and what training or answering needs then."""
+    """A single change, as the user would make it, and the memory that is needed with it."""
 
     change: str
     predicted: MemoryEstimate
@@ -32,9 +32,9 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Misfit:
-    """What was to be computed and does not fit into the `free` bytes, and what would fit.
+    """What does not fit into the `free` bytes, and the changes that would.
 
-    In training, of `unit` by a stage.
+    In training it is a batch of `unit` in a `stage`.
     """
 
     length: int
@@ -48,12 +48,12 @@ class Misfit:
 
 
 def describe_free_memory(free: int, device_type: str) -> str:
-    """What is free, where something did not fit."""
+    """Say how much memory is free when something did not fit."""
     return f"{gib(free)} are free on {device_type}, of which {SPARE:.0%} stay free"
 
 
 def describe_alternative(alternative: Alternative) -> str:
-    """A change and what it needs; of a shorter length also what it leaves for passages."""
+    """A change and its memory; for a shorter length also the room for passages."""
     shorter = alternative.shorter
     leaves = ""
     if shorter is not None and shorter.passage:
@@ -64,7 +64,7 @@ def describe_alternative(alternative: Alternative) -> str:
 
 
 def describe_alternatives(misfit: Misfit, nothing: str) -> Iterator[str]:
-    """Lines: each change of one thing that would fit; or `nothing`, what was tried in vain."""
+    """Yield a line per change that would fit, or `nothing` if none does."""
     if not misfit.alternatives:
         yield nothing
         return
@@ -74,7 +74,7 @@ def describe_alternatives(misfit: Misfit, nothing: str) -> Iterator[str]:
 
 
 def describe_training_misfit(misfit: Misfit) -> Iterator[str]:
-    """Lines: what training needs and what is free, then each change of one thing that would fit."""
+    """Yield lines: what training needs, what is free, and the changes that would fit."""
     yield (
         f"{misfit.stage}: batch size {misfit.rows} with {misfit.unit} of {misfit.length} tokens "
         f"needs {misfit.predicted}; {describe_free_memory(misfit.free, misfit.device_type)}"
@@ -87,8 +87,8 @@ def describe_training_misfit(misfit: Misfit) -> Iterator[str]:
 
 
 def describe_answering_misfit(misfit: Misfit, prompt: int) -> Iterator[str]:
-    """Lines: what answering one prompt of so many tokens needs and what is free, then each change
-    of one thing that would fit.
+    """Yield lines: what a prompt of `prompt` tokens needs, what is free, and the changes that would
+    fit.
     """
     yield (
         f"answering a prompt of {prompt} tokens needs {misfit.predicted}; "
@@ -99,7 +99,7 @@ def describe_answering_misfit(misfit: Misfit, prompt: int) -> Iterator[str]:
 
 
 def describe_merging_misfit(misfit: Misfit) -> Iterator[str]:
-    """Lines: what merging needs and what is free, then each model that would fit."""
+    """Yield lines: what merging needs, what is free, and the models that would fit."""
     yield (
         f"merging the adapter into its base model, in float32 in host memory, needs "
         f"{misfit.predicted}; {describe_free_memory(misfit.free, misfit.device_type)}"
