@@ -16,7 +16,7 @@ def read_formatted(name: str) -> list[FormattedRow]:
     path = formatted_path(name)
     rows = [cast(FormattedRow, row) for row in read_jsonl(path)]
     if not rows:
-        raise InputError(f"{path}: holds no row; run `dvc repro format`")
+        raise InputError(f"{path}: has no rows; run `dvc repro format`")
     if len({row["id"] for row in rows}) < len(rows):
-        raise InputError(f"{path}: holds a row twice; run `dvc repro format`")
+        raise InputError(f"{path}: has a row twice; run `dvc repro format`")
     return rows

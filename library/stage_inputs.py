@@ -91,9 +91,9 @@ class StageInputs:
             if name.startswith("embed_"):
                 again, name = "make embed", f"embedding/dvc.yaml:{name}"
             raise InputError(
-                f"{', '.join(changed)}: changed while {self.stage} ran, so that its result is of "
-                f"what was there before; nothing is recorded. Run `{again}` again; or put it back "
-                f"as it was, and record the result: dvc commit --force {name}"
+                f"{', '.join(changed)}: changed while {self.stage} ran, so its result belongs to "
+                f"the old version and is not recorded. Run `{again}` again; or restore the old "
+                f"version and record the result: dvc commit --force {name}"
             )
 
 

@@ -86,10 +86,10 @@ def test_an_index_names_no_file_outside_the_folder(model):
     [
         (
             {"model_type": "mystery", "auto_map": {"AutoModelForCausalLM": "modeling.Mystery"}},
-            "code of its author (auto_map in config.json), which is never run here",
+            "its author's code (auto_map in config.json), which never runs here",
         ),
-        ({"model_type": "mystery"}, "model_type 'mystery' can't be used"),
-        ({"model_type": "t5"}, "model_type 't5' is no causal language model"),
+        ({"model_type": "mystery"}, "model_type 'mystery' cannot be used"),
+        ({"model_type": "t5"}, "model_type 't5' is not a causal language model"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "are quantized (gptq)"),
         ({"quantization_config": {"quant_method": "fp8"}}, "are quantized (fp8)"),
         (
@@ -245,14 +245,14 @@ def norm(value):
     ("edit", "said"),
     [
         (norm(lambda old: old.to(torch.int8)), "model.norm.weight is I8, a quantized weight"),
-        (norm(lambda old: old * math.nan), "model.norm.weight holds NaN or infinities"),
+        (norm(lambda old: old * math.nan), "model.norm.weight contains NaN or infinities"),
         (  # quantized, no number of it would be NaN
             lambda weights: weights["model.layers.1.self_attn.q_proj.weight"][0].fill_(math.nan),
-            "model.layers.1.self_attn.q_proj.weight holds NaN or infinities",
+            "model.layers.1.self_attn.q_proj.weight contains NaN or infinities",
         ),
         (
             lambda weights: weights["model.layers.2.mlp.up_proj.weight"].zero_(),
-            "model.layers.2.mlp.up_proj.weight is zero throughout; copy or download the file again",
+            "model.layers.2.mlp.up_proj.weight is all zeros; copy or download the file again",
         ),
     ],
 )
@@ -263,7 +263,7 @@ def test_weights_that_are_no_numbers_to_compute_with_are_refused(model, edit, sa
 
 def test_a_file_that_is_no_safetensors_is_refused_in_words(model):
     (model / "model.safetensors").write_bytes(b"not a model" * 100)
-    assert refusal().startswith("models/local/model.safetensors: can't be read: ")
+    assert refusal().startswith("models/local/model.safetensors: cannot be read: ")
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert refusal().endswith("; a Git LFS pointer: git lfs pull")
 
@@ -318,7 +318,7 @@ def test_a_template_that_leaves_out_the_question_is_refused(model):
         ("[1, 2]", "models/local/config.json: expected a JSON object, not [1, 2]"),
         (
             '{"model_type": "qwen2", "layer_types": 1}',
-            "models/local/config.json: not as model_type 'qwen2' has it: ",
+            "models/local/config.json: not valid for model_type 'qwen2': ",
         ),
     ],
 )
@@ -477,7 +477,7 @@ SMALL = {
                 "pad_token_id": 0,
                 "layer_types": ["full_attention", "full_attention"],
             },
-            "Llama4ForCausalLM has no decoder apart from its head",
+            "Llama4ForCausalLM has no decoder separate from its head",
         ),
     ],
 )

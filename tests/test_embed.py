@@ -148,7 +148,7 @@ def test_a_prompt_stands_before_the_text_and_is_pooled_with_it(small_dir):
 def test_files_that_can_not_be_used_are_refused_in_words(tmp_path, small_dir):
     values = SMALL.model_dump()
     other = LocalEmbeddingModel(path=str(small_dir), sha256="0" * 64, **values)
-    with pytest.raises(InputError, match=r"has the SHA-256 .*, its file in .* says another"):
+    with pytest.raises(InputError, match=r"has the SHA-256 .*, not the one of its file"):
         find_folder(other)
     absent = PackagedEmbeddingModel(package="no-such-model", folder="no_such_model/x", **values)
     with pytest.raises(
@@ -187,7 +187,7 @@ def test_a_pickle_of_a_hub_is_converted_once_by_reading_tensors_alone(
     assert find_folder(model) == folder
     monkeypatch.undo()
     (hub / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": print}))
-    with pytest.raises(InputError, match=r"pytorch_model\.bin: not a pickle of tensors alone"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin: not a pickle of tensors only"):
         convert_pickle(hub, "pytorch_model.bin")
 
 
@@ -448,7 +448,7 @@ def test_wrong_answers_of_one_group_alone_are_left_out_and_rows_of_one_group_ref
     assert fold_small_kinds(pairs, groups) == {"answer": made}
     lone = {"answer": made[:1], "contrast": [row | {"negative": "n"} for row in made[1:]]}
     assert fold_small_kinds(lone, groups) == {"contrast": lone["contrast"]}
-    with pytest.raises(InputError, match="the train rows are of one group, and nothing tells"):
+    with pytest.raises(InputError, match="all train rows are in one group, so that"):
         fold_small_kinds(pairs, dict.fromkeys("012", "a"))
 
 

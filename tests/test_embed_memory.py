@@ -129,7 +129,7 @@ def test_weights_that_files_lack_are_named_and_not_made_up(tmp_path):
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        InputError, match=r"1 of its weights are not in its files, such as .*layer\.1\.output"
+        InputError, match=r"1 weights are missing in its files, such as .*layer\.1\.output"
     ):
         load_encoder(TINY, tmp_path)
 
@@ -296,7 +296,7 @@ def test_what_would_fit_is_said_as_it_is_typed(tiny_project, monkeypatch):
     with pytest.raises(InputError) as error:
         embed_sft.main()
     lines = str(error.value).splitlines()
-    assert lines[0].startswith("embed_sft: one text of ")
+    assert lines[0].startswith("embed_sft: mini-batch size 1 with a text of ")
     assert lines[1] == "what would fit:"
     assert any("-S 'embed.lora={r: 16, lora_alpha: 32" in line for line in lines[2:])
     edit_yaml("params.yaml", embed__mini_batch_size=1)

@@ -326,7 +326,7 @@ def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(stubs, monkeyp
 def test_what_can_not_run_in_one_process_is_said_before_the_merge(project, monkeypatch):
     monkeypatch.setenv("FSDP", "full_shard")
     with pytest.raises(
-        InputError, match="FSDP=full_shard in the environment: there is one process"
+        InputError, match="FSDP=full_shard in the environment needs several processes"
     ):
         export.main()
 

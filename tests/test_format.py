@@ -142,7 +142,7 @@ def test_splits_share_no_text_and_rejected_rows_are_named(project):
         ),
         (
             {"format__max_length": 140, "format__max_new_tokens": 120},
-            r"(?s)of 24 rows can't be used.*index \d+: question",
+            r"(?s)of 24 rows cannot be used.*index \d+: question",
         ),
         ({"format__prompt": "poem"}, r"poem\.jinja: no such prompt template"),
     ],
@@ -155,7 +155,7 @@ def test_settings_that_can_not_work_are_errors(project, changes, message):
         format.main()
     written = (
         [path.name for path in Path("data/formatted").iterdir()]
-        if "rows can't be used" in message
+        if "rows cannot be used" in message
         else []
     )
     assert written == (["rejected.jsonl"] if written else [])

@@ -46,7 +46,7 @@ def test_a_hub_model_is_found_in_the_cache_by_its_commit_alone(hub_cache):
 def test_a_hub_model_that_is_nowhere_is_an_error(hub_cache):
     with pytest.raises(
         InputError,
-        match=r"someone/tiny at 1{40} is neither in the hub cache nor can it be downloaded",
+        match=r"someone/tiny at 1{40} is not in the Hub's cache and cannot be downloaded",
     ):
         make_manifest(HUB.model_copy(update={"revision": "1" * 40}))
 

@@ -533,7 +533,7 @@ def test_the_table_marks_what_a_card_can_not_hold(project, monkeypatch, capsys):
     assert float(shared.split("|")[3].split()[0]) < 6.44 - 1.5
     monkeypatch.setattr("sys.argv", ["memory"])
     with pytest.raises(
-        InputError, match="FSDP=full_shard in the environment: there is one process"
+        InputError, match="FSDP=full_shard in the environment needs several processes"
     ):
         main()
 

@@ -372,8 +372,8 @@ def edit_rows(name, edit):
 @pytest.mark.parametrize(
     ("name", "edit", "said"),
     [
-        ("test", lambda rows: [*rows, rows[0]], "test.jsonl: holds a row twice"),
-        ("test", lambda rows: [], "test.jsonl: holds no row"),
+        ("test", lambda rows: [*rows, rows[0]], "test.jsonl: has a row twice"),
+        ("test", lambda rows: [], "test.jsonl: has no rows"),
         (
             "test",
             lambda rows: [row | {"positive": "another answer"} for row in rows],

@@ -90,7 +90,9 @@ def test_sharded_layers_give_what_whole_ones_give(formatted):
             )
             assert done.returncode == 0, done.stderr
             sharded = re.search(
-                r"3 layers are sharded: .* of (\d), keeps (\d+) MiB (in|on)", done.stderr
+                r"3 layers are sharded over (\d) processes; each keeps (\d+) MiB of their "
+                r"weights (in|on)",
+                done.stderr,
             )
             assert (sharded is not None) == ("FSDP" in variables), done.stderr
         paths = [
@@ -107,7 +109,7 @@ def test_sharded_layers_give_what_whole_ones_give(formatted):
     ("variables", "said"),
     [
         ({"FSDP": "zero3"}, "FSDP in the environment: expected full_shard or offload, got 'zero3'"),
-        ({"FSDP": "full_shard"}, "FSDP=full_shard in the environment: there is one process"),
+        ({"FSDP": "full_shard"}, "FSDP=full_shard in the environment needs several processes"),
         ({"ACCELERATE_USE_FSDP": "true"}, "the accelerate config turns FSDP on"),
     ],
 )

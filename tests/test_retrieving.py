@@ -94,7 +94,9 @@ def test_an_embedding_model_chooses_as_it_is_and_tuned_and_ask_chooses_the_same(
 
     weights = next(EMBEDDER_DIR.glob("*model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    with pytest.raises(InputError, match=r"not the one that retrievers/tuned\.json names; run"):
+    with pytest.raises(
+        InputError, match=r"has changed since retrievers/tuned\.json was written; run"
+    ):
         load_ranker("tuned")
     weights.unlink()
     with pytest.raises(InputError, match=r"artifacts/embedder: no tuned embedding model; run"):
@@ -110,4 +112,4 @@ def test_passages_that_the_model_does_not_see_whole_are_warned_of(both, caplog):
     assert "does not see the end" not in caplog.text
     assert rank([], "which?") == []
     rank(["a valve of brass and steel " * 10, "a pump"], "which?")
-    assert "sees 16 tokens: of 1 of 2 passages it does not see the end" in caplog.text
+    assert "sees 16 tokens, and ignores the ends of 1 of 2 passages" in caplog.text

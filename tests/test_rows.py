@@ -102,14 +102,14 @@ BAD_FILES = [
     (
         "rows.json",
         b'[{"q": "a"}\n{"q": "b"}]',
-        r"rows\.json:2: not JSON, or cut off: Expecting ',' delimiter",
+        r"rows\.json:2: invalid JSON or truncated: Expecting ',' delimiter",
     ),
-    ("rows.json", b'[{"q": "a"},\n]', r"rows\.json:(1|2): not JSON, or cut off"),
-    ("rows.json", b'[{"q": "a"}]\n[1]', r"rows\.json:2: not JSON, or cut off: Extra data"),
+    ("rows.json", b'[{"q": "a"},\n]', r"rows\.json:(1|2): invalid JSON or truncated"),
+    ("rows.json", b'[{"q": "a"}]\n[1]', r"rows\.json:2: invalid JSON or truncated: Extra data"),
     ("rows.json", b"", "the file is empty"),
-    ("rows.json", b"[]", "holds no row"),
-    ("rows.jsonl", b"\n\n", "holds no row"),
-    ("rows.json", b'[{"q": "a"},\n {"q": ', r"rows\.json:2: not JSON, or cut off"),
+    ("rows.json", b"[]", "has no rows"),
+    ("rows.jsonl", b"\n\n", "has no rows"),
+    ("rows.json", b'[{"q": "a"},\n {"q": ', r"rows\.json:2: invalid JSON or truncated"),
     (
         "rows.json",
         b'{"q": "a"}',
@@ -117,18 +117,18 @@ BAD_FILES = [
     ),
     ("rows.json", b'["\xff"]', r"rows\.json:1: not UTF-8: byte 0xff"),
     ("rows.jsonl", b'{"q": "a"}\n{"q": "\xff"}', r"rows\.jsonl:2: not UTF-8"),
-    ("rows.jsonl", b'{"q": "a"}\n{"q"', r"rows\.jsonl:2: not JSON"),
-    ("rows.csv", b'q\n"open', r"rows\.csv:2: not CSV: unexpected end"),
-    ("rows.csv", b"q,a,q\n1,2,3", r"rows\.csv:1: two columns are called 'q'"),
-    ("rows.csv", b'q,a\n\n"c 1,"x","y"\n', r"rows\.csv:3: not CSV: .*between commas"),
+    ("rows.jsonl", b'{"q": "a"}\n{"q"', r"rows\.jsonl:2: invalid JSON"),
+    ("rows.csv", b'q\n"open', r"rows\.csv:2: not valid CSV: unexpected end"),
+    ("rows.csv", b"q,a,q\n1,2,3", r"rows\.csv:1: two columns are named 'q'"),
+    ("rows.csv", b'q,a\n\n"c 1,"x","y"\n', r"rows\.csv:3: not valid CSV: .*by commas"),
     (
         "rows.jsonl",
         b'[{"q": "a"}]',
-        r"rows\.jsonl: no row is an object with named fields; a JSON array of objects is \.json",
+        r"rows\.jsonl: no row is an object with named fields; use \.json for an array",
     ),
-    ("rows.json", b"[" + b"1" * 5000 + b"]", r"rows\.json: not JSON that can be read"),
-    ("rows.json", b"[" * 100_000, r"rows\.json: not JSON that can be read"),
-    ("rows.jsonl", b"[" * 100_000, r"rows\.jsonl:1: not JSON that can be read"),
+    ("rows.json", b"[" + b"1" * 5000 + b"]", r"rows\.json: JSON that cannot be read"),
+    ("rows.json", b"[" * 100_000, r"rows\.json: JSON that cannot be read"),
+    ("rows.jsonl", b"[" * 100_000, r"rows\.jsonl:1: JSON that cannot be read"),
     (
         "rows.json.gz",
         gzip.compress(bytes(range(256)) * 99, mtime=0)[:60] + b"x" * 60,
@@ -164,7 +164,7 @@ def test_parquet_that_is_not_text_or_names_a_column_twice_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"rows\.parquet: index 0 .*not UTF-8"):
         list(read_raw(path, DATA))
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays([["a"], ["b"]], ["q", "q"]), path)
-    with pytest.raises(InputError, match=r"rows\.parquet: two columns are called 'q'"):
+    with pytest.raises(InputError, match=r"rows\.parquet: two columns are named 'q'"):
         list(read_raw(path, DATA))
 
 
@@ -183,7 +183,7 @@ def test_a_column_that_no_row_has_is_an_error_that_names_key_and_columns(tmp_pat
         match=r'no row has the column "qq" \(data\.columns\.query\); .*are context, q, good, bad',
     ):
         list(read_raw(path, named(query="qq")))
-    with pytest.raises(InputError, match="set it to null where the data has no wrong answers"):
+    with pytest.raises(InputError, match="set it to null if the data has no wrong answers"):
         list(read_raw(path, named(negative="n")))
     # the field's own name is no more than a default
     assert len(list(read_raw(path, named(negative="negative")))) == 1

@@ -157,7 +157,7 @@ def test_a_turn_that_calls_a_tool_is_no_answer(tmp_path):
     call = {"role": "assistant", "content": "I look it up.", "tool_calls": [{"name": "search"}]}
     row = {"messages": [{"role": "user", "content": "Q?"}, call]}
     _, _, (problem,) = read(tmp_path / "rows.json", [row])
-    assert problem == '"messages" calls a tool, which is no text to train on'
+    assert problem == '"messages" contains a tool call, which cannot be trained on'
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_cells_are_told_apart_whatever_the_quotes_mean(tmp_path, name, content, 
 
 def test_utf_16_without_a_mark_is_named(tmp_path):
     for name in ("rows.jsonl", "rows.csv", "rows.json"):
-        with pytest.raises(InputError, match="looks like UTF-16: save it as UTF-8"):
+        with pytest.raises(InputError, match="looks like UTF-16; save it as UTF-8"):
             read(tmp_path / name, json.dumps([FIELDS], indent=0).encode("utf-16-le"))
 
 
@@ -251,12 +251,12 @@ def test_a_conversation_can_have_a_context_and_any_name(tmp_path):
 @pytest.mark.parametrize(
     ("turns", "problem"),
     [
-        (CHAT[:2], "has the turns system, user: after a system message at most"),
+        (CHAT[:2], "has the turns system, user: expected user and assistant in turn"),
         (CHAT[2:], "has the turns assistant, user, assistant"),
         ([{"role": "tool", "content": "x"}, *CHAT[3:]], "has a turn of 'tool'"),
         ([{"role": "user", "content": None}, CHAT[4]], "has a turn without a text"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}, CHAT[4]], "something else than"),
-        ("Q?", "is no list of turns with role and content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}, CHAT[4]], "something other than"),
+        ("Q?", "is not a list of turns with role and content"),
     ],
 )
 def test_a_conversation_that_can_not_be_used_says_why(tmp_path, turns, problem):
@@ -297,7 +297,7 @@ def test_windows_1252_is_read_where_it_is_named_and_advised_where_it_is_not(tmp_
     assert fields == [{"anchor": "Ätzt „so“.", "query": "Q?", "positive": ["5 €"]}]
     with pytest.raises(InputError, match=r"a\.csv:2: not UTF-8: byte 0xc4; .*windows-1252"):
         read(tmp_path / "a.csv", content, **COLUMNS)
-    with pytest.raises(InputError, match="it looks like UTF-16: save it as UTF-8"):
+    with pytest.raises(InputError, match="looks like UTF-16; save it as UTF-8"):
         read(tmp_path / "a.csv", "context;question;answer\n".encode("utf-16"), **COLUMNS)
 
 
@@ -335,8 +335,8 @@ def test_where_nothing_fits_the_error_maps_the_columns_that_are_there(tmp_path):
     assert str(error.value).endswith(
         'no row has the columns "anchor" (data.columns.anchor), "query" (data.columns.query), '
         '"positive" (data.columns.positive); the first row\'s columns are passage, question, the '
-        "answer, id. Say which is which, in place of each NAME; a nested one as answers.text, an "
-        "anchor of null where there is no context:\n"
+        "answer, id. Replace each NAME by the right one: a nested column as answers.text, and "
+        "null for anchor if there is no context:\n"
         "  dvc exp run -S data.columns.anchor=passage -S data.columns.query=question "
         "-S data.columns.positive='the answer' -S data.columns.negative=null"
     )
@@ -416,14 +416,14 @@ def test_no_context_is_advised_by_nobody_but_the_user(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "encoding", "said"),
     [
-        ("a.csv", b"a;b\r1;2\r", "utf-8", "its lines end in CR alone"),
+        ("a.csv", b"a;b\r1;2\r", "utf-8", "lines end in CR only"),
         (
             "a.csv",
             codecs.BOM_UTF8 + b"a;b\n",
             "windows-1252",
-            "it is UTF-8: -S data.encoding=utf-8",
+            "is UTF-8; set it: -S data.encoding=utf-8",
         ),
-        ("a.json", b'{"a": 1}\n{"a": 2}\n', "utf-8", "one object a line is .jsonl"),
+        ("a.json", b'{"a": 1}\n{"a": 2}\n', "utf-8", "name it .jsonl if each line is an object"),
     ],
 )
 def test_a_file_of_another_kind_than_it_says_is_told_which(tmp_path, name, content, encoding, said):
@@ -524,7 +524,7 @@ def test_format_says_which_lengths_would_take_the_rows_and_they_do(project):
     rows = make_rows(24)
     with pytest.raises(InputError) as error:
         run(rows, format__max_length=100, format__max_new_tokens=40)
-    (line,) = (line for line in str(error.value).splitlines() if "takes 100%" in line)
+    (line,) = (line for line in str(error.value).splitlines() if "enough for 100%" in line)
     length, reserve = (int(part.split("=")[1].split()[0]) for part in line.split(" -S ")[1:])
     assert len(run(rows, format__max_length=length, format__max_new_tokens=reserve)) == 24
     assert "format.max_length" in Path("reports/profile.html").read_text()

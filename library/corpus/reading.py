@@ -80,7 +80,7 @@ def _read_rows(path: Path, shape: Shape, records: Iterator[tuple[str, Any]]) -> 
     if not negative and shape.name == "columns" and shape.negative not in (None, "negative"):
         raise InputError(
             f'{path}: no row has the column "{shape.negative}" (data.columns.negative in '
-            "params.yaml); set it to null where the data has no wrong answers"
+            "params.yaml); set it to null if the data has no wrong answers"
         )
 
 
@@ -99,11 +99,11 @@ def _peek(
         if len(seen) == PEEKED_ROWS:
             break
     if not seen:
-        raise InputError(f"{path}: holds no row")
+        raise InputError(f"{path}: has no rows")
     if first is None:
         raise InputError(
-            f"{path}: no row is an object with named fields; a JSON array of objects is .json, one "
-            "object a line .jsonl"
+            f"{path}: no row is an object with named fields; use .json for an array of objects, "
+            ".jsonl for one object per line"
         )
     names = [str(name) for name in first if name is not None]
     asked = {"anchor": columns.anchor, "query": columns.query, "positive": columns.positive}
@@ -115,8 +115,8 @@ def _peek(
     guessed = guess_columns(first)
     raise InputError(
         f"{path}: no row has the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}; the "
-        f"first row's columns are {', '.join(names)}. Say which is which, in place of each NAME; a "
-        "nested one as answers.text, an anchor of null where there is no context"
+        f"first row's columns are {', '.join(names)}. Replace each NAME by the right one: a "
+        "nested column as answers.text, and null for anchor if there is no context"
         + _describe_columns(guessed, len(names) > sum(map(bool, guessed.values())))
     )
 
@@ -167,9 +167,9 @@ def _records(path: Path, data: DataParams) -> Iterator[tuple[str, Any]]:
 
 def _decode(path: Path, line: int, data: bytes, encoding: str) -> str:
     if encoding != "utf-8" and line == 1 and data.startswith(codecs.BOM_UTF8):
-        raise InputError(f"{path}: it is UTF-8: -S data.encoding=utf-8")
+        raise InputError(f"{path}: is UTF-8; set it: -S data.encoding=utf-8")
     if 4 * data.count(0) > len(data):
-        raise InputError(f"{path}:{line}: it looks like UTF-16: save it as UTF-8")
+        raise InputError(f"{path}:{line}: looks like UTF-16; save it as UTF-8")
     try:
         if encoding != "utf-8":
             return data.decode(encoding)
@@ -301,16 +301,16 @@ def _json_error(path: Path, file: BinaryIO, encoding: str) -> InputError:
     try:
         loaded = json.loads(text)
     except json.JSONDecodeError as error:
-        lines = "; one object a line is .jsonl" if error.msg == "Extra data" else ""
+        lines = "; name it .jsonl if each line is an object" if error.msg == "Extra data" else ""
         return InputError(
-            f"{path}:{error.lineno}: not JSON, or cut off: {error.msg} (column {error.colno})"
+            f"{path}:{error.lineno}: invalid JSON or truncated: {error.msg} (column {error.colno})"
             + lines
         )
     except (ValueError, RecursionError) as error:
-        return InputError(f"{path}: not JSON that can be read: {error}")
+        return InputError(f"{path}: JSON that cannot be read: {error}")
     return InputError(
         f"{path}: expected an array of objects, or an object with one under data, got "
-        f"{type(loaded).__name__}; one object a line is .jsonl"
+        f"{type(loaded).__name__}; name it .jsonl if each line is an object"
     )
 
 
@@ -323,10 +323,10 @@ def _json_lines(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str
             yield f"line {number}", json.loads(line, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}:{number}: not JSON, or cut off: {error.msg} (column {error.colno})"
+                f"{path}:{number}: invalid JSON or truncated: {error.msg} (column {error.colno})"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON that can be read: {error}") from error
+            raise InputError(f"{path}:{number}: JSON that cannot be read: {error}") from error
 
 
 def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
@@ -339,7 +339,7 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
     while (first := next(lines, "")) and not first.strip(" \r\n"):
         blank += 1
     if "\r" in first.rstrip("\r\n"):
-        raise InputError(f"{path}: its lines end in CR alone; save it with LF or CR LF")
+        raise InputError(f"{path}: lines end in CR only; save it with LF or CR LF")
     hint = _EXCEL_HINT.match(first)
     delimiter = hint[1] if hint else _find_delimiter(first)
     # the hint is no row, but a line
@@ -373,8 +373,8 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
             yield f"line {place}", record
     except csv.Error as error:
         raise InputError(
-            f"{path}:{end + 1}: not CSV: {error} (cells stand between {_DELIMITERS[delimiter]}, as "
-            "in the first line, and in quotes where they hold some)"
+            f"{path}:{end + 1}: not valid CSV: {error} (the first line separates cells by "
+            f"{_DELIMITERS[delimiter]}; a cell that contains some needs quotes)"
         ) from error
 
 
@@ -407,7 +407,7 @@ def _find_delimiter(header: str) -> str:
 def _refuse_twice(place: str, names: Sequence[str]) -> None:
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
-        raise InputError(f"{place}: two columns are called {', '.join(map(repr, twice))}")
+        raise InputError(f"{place}: two columns are named {', '.join(map(repr, twice))}")
 
 
 def _parquet(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:

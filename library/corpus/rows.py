@@ -69,8 +69,8 @@ def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limi
             for record in rejected[:5]
         )
         raise InputError(
-            f"{len(rejected)} of {total} rows can't be used, more than clean.max_rejected_share "
-            f"({limit:g}) allows; the first:{examples}"
+            f"{len(rejected)} of {total} rows cannot be used, which is more than "
+            f"clean.max_rejected_share ({limit:g}) allows; the first ones:{examples}"
         )
 
 

@@ -263,7 +263,7 @@ def _to_text(value: Any, column: str) -> Any:
 
 def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
     if not _is_conversation(turns):
-        raise UnusableError(f'"{column}" is no list of turns with role and content')
+        raise UnusableError(f'"{column}" is not a list of turns with role and content')
     messages: list[Message] = []
     for turn in turns:
         role = str(turn.get("role", turn.get("from")))
@@ -271,10 +271,10 @@ def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
         if isinstance(content, list):  # parts, as the vision APIs have them
             texts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
             if not all(isinstance(text, str) for text in texts):
-                raise UnusableError(f'"{column}" holds something else than text')
+                raise UnusableError(f'"{column}" contains something other than text')
             content = "".join(map(str, texts))
         if turn.get("tool_calls"):
-            raise UnusableError(f'"{column}" calls a tool, which is no text to train on')
+            raise UnusableError(f'"{column}" contains a tool call, which cannot be trained on')
         if role not in ROLES:
             raise UnusableError(f'"{column}" has a turn of {role!r}')
         if not is_text(content):
@@ -284,8 +284,8 @@ def _read_conversation(turns: Any, column: str) -> dict[str, Any]:
     spoken = roles[1:] if roles[0] == "system" else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise UnusableError(
-            f'"{column}" has the turns {", ".join(roles)}: after a system message at most, user '
-            "and assistant take turns, and the assistant's is the last"
+            f'"{column}" has the turns {", ".join(roles)}: expected user and assistant in turn, '
+            "the assistant last, after at most one system message"
         )
     *turns, question, answer = messages
     return {"query": question["content"], "positive": [answer["content"]], "turns": turns}

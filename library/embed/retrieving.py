@@ -72,7 +72,7 @@ class EmbeddingRanker:
         cut = sum(count_tokens(self.encoder, text, "document") > limit for text in read)
         if cut:
             log.warning(
-                "the embedding model sees %d tokens: of %d of %d passages it does not see the end; "
+                "the embedding model sees %d tokens, and ignores the ends of %d of %d passages; "
                 "lower format.passage_characters",
                 *(limit, cut, len(read)),
             )
@@ -109,7 +109,7 @@ def load_ranker(name: str) -> Ranker:
     """
     path = retriever_path(name)
     if not path.is_file():
-        raise InputError(f"{path}: no such file: format.retriever: {name} needs `make embed`")
+        raise InputError(f"{path}: no such file; format.retriever: {name} needs `make embed` first")
     retriever = validate_values(Retriever, read_json(path), path)
     if retriever.model is None:
         return rank_passages
@@ -121,7 +121,7 @@ def load_ranker(name: str) -> Ranker:
     if weights is None:
         raise InputError(f"{EMBEDDER_DIR}: no tuned embedding model; run `make embed`")
     if hash_file(weights) != retriever.tuned:
-        raise InputError(f"{weights}: not the one that {path} names; run `make embed`")
+        raise InputError(f"{weights}: has changed since {path} was written; run `make embed`")
     if weights.name == ADAPTER_WEIGHTS:
         encoder, folder = open_encoder(model)
         encoder[0].auto_model.load_adapter(str(EMBEDDER_DIR))

@@ -47,7 +47,7 @@ def read_split_rows(params: SplitParams) -> GroupedRows:
         given_away = find_given_away(by_split["train"], asked, pair_rows(asked))
         if given_away:
             log.info(
-                "%d %s rows are without their wrong answer, which training holds",
+                "%d %s rows lose their wrong answer, because it is right in training",
                 len(given_away),
                 name,
             )

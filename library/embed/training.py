@@ -216,8 +216,8 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
         sampler = NothingTwice(keys, batch_size, seed)
         if 2 * len(keys) < batch_size * len(sampler) and len(sampler) > 1:
             log.warning(
-                "batches hold %.1f rows, not %d: many share a group, a question or a right text; "
-                "they teach less",
+                "batches have %.1f rows instead of %d, because many rows share a group, a question "
+                "or a right text; smaller batches teach less",
                 *(len(keys) / len(sampler), batch_size),
             )
         return sampler
@@ -234,19 +234,19 @@ def fold_small_kinds(
     kinds = dict(pairs)
     contrast = kinds.get("contrast", ())
     if contrast and len({groups[pair["id"]] for pair in contrast}) < 2:
-        log.warning("the wrong answers of train rows are all of one group, and are not trained on")
+        log.warning("the wrong answers of train rows are all in one group and are not trained on")
         plain = [{k: v for k, v in pair.items() if k != "negative"} for pair in contrast]
         kinds["answer"] = [*kinds.get("answer", ()), *plain]
         del kinds["contrast"]
     small = [kind for kind, made in kinds.items() if len({groups[pair["id"]] for pair in made}) < 2]
     if len(small) == len(kinds):
         raise InputError(
-            "embed_sft: the train rows are of one group, and nothing tells their texts apart; it "
-            "takes rows of other contexts and answers"
+            "embed_sft: all train rows are in one group, so that their texts cannot be told apart; "
+            "add rows with other contexts and answers"
         )
     for kind in small:
         log.warning(
-            "%s: %d train rows, all of one group, are not trained on", kind, len(kinds[kind])
+            "%s: all %d train rows are in one group and are not trained on", kind, len(kinds[kind])
         )
         del kinds[kind]
     return kinds

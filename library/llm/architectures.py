@@ -105,7 +105,7 @@ def find_decoder(model: PreTrainedModel) -> torch.nn.Module:
     decoder: torch.nn.Module = model.get_decoder()
     if decoder is model:
         raise InputError(
-            f"{type(model).__name__} has no decoder apart from its head, which the loss of TRL and "
+            f"{type(model).__name__} has no decoder separate from its head, which TRL's loss and "
             "the scoring of answers need"
         )
     return decoder

@@ -62,21 +62,21 @@ def load_config(folder: Path, name: str) -> PreTrainedConfig:
     except Exception as error:
         if kind in CONFIG_MAPPING:
             raise InputError(
-                f"{path}: not as model_type {kind!r} has it: {describe_error(error)}"
+                f"{path}: not valid for model_type {kind!r}: {describe_error(error)}"
             ) from error
         reason = (
-            "it needs code of its author (auto_map in config.json), which is never run here"
+            "it needs its author's code (auto_map in config.json), which never runs here"
             if "auto_map" in values
-            else f"transformers {transformers.__version__} does not have it"
+            else f"transformers {transformers.__version__} does not know it"
         )
         raise InputError(
-            f"{name}: model_type {kind!r} can't be used: {reason}; choose a model whose "
-            "architecture transformers has"
+            f"{name}: model_type {kind!r} cannot be used: {reason}; choose a model whose "
+            "architecture transformers knows"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
-            f"{name}: model_type {kind!r} is no causal language model in transformers; choose an "
-            "instruct model"
+            f"{name}: model_type {kind!r} is not a causal language model in transformers; choose "
+            "an instruct model"
         )
     return config
 
@@ -102,7 +102,9 @@ def check_files(folder: Path, config: PreTrainedConfig) -> None:
         except (OSError, SafetensorError) as error:
             pointer = path.read_bytes()[:8] == b"version "
             remedy = "a Git LFS pointer: git lfs pull" if pointer else "copy or download it again"
-            raise InputError(f"{path}: can't be read: {describe_error(error)}; {remedy}") from error
+            raise InputError(
+                f"{path}: cannot be read: {describe_error(error)}; {remedy}"
+            ) from error
 
 
 def _check_weight(path: Path, key: str, weights: Any) -> None:
@@ -118,9 +120,9 @@ def _check_weight(path: Path, key: str, weights: Any) -> None:
     if dtype in WEIGHT_DTYPES:
         weight = weights.get_tensor(key)
         if not weight.isfinite().all():
-            raise InputError(f"{path}: {key} holds NaN or infinities")
+            raise InputError(f"{path}: {key} contains NaN or infinities")
         if weight.ndim > 1 and not key.endswith("bias") and not weight.any():
-            raise InputError(f"{path}: {key} is zero throughout; copy or download the file again")
+            raise InputError(f"{path}: {key} is all zeros; copy or download the file again")
 
 
 def check_config(expected: ModelConfig, config: PreTrainedConfig, name: str) -> None:
@@ -170,6 +172,6 @@ def check_vocabulary(
     token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     if last >= rows:
         raise InputError(
-            f"{name}: the tokenizer's token {token!r} has the id {last}, the model's embedding "
-            f"{rows} rows: the tokenizer is that of another model"
+            f"{name}: the tokenizer's token {token!r} has the id {last}, but the model's embedding "
+            f"has {rows} rows: the tokenizer belongs to another model"
         )

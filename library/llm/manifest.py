@@ -78,7 +78,7 @@ def find_model_folder(source: Mapping[str, str], download: bool = False) -> Path
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"{name} is neither in the hub cache nor can it be downloaded: {error}"
+            f"{name} is not in the Hub's cache and cannot be downloaded: {error}"
         ) from error
     check_model_files(folder, name)
     return folder
@@ -100,8 +100,8 @@ def check_model_files(folder: Path, name: str) -> None:
         )
     if adapters:
         raise InputError(
-            f"{name}: an adapter ({adapters[0]}), not a model; name the base that it was trained "
-            "on, or merge it into that and name the merged folder"
+            f"{name}: an adapter ({adapters[0]}), not a model; name the base model that it was "
+            "trained on, or merge the two and name the merged folder"
         )
     for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
         if not path.exists():
@@ -114,7 +114,7 @@ def check_model_files(folder: Path, name: str) -> None:
         if other is not None:
             raise InputError(
                 f"{name}: {WEIGHTS} would be loaded, but {WEIGHTS_INDEX} names {other}; remove "
-                "those that are not the model's"
+                "those that do not belong to the model"
             )
     for file in ["config.json", *weights]:
         if Path(file).name != file:

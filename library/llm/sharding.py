@@ -36,7 +36,7 @@ def find_sharding(count: int | None = None) -> Sharding | None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise InputError(
-            "the accelerate config turns FSDP on; leave it off there, and set FSDP=full_shard in "
+            "the accelerate config turns FSDP on; turn it off there, and set FSDP=full_shard in "
             "the environment"
         )
     value = os.environ.get("FSDP", "")
@@ -46,10 +46,8 @@ def find_sharding(count: int | None = None) -> Sharding | None:
         raise InputError(f"FSDP in the environment: expected full_shard or offload, got {value!r}")
     if value == "full_shard" and (count or processes().num_processes) == 1:
         raise InputError(
-            "FSDP=full_shard in the environment: there is one process, and nothing to share with; "
-            "start several, such as by "
-            'LAUNCHER="torchrun --nproc-per-node 2" (to ask make memory: PROCESSES=2), or unset '
-            "FSDP"
+            "FSDP=full_shard in the environment needs several processes; start them with "
+            'LAUNCHER="torchrun --nproc-per-node 2" (for make memory: PROCESSES=2), or unset FSDP'
         )
     return "full_shard" if value == "full_shard" else "offload"
 
@@ -160,9 +158,9 @@ def shard_layers(model: PreTrainedModel | PeftModel, device: torch.device) -> bo
     held = sum(
         parameter.to_local().nbytes for parameter in decoder.parameters() if is_sharded(parameter)
     )
-    where = "in the computer's memory" if sharding == "offload" else "on its device"
+    where = "in host memory" if sharding == "offload" else "on its device"
     log.info(
-        "%d layers are sharded: of their weights this process, of %d, keeps %s %s",
+        "%d layers are sharded over %d processes; each keeps %s of their weights %s",
         len(layers),
         count,
         gib(held),

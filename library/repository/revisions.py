@@ -183,14 +183,14 @@ def find_commits(base: str) -> tuple[str, str]:
             continue
     else:
         raise InputError(
-            f"{base}: no such branch or commit; `git fetch origin` it, or name another: make "
-            "pr-report BASE=origin/main"
+            f"{base}: no such branch or commit; run `git fetch origin`, or name another: "
+            "make pr-report BASE=origin/main"
         )
     try:
         return head, read_git("merge-base", head, tip).strip()
     except InputError:
         if read_git("rev-parse", "--is-shallow-repository").strip() == "true":
             raise InputError(
-                f"this clone is shallow and ends before HEAD and {base} meet: git fetch --unshallow"
+                f"this clone is too shallow for HEAD and {base} to meet: git fetch --unshallow"
             ) from None
         raise InputError(f"HEAD and {base} have no commit in common") from None

@@ -112,12 +112,12 @@ def recover_workspace() -> None:
         return
     if is_alive(owner := recorded_process("sweep")):
         raise InputError(
-            f"a sweep runs in this workspace, as process {owner and owner['pid']}; it has one "
-            "workspace, one GPU"
+            f"a sweep is running in this workspace, as process {owner and owner['pid']}; only one "
+            "can run at a time"
         )
     trial = recorded_process("trial")
     if trial is not None and is_alive(trial):
-        log.info("the trial that was left running, process %d, is ended", trial["pid"])
+        log.info("ended process %d, a trial that was still running", trial["pid"])
         end_process(trial["pid"])
     started = read_json(KEPT_DIR / "started.json")
     kept, now = (
@@ -140,7 +140,7 @@ def recover_workspace() -> None:
             "again"
         )
     _put_back(started["target"])
-    log.info("params.yaml, dvc.lock and metrics are as they were before the sweep that was killed")
+    log.info("restored params.yaml, dvc.lock and metrics from before the killed sweep")
 
 
 @contextmanager
