@@ -73,7 +73,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 def _go_on_without_determinism(operator: str) -> None:
     """Start this program again with DETERMINISTIC=0, unless it was asked for, or is one of several
-    processes: what is done so far is kept, and what comes of it says that a second run can differ.
+    processes. It begins anew, and its record says that a second run can differ.
     """
     said = f"{operator} has no form that computes the same bytes twice here"
     if os.environ.get("DETERMINISTIC") or "RANK" in os.environ:
