@@ -56,7 +56,7 @@ sample-size: environment  ## how many test rows or votes would show a difference
 
 # Asks the server of OPENAI_BASE_URL, with the key of OPENAI_API_KEY. ALL=1 judges every test row.
 export JUDGE
-judge: model-named environment  ## a language model votes on the review's pairs: make judge JUDGE=qwen2.5:7b
+judge: model-named environment  ## let a language model judge the review's pairs: make judge JUDGE=qwen2.5:7b
 	@python -m commands.judge "$$JUDGE" $(if $(ALL),--all)
 
 # Resumes where it was stopped. FINISH=1 then runs the pipeline with the best parameters.

@@ -1,4 +1,4 @@
-"""Train the fine-tuned model on right answers against wrong ones, and ask it the test questions.
+"""Train the fine-tuned model on right against wrong answers (DPO), and ask it the test questions.
 
 `dpo.num_train_epochs` says how long; it is 0, off, by default. Reads
 data/formatted/{train,validation,test}.jsonl, artifacts/base/ and artifacts/adapter/. Writes
@@ -6,12 +6,15 @@ artifacts/dpo/: adapter, history and memory of the training; and data/prediction
 systems.json (whether there is one), its answers and what gave them.
 """
 
+import logging
 import shutil
 
 from library.entry import run_main
 from library.files import write_json
 from library.params import load_params
 from library.paths import DPO_DIR, DPO_PATH
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -27,6 +30,7 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
         DPO_DIR.mkdir(parents=True)
         write_json(DPO_PATH, {"systems": []})
+        log.info("dpo.num_train_epochs in params.yaml is 0: nothing to train")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Judge the tuned answers against the zero-shot ones and simple baselines. No model is loaded.
+"""Score all answers and compare the systems. No model is loaded.
 
 Reads data/formatted/{test,train_sample,train}.jsonl, data/clean/rows.jsonl (whole contexts),
 data/predictions/, the votes in data/votes/ with reports/review_key.json, and what tells base model

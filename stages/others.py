@@ -1,5 +1,5 @@
-"""Ask other systems the test questions: the base with examples, the base with thinking on, and
-other models as they are.
+"""Ask other systems the test questions: the base model with examples or with thinking on, and
+other models zero-shot.
 
 `evaluate.few_shot`, `thinking_tokens` and `rivals` name them; there are none by default. Reads
 data/clean/rows.jsonl, data/formatted/{test,train}.jsonl, metrics/format.json and artifacts/base/.

@@ -1,4 +1,4 @@
-"""Ask the base model with the trained adapter the same questions, by the same code as zeroshot.
+"""Ask the fine-tuned model the test questions, with the same code as zeroshot.
 
 Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/, artifacts/adapter/ and the text
 that `evaluate.general_text` names. Writes data/predictions/: sft.jsonl, sft_train.jsonl,

@@ -1,4 +1,4 @@
-"""Write the report: what was measured, in words and pictures. Nothing is judged here.
+"""Write the report: the verdict, every metric, charts, and answers side by side.
 
 Reads metrics/evaluation.json and data/predictions/scores.jsonl, and what they are about: the test
 rows with their contexts, all systems' predictions, the losses and the memory of training. Writes

@@ -1,4 +1,4 @@
-"""Make the page on which people vote without knowing whose answer is which.
+"""Make the page for blind votes: which answer is better, without knowing whose it is?
 
 Reads data/formatted/test.jsonl, data/clean/rows.jsonl and the answers of `review.systems` in
 data/predictions/. Writes reports/review.html, in which no system is named, and

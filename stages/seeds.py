@@ -1,4 +1,4 @@
-"""Fine-tune and ask again with other seeds: would the result hold if it were trained again?
+"""Fine-tune and ask again with other seeds: would the result hold if trained again?
 
 `sft.seeds` names them; there are none by default. Reads artifacts/base/ and data/formatted/: train,
 validation and test.jsonl. Writes data/predictions/seeds/: seeds.json (which there are), and of each

@@ -1,4 +1,4 @@
-"""Fine-tune a LoRA adapter on the train rows, watched on the validation rows.
+"""Fine-tune a LoRA adapter on the train rows; the lowest validation loss selects the checkpoint.
 
 Reads data/formatted/train.jsonl, data/formatted/validation.jsonl and artifacts/base/. Writes
 artifacts/adapter/, reports/sft_history.csv and reports/sft_memory.json: what was predicted, what
