@@ -43,7 +43,7 @@ def run_main(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except InputError as error:
         fail(str(error))
-    except BrokenPipeError:  # its reader, such as `head`, has what it wanted
+    except BrokenPipeError:  # the reader, such as `head`, has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:

@@ -30,7 +30,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
-# what params.yaml leaves to the model's file where it says null
+# null in params.yaml: the model's file sets these
 MODEL_DEFAULTS = (("sft", "learning_rate"), ("format", "max_length"), ("format", "max_new_tokens"))
 
 

@@ -25,15 +25,15 @@ VOTES_DIR = Path("data/votes")
 
 BASE_DIR = Path("artifacts/base")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_RECORD = "made.json"  # beside them: what the adapter is, and what it was trained on
+ADAPTER_RECORD = "made.json"  # beside them: what the adapter was trained on
 MANIFEST_PATH = BASE_DIR / "manifest.json"
 ADAPTER_DIR = Path("artifacts/adapter")
 MERGED_DIR = Path("artifacts/merged")
-DPO_DIR = Path("artifacts/dpo")  # empty where dpo is off
+DPO_DIR = Path("artifacts/dpo")  # empty if dpo is off
 DPO_ADAPTER_DIR = DPO_DIR / "adapter"
 DPO_HISTORY_PATH = DPO_DIR / "history.csv"
 DPO_MEMORY_PATH = DPO_DIR / "memory.json"
-GGUF_DIR = Path("artifacts/gguf")  # the same as one file, where llama.cpp's converter is at hand
+GGUF_DIR = Path("artifacts/gguf")  # the same as one file, if llama.cpp's converter is available
 
 PROFILE_PATH = Path("metrics/profile.json")
 CLEANING_PATH = Path("metrics/clean.json")
@@ -42,22 +42,22 @@ EVALUATION_PATH = Path("metrics/evaluation.json")
 
 HISTORY_PATH = Path("reports/sft_history.csv")
 MEMORY_PATH = Path("reports/sft_memory.json")
-COSTS_PATH = Path("reports/costs.json")  # no stage's output: it is another each time
+COSTS_PATH = Path("reports/costs.json")  # not a stage's output, because it differs each time
 REVIEW_KEY_PATH = Path("reports/review_key.json")
 
-OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # which there are
-SEEDS_PATH = PREDICTIONS_DIR / "seeds" / "seeds.json"  # which there are
-DPO_PATH = PREDICTIONS_DIR / "dpo" / "systems.json"  # the same of what dpo trained: one or none
+OTHERS_PATH = PREDICTIONS_DIR / "others" / "systems.json"  # their names
+SEEDS_PATH = PREDICTIONS_DIR / "seeds" / "seeds.json"  # their names
+DPO_PATH = PREDICTIONS_DIR / "dpo" / "systems.json"  # the same for dpo: one name or none
 
 RANKINGS_DIR = Path("data/rankings")  # of embedding models, by system
 RANKED_TEXTS_PATH = RANKINGS_DIR / "texts.json"
-RETRIEVERS_DIR = Path("retrievers")  # what can choose the passages of a prompt, by name
+RETRIEVERS_DIR = Path("retrievers")  # rankers of passages, by name
 EMBEDDER_DIR = Path("artifacts/embedder")
 EMBED_HISTORY_PATH = Path("reports/embed_history.csv")
 EMBEDDING_PATH = Path("metrics/embedding.json")
 
-CHECKPOINTS_DIR = Path("checkpoints")  # outside all outputs: what a killed stage has done so far
-RIVALS_DIR = CHECKPOINTS_DIR / "rivals"  # other base models, made ready
+CHECKPOINTS_DIR = Path("checkpoints")  # progress of killed stages, outside all outputs
+RIVALS_DIR = CHECKPOINTS_DIR / "rivals"  # other prepared base models
 HASHES_PATH = CHECKPOINTS_DIR / "hashes.json"  # of large files, so that none is read twice
 
 

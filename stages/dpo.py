@@ -21,7 +21,7 @@ def main() -> None:
     """Train and ask, if that is on."""
     params = load_params()
     if params.dpo.num_train_epochs:
-        # here, since loading PyTorch takes longer than all else where there is nothing to train
+        # imported only if needed, because loading PyTorch takes seconds
         from library.llm.preferences import tune_on_preferences
 
         tune_on_preferences(params)

@@ -24,7 +24,7 @@ def main() -> None:
     params = load_params()
     systems = list_others(params.evaluate)
     if systems:
-        # here, since loading PyTorch takes longer than all else where there is nothing to ask
+        # imported only if needed, because loading PyTorch takes seconds
         from library.llm.others import ask_others
 
         ask_others(params)

@@ -17,7 +17,7 @@ def main() -> None:
     """Train and ask with each, if there are any."""
     params = load_params()
     if params.sft.more_seeds:
-        # here, since loading PyTorch takes longer than all else where there is nothing to train
+        # imported only if needed, because loading PyTorch takes seconds
         from library.llm.seeds import repeat_with_seeds
 
         repeat_with_seeds(params)

@@ -46,7 +46,7 @@ def start_with_reading(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBa
         torch.linalg.qr(torch.randn(width, width)).Q[:, : HEADS * size].split(size, dim=1)
     )
     embeddings = model.get_input_embeddings().weight
-    # training moves them by a hundredth in ten steps: what is matched on them must stand out
+    # training moves them by a hundredth in ten steps, so matches must stand out
     embeddings.mul_(3)
     first, second, third = (layer.self_attn for layer in model.model.layers[:LAYERS])
 

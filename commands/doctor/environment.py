@@ -117,7 +117,7 @@ def _launcher(value: str) -> str | None:
     return None if not words or shutil.which(words[0]) else f"{words[0]} is not found"
 
 
-# what each stands for, and what is wrong with its value, if anything
+# by name: the meaning, and a check that returns what is wrong with the value
 VARIABLES: dict[str, tuple[str, Callable[[str], str | None]]] = {
     "MEMORY_LIMIT_GIB": ("plans as for a device with this much memory", _positive_number),
     "LAUNCHER": ("starts zeroshot, sft and predict", _launcher),

@@ -187,7 +187,7 @@ def check_hub() -> Iterator[Finding]:
                 "problem", "model", f"{model.id} is not in the Hub's cache; {answer}", remedy
             )
         return
-    except InputError as error:  # says what mends it
+    except InputError as error:  # the message contains the fix
         yield Finding("problem", "model", str(error))
         return
     yield Finding("ok", "model", f"{name} is on this disk; {answer}")

@@ -271,14 +271,13 @@ def check_pipeline() -> Iterator[Finding]:
     if find_conflicts():
         return
     would_run = dry_run()
-    # where an output of a stage that would run is missing, the stages that read it can't be asked
-    # any more
+    # DVC stops at a missing output of a stage that would run, and says nothing about later stages
     if would_run.is_blocked:
         yield Finding("note", "pipeline", "cannot be checked while another DVC is running")
         return
     if would_run.failure is not None and not (would_run.stages and would_run.lacks_data):
         failure = would_run.failure.removeprefix("ERROR: ")
-        # of rows that are missing the check of the data says more
+        # check_data says more about missing rows
         remedy = None if would_run.lacks_data else "dvc repro --dry --allow-missing"
         yield Finding("problem", "pipeline", failure, remedy)
         return

@@ -23,9 +23,9 @@ from library.paths import prompt_path
 
 log = logging.getLogger(__name__)
 
-# what else there is would change the rows that the losses are about, or comes after sft
+# other parameters would change the validation rows, or act after sft
 SEARCHED = ("model", "format.", "sft.")
-SIGNIFICANT_DIGITS = 3  # of a float: a command that can be read
+SIGNIFICANT_DIGITS = 3  # of floats, for readable commands
 
 
 class Range(Section):

@@ -30,9 +30,9 @@ from library.repository.client import read_dvc, run_dvc
 
 log = logging.getLogger(__name__)
 
-# of params.yaml: what sft can depend on
+# the sections of params.yaml that sft can depend on
 SECTIONS = ("model", "data", "sample", "clean", "split", "format", "sft")
-# of a trial's steps: until then a high learning rate's warm-up looks bad, a low one's start good
+# tenths of a trial's steps: before, a high learning rate looks bad and a low one good
 TENTHS_BEFORE_JUDGING = 2
 REDRAWS = 50
 
@@ -68,7 +68,7 @@ def identify(space: Space) -> dict[str, Any]:
         {dep for stage in ("format", "sft") for dep in stages[stage]["deps"] if dep.endswith(".py")}
     )
     return {
-        # more trials are the same study, gone on with
+        # more trials continue the same study
         "space": space.model_dump(exclude={"trials"}),
         "parameters": {name: value for name, value in params.items() if name not in searched},
         "data": made["data/clean"],
@@ -120,7 +120,7 @@ def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[op
             n_startup_trials=space.prune_after, n_warmup_steps=TENTHS_BEFORE_JUDGING
         ),
     )
-    # of its experiments: DVC refuses a name that another study's trial already has
+    # DVC refuses a name that another study's experiment already has
     if "name" not in study.user_attrs:
         study.set_user_attr("name", f"{name}-{secrets.token_hex(2)}")
     write_json(path, json.loads(json.dumps(identity)))

@@ -13,7 +13,7 @@ from library.corpus.groups import context_id, find_contradictions, hash_text, no
 from library.corpus.rows import FIELDS, LISTS, row_id
 from library.files import to_line
 
-# of texts that a process has just cleaned: rows share their contexts and answers
+# cache of cleaned texts per process, because rows share contexts and answers
 CACHED_CHARACTERS = 20_000_000
 
 FEATURES = {

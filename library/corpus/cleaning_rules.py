@@ -17,36 +17,35 @@ import ftfy
 
 EXAMPLE_CHARACTERS = 20  # shown on either side of an example
 
-# A literal \u2122, and two of them where they are halves of one character.
+# A literal \u2122, or two that are the halves of a surrogate pair.
 _ESCAPED = re.compile(
     r"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|[0-9a-fA-F]{4})"
 )
 
-# UTF-8 that was read as Windows-1252: a lead byte, then at least one of what continuation bytes
-# look like.
+# UTF-8 that was read as Windows-1252: a lead byte, then at least one continuation byte as it looks
+# in Windows-1252.
 _CONTINUATION = (
     "\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a"
     "\u20ac\u2122"
 )
 _MISREAD = re.compile(f"[\u00c2-\u00f4][{_CONTINUATION}]+")
-# Repaired word by word: a part of a word that was misread is more often not than the whole. A
-# no-break space can be such a byte.
+# Repaired word by word, since a match inside a word is less reliable than the whole word. A
+# no-break space can be a misread byte.
 _MOJIBAKE = re.compile(rf"(?<![^ \n\t])[^ \n\t]*?{_MISREAD.pattern}[^ \n\t]*")
-# Ångström and diameter before a power, a fraction or a tolerance are what they look like: 90 Å²,
-# Ø½.
+# Not mojibake: Ångström and diameter before a power, a fraction or a tolerance, as in 90 Å² or Ø½.
 _UNIT = re.compile("[\u00c5\u00d8][\u00b1-\u00b3\u00b9\u00bc-\u00be]")
-# The last letter of a word in capitals before a closing sign is what it looks like: «ALEMÃ», ROSÉ°.
+# Not mojibake: the last letter of a word in capitals before a closing sign, as in «ALEMÃ» or ROSÉ°.
 _CAPITALS = re.compile(f"[A-Z\u00c0-\u00de]{{2}}[\u00c2-\u00de][{_CONTINUATION}]+(?!\\w)")
-# What Windows-1252 has where Latin-1 has control characters, but for the five that it does not
-# have, and a line end.
+# Control characters of Latin-1 that are characters in Windows-1252. Five codes are unassigned
+# there, and one is a line end.
 _C1 = re.compile(r"[\x80\x82-\x84\x86-\x8c\x8e\x91-\x9c\x9e\x9f]")
-# An entity with its semicolon: without one, `&para` in a URL would become a pilcrow. However often
-# its ampersand was escaped.
+# An entity with its semicolon, however often its ampersand was escaped. Without the semicolon,
+# `&para` in a URL would become a pilcrow.
 _ENTITY = re.compile(r"&(?:amp;)*(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AMPERSANDS = re.compile(r"&(?:amp;)+")
 
-# Patterns begin with a literal where they can: the search for it is many times as fast as trying
-# every place.
+# Patterns begin with a literal if possible: searching for it is many times faster than trying every
+# position.
 _SPACE_BEFORE_COMMA = re.compile(r" ,(?<=\w ,)(?=\s|\Z)")
 _SPACE_BEFORE_SEMICOLON = re.compile(r" ;(?<=\w ;)(?=\s|\Z)")
 _SPACE_BEFORE_STOP = re.compile(r" \.(?<=[a-z] \.)(?=\s+[A-Z][a-z]|\s*\Z)")
@@ -134,7 +133,7 @@ class Rule:
     """
 
     patterns: tuple[re.Pattern[str], ...]
-    substitute: Callable[[str], str]  # what stands in the place of a match
+    substitute: Callable[[str], str]  # the replacement of a match
     suspect: Callable[[str], bool]
 
     def apply(self, text: str) -> tuple[str, Finding | None]:
@@ -247,8 +246,8 @@ def _unprintable(text: str) -> bool:
     return not (text.isprintable() or text.replace("\n", " ").isprintable())
 
 
-# Between two sentences of plain words no rule looks across, so that most of a long text need not be
-# looked at closely.
+# No rule looks across the border of two sentences of plain words, so most of a long text can be
+# skipped.
 _BREAK = re.compile(r" (?<=[a-z]\. )(?=[A-Z][a-z])")
 _numbered = _has("[0", "[1")
 _spaced = _has("```", "\t", "  ", "\n ")  # which a layout has

@@ -20,9 +20,9 @@ from library.params import SplitParams
 from library.records import Message, right_answers
 
 SAME_QUERY = 90.0
-LONG_QUESTION = 40  # words: a context can be in it
-LONG_PARAGRAPH = 20  # words: what several rows say alike in so many is a document, not a question
-INSTRUCTION_SHARE = 0.5  # of the rows: what more of them say is an instruction, not a document
+LONG_QUESTION = 40  # words: long enough to contain a context
+LONG_PARAGRAPH = 20  # words: a shared paragraph of this length is a document, not a question
+INSTRUCTION_SHARE = 0.5  # a paragraph that more of the rows share is an instruction, not a document
 _FINAL_MARKS = " .。!！?？"
 
 

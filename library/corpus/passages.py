@@ -10,14 +10,13 @@ import regex
 from library.corpus.words import tokenize
 from library.records import FormattedRow
 
-# A paragraph ends at a blank line; a sentence at .!? and white space before a letter that is no
-# lower-case one, a digit, a bracket or a quotation mark. Full stops of scripts that write no blank
-# behind them, of Hindi and of Urdu, and Arabic's question mark end one wherever they stand, with
-# the quotation marks behind them.
+# A paragraph ends at a blank line. A sentence ends at .!? and white space before a capital or
+# caseless letter, a digit, a bracket or a quotation mark. Full stops of scripts without spaces, of
+# Hindi and Urdu, and the Arabic question mark always end one, with closing quotation marks.
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _ASCII_SENTENCE = re.compile(
     r"(?<=[.!?])(\s+)(?=[A-Z0-9(\[\"'])"
-)  # the same, several times as fast
+)  # the same for ASCII, several times faster
 _STOPS, _CLOSING = "。！？।॥۔؟", "”’」』）»"
 _SENTENCE = regex.compile(
     r"(?<=[.!?])(\s+)(?=[\p{Lu}\p{Lt}\p{Lo}\p{Nd}(\[\"'«“‘「『（¿¡])"

@@ -274,7 +274,7 @@ def _json_array(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str
                 raise ValueError
         if next_sign():
             raise ValueError
-    except (ValueError, RecursionError) as error:  # what is not UTF-8 is a ValueError, too
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError, too
         raise _json_error(path, file, encoding) from error
 
 
@@ -354,7 +354,7 @@ def _csv(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]
         strict=True,
         quoting=csv.QUOTE_NONE if unquoted else csv.QUOTE_MINIMAL,
     )
-    end = 0  # a quoted cell may hold line ends: a row stands where the one before it ended
+    end = 0  # quoted cells can contain line ends: a row starts where the last one ended
     names: list[str] = []
     try:
         for cells in reader:
@@ -412,7 +412,7 @@ def _refuse_twice(place: str, names: Sequence[str]) -> None:
 
 def _parquet(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]]:
     try:
-        # a gzip stream can't seek backwards at will; Arrow needs to
+        # Arrow seeks backwards, which a gzip stream cannot do freely
         source = pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file
         index = 0
         table = pyarrow.parquet.ParquetFile(source)

@@ -27,7 +27,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
     "system": "system",
 }
-# The names that people give to our fields, for the message where a file has none of those asked for
+# Usual names of our fields, to suggest columns in the error message
 SYNONYMS = {
     "anchor": ("context", "contexts", "passage", "document", "article", "text", "abstract", "body"),
     "query": ("question", "instruction", "prompt", "query", "input", "problem"),
@@ -231,7 +231,7 @@ def _read_value(value: Any, field: str, column: str) -> Any:
 
     Of several wrong answers the first is taken.
     """
-    if field == "negative" and _is_conversation(value):  # what the assistant says at the end
+    if field == "negative" and _is_conversation(value):  # the last turn, by the assistant
         value = value[-1].get("content", value[-1].get("value"))
     if isinstance(value, list):
         parts = [_to_text(part, column) for part in value]
@@ -251,7 +251,7 @@ def _to_text(value: Any, column: str) -> Any:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float) and math.isnan(value):
-        return None  # as pandas has it where a cell is empty
+        return None  # pandas has it for an empty cell
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, Decimal):

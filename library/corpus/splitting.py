@@ -23,9 +23,9 @@ from library.errors import InputError
 from library.params import Shares, SplitParams
 from library.records import SPLITS, CleanRow, right_answers
 
-MOST_OFF = 0.25  # of an asked share, by which a split may miss it
-# Where all of five groups differ one way, swapping the two systems yields as much in 2 of 2^5 ways:
-# p = 0.06. A verdict at 95% needs six.
+MOST_OFF = 0.25  # how far a split may be off, as a part of its share
+# If all of five groups differ in the same direction, 2 of the 2^5 swaps are as extreme: p = 0.06. A
+# verdict at 95% needs six groups.
 LEAST_TEST_GROUPS = 6
 SEEDS_TRIED, GROUPS_DRAWN = 1000, 1_000_000
 SHOWN_TIES, SHOWN_CHARACTERS = 3, 60

@@ -18,8 +18,7 @@ from library.corpus.rows import FIELDS, LISTS, RawRow, find_problem, keep_texts
 from library.corpus.shapes import Shape, is_text
 from library.params import DataParams
 
-# Rows that one process works through before a second one is worth its start; and rows that are in
-# memory at a time.
+# Rows for which a further process pays off, and rows in memory at once.
 ROWS_PER_PROCESS, ROWS_IN_MEMORY = 1000, 50
 TEXTS = {field: Value("large_string") for field in (*FIELDS, *LISTS)}
 
@@ -33,7 +32,7 @@ def _generate(
             field: value if is_text(value := row.fields.get(field)) else None for field in FIELDS
         }
         right = [text for text in row.fields.get("positive") or [] if is_text(text)]
-        right = keep_texts(right, nothing) or right  # what can't be used is shown as it is
+        right = keep_texts(right, nothing) or right  # show rows that cannot be used as they are
         texts["positive"] = right[0] if right else None
         negative = texts["negative"]
         if negative is not None and not keep_texts([negative], nothing):

@@ -30,7 +30,7 @@ def convert_pickle(folder: Path, name: str) -> Path:
         tensors = torch.load(folder / name, map_location="cpu", weights_only=True)
         # saved tensors must not share memory
         weights = {key: tensor.clone().contiguous() for key, tensor in tensors.items()}
-    except Exception as error:  # of whatever kind: the file is at fault
+    except Exception as error:  # any kind: the file is broken
         raise InputError(
             f"{folder / name}: not a pickle of tensors only: {describe_error(error)}"
         ) from error

@@ -144,7 +144,7 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
             )
     except InputError:
         raise
-    except Exception as error:  # of whatever kind: its files are at fault
+    except Exception as error:  # any kind: the files are broken
         raise InputError(f"embed.model: {folder}: {describe_error(error)}") from error
     return encoder
 

@@ -31,14 +31,14 @@ from library.units import gib
 
 log = logging.getLogger(__name__)
 
-MOST_TEXTS = 32  # that are encoded at a time
+MOST_TEXTS = 32  # encoded at once
 EXAMPLE_LORA = LoraParams(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
-SHORTEST = 64  # tokens of a text that is offered
-MODELS_OFFERED = 3  # where a model does not fit
+SHORTEST = 64  # tokens, the shortest length suggested
+MODELS_OFFERED = 3  # suggested if a model does not fit
 
-# Bytes per token and per element of the width: what one layer takes without gradients; what each
-# layer keeps for its backward pass, and what the last one's adds. Keyed by whether the feed-forward
-# layers are gated, as decoders' are, and by the bytes of the computing type.
+# Bytes per token and element of the width: FORWARD is one layer without gradients, KEPT what each
+# layer keeps for the backward pass, ADDED what the last layer's backward pass adds. Keyed by
+# whether the feed-forward layers are gated, as in decoders, and by the bytes of the computing type.
 FORWARD = {
     False: {"hidden": 16.7, "intermediate": 7.2},
     True: {"hidden": 18.0, "intermediate": 12.0},
@@ -50,10 +50,9 @@ KEPT = {
     (True, 2): {"hidden": 34.3, "intermediate": 8.1},
 }
 ADDED = {4: {"hidden": 11.2, "intermediate": 7.1}, 2: {"hidden": 22.0, "intermediate": 1.1}}
-# for each pair of tokens and head, where PyTorch writes scores out: on a CPU, where some of them
-# are dropped
+# per pair of tokens and head, if PyTorch stores the attention scores: on a CPU with dropout
 SCORE_BYTES = 12
-# for each element that goes into an adapter: what is left after dropout, and which that was
+# per element that goes into an adapter: its value after dropout, and the dropout mask
 LORA_INPUT_BYTES = {4: 5.0, 2: 4.5}
 
 
@@ -61,13 +60,13 @@ LORA_INPUT_BYTES = {4: 5.0, 2: 4.5}
 class EncoderSizes:
     """A model's numbers of parameters and its widths."""
 
-    linear: int  # in linear layers: what is quantized
+    linear: int  # in linear layers, which are quantized
     other: int  # embeddings, norms, biases, experts
     lora: int
-    lora_inputs: int  # elements for each token that go into an adapter
+    lora_inputs: int  # elements per token that go into an adapter
     layers: int
     hidden: int
-    intermediate: int  # of as many experts as a token takes
+    intermediate: int  # of all experts that a token uses
     heads: int
     gated: bool
     drops_scores: bool

@@ -16,7 +16,7 @@ def embedding_cosine(
     missing.
     """
     try:
-        # it imports torch: only where it is asked for
+        # imports torch, so only if needed
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise InputError(

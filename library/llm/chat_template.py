@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = cast(
             PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder, local_files_only=True)
         )
-    except Exception as error:  # of whatever kind: its files are at fault
+    except Exception as error:  # any kind: the files are broken
         raise InputError(f"{folder}: no usable tokenizer: {describe_error(error)}") from error
     if tokenizer.chat_template is None:
         raise InputError(f"{folder}: the tokenizer has no chat template; choose an instruct model")
@@ -92,7 +92,7 @@ def _apply(
             tokenize=tokenize,
             return_dict=False,
         )
-    except Exception as error:  # of whatever kind: the template is a program of others
+    except Exception as error:  # any kind: the template is foreign code
         roles = ", ".join(message["role"] for message in messages)
         reason = error if isinstance(error, TemplateError) else describe_error(error)
         raise InputError(

@@ -162,9 +162,9 @@ def _few_shot(
             f"evaluate.few_shot: of {len(rows)} test rows none has room for an example: raise "
             "format.max_length, or set it to 0"
         )
-    log.info("few-shot: %.1f examples a row, of %d that were asked for", mean(counts), count)
+    log.info("few-shot: %.1f examples per prompt on average (wanted: %d)", mean(counts), count)
     if 0 in counts:
-        log.warning("few-shot: %d rows have room for none", counts.count(0))
+        log.warning("few-shot: %d prompts have no room for an example", counts.count(0))
     return rows, {"asked": count, "mean": mean(counts), "rows_without": counts.count(0)}
 
 

@@ -94,7 +94,7 @@ def read_run(name: str, revision: Revision) -> Run | None:
     if text is None or not stages:
         return None
     yaml = YAML(typ="safe", pure=True)
-    # what only `make embed` reads makes no other run of the language model
+    # parameters that only `make embed` reads do not distinguish runs of the language model
     params = flatten({name: part for name, part in yaml.load(text).items() if name != "embed"})
     params |= read_named_params(revision)
 

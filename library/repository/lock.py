@@ -12,7 +12,7 @@ from library.params import flatten
 from library.paths import PARAMS_PATH, PIPELINE_PATH
 from library.repository.client import read_dvc_json, run_dvc
 
-ABSENT = {"deleted", "not in cache"}  # what `dvc status` says of data that is only not here
+ABSENT = {"deleted", "not in cache"}  # the words of `dvc status` for data that is only missing here
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_stale() -> dict[str, list[str]] | None:
     would_run = dry_run()
     if would_run.failure is None and not would_run.stages:
         return None
-    # of this pipeline alone: who never asked for embeddings need not make them current
+    # of this pipeline only: embeddings need not be current for it
     if reasons := find_changes(PIPELINE_PATH):
         return reasons
     if would_run.stages:

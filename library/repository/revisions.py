@@ -144,7 +144,7 @@ class Revision:
 
     def cached(self, md5: str) -> Path | None:
         """The path of a hash in the cache, or None."""
-        # no path is made of what is no hash: dvc.lock may be anybody's
+        # never build a path from something else than a hash: dvc.lock can come from anybody
         if not re.fullmatch(r"[0-9a-f]{32}(\.dir)?", md5):
             return None
         path = self.cache_dir / "files" / "md5" / md5[:2] / md5[2:]

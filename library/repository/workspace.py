@@ -28,8 +28,8 @@ from library.repository.client import read_dvc, read_git
 
 log = logging.getLogger(__name__)
 
-KEPT_DIR = CHECKPOINTS_DIR / "sweep-workspace"  # what is changed in the workspace, as it was
-PATIENCE_SECONDS = 60.0  # for DVC to end in order once its stage is stopped
+KEPT_DIR = CHECKPOINTS_DIR / "sweep-workspace"  # the originals of what is changed in the workspace
+PATIENCE_SECONDS = 60.0  # that DVC has to end in order once its stage is stopped
 
 
 def end_process(pid: int) -> None:
