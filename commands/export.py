@@ -130,6 +130,35 @@ def ask_merged(
     return {answer["id"]: answer for answer in answers}, describe_computation(model)
 
 
+def ask_packed(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[FormattedRow],
+    max_new_tokens: int,
+    batching: Batching,
+) -> dict[str, Prediction] | None:
+    """What the model in a GGUF file answers to the test rows, unpacked beside it for a while and
+    asked with the measured tokenizer; None where transformers can't unpack it.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as temporary:
+        folder = Path(temporary) / "unpacked"
+        try:
+            unpack(path, folder)
+            other = count_other_prompts(load_tokenizer(folder), rows)
+        except InputError as error:
+            log.warning("%s is kept, but was not asked again: %s", path.name, error)
+            return None
+        if other:
+            log.warning(
+                "%s: its own tokenizer makes other tokens of %d of %d test prompts; it was asked "
+                "with the measured ones, and a server will not do so",
+                path.name,
+                other,
+                len(rows),
+            )
+        return ask_merged(folder, tokenizer, rows, max_new_tokens, batching)[0]
+
+
 def count_other_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[FormattedRow]) -> int:
     """How many rows' prompts are other tokens to this tokenizer than to the one that was measured.
 
@@ -204,12 +233,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
         merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
+        gc.collect()  # what comes next needs the memory of what was merged
         gguf = Path(temporary) / "gguf"
         if packing is not None:
             path = gguf / f"model-{packing.kind}.gguf"
             pack(folder, path, packing)
             write_modelfile(gguf, f"./{path.name}", params, folder)
-        gc.collect()  # the memory is needed to ask the merged model
         limit, batching = params.format.max_new_tokens, Batching(tokens)
         tokenizer = load_tokenizer(folder)
         merged, shipped_on = ask_merged(folder, tokenizer, rows, limit, batching)
@@ -223,20 +252,11 @@ def main() -> None:
         )
         write_text(folder / "README.md", card)
         write_modelfile(folder, ".", params, folder)
-        packed = None
+        packed = answers = None
         if packing is not None:
             gc.collect()
-            unpacked = Path(temporary) / "unpacked"
-            unpack(path, unpacked)
-            if other := count_other_prompts(load_tokenizer(unpacked), rows):
-                log.warning(
-                    "%s: its own tokenizer makes other tokens of %d of %d test prompts; the model "
-                    "was asked with the measured ones, and a server will not do so",
-                    path.name,
-                    other,
-                    len(rows),
-                )
-            answers, _ = ask_merged(unpacked, tokenizer, rows, limit, batching)
+            answers = ask_packed(path, tokenizer, rows, limit, batching)
+        if packing is not None and answers is not None:
             packed = compare_shipped(rows, contexts, adapter, answers, params.evaluate)
         for made, kept in ((folder, MERGED_DIR), (gguf, GGUF_DIR)):
             shutil.rmtree(kept, ignore_errors=True)
