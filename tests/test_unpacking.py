@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from all_stages import JUDGED
 from conftest import ROOT, edit_yaml
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
 from huggingface_hub import constants
@@ -18,7 +19,7 @@ from library.llm.manifest import find_model_folder, make_manifest
 from library.llm.unpacking import read_quantization
 from library.params import load_model_file
 from library.paths import GGUF_DIR, MANIFEST_PATH, MERGED_DIR
-from stages import base, clean, evaluate, format, others, predict, review, seeds, sft, zeroshot
+from stages import base, clean, format, zeroshot
 
 WIDTH, HEADS, LAYERS = 64, 2, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -174,7 +175,7 @@ def test_what_is_exported_is_packed_asked_again_and_has_a_modelfile(
     model, project, monkeypatch, capsys, caplog
 ):
     edit_yaml("params.yaml", format__max_length=1024, format__max_new_tokens=16)
-    for stage in (base, clean, format, zeroshot, sft, predict, others, seeds, review, evaluate):
+    for stage in JUDGED:
         stage.main()
     source = project / "llama.cpp"
     source.mkdir()
@@ -198,7 +199,7 @@ def test_what_is_exported_is_packed_asked_again_and_has_a_modelfile(
     printed = capsys.readouterr().out
     assert {path.name for path in GGUF_DIR.iterdir()} == {"model-q8_0.gguf", "Modelfile"}
     assert {path.name for path in GGUF_DIR.parent.iterdir()} == {
-        "base", "adapter", "merged", "gguf",
+        "base", "adapter", "dpo", "merged", "gguf",
     }  # fmt: skip
     assert "FROM ./model-q8_0.gguf\n" in (GGUF_DIR / "Modelfile").read_text()
     assert "FROM .\n" in (MERGED_DIR / "Modelfile").read_text()
