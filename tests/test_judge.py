@@ -153,6 +153,8 @@ def test_every_pair_is_asked_in_both_orders_and_counted_apart_from_people(
         said = Path("reports", page).read_text()
         assert "a/b, a language model, preferred fine-tuned in 6 of 6 pairs" in said
         assert "No person voted on these pairs, so nothing shows that people would agree" in said
+        assert "followed the side in 0% of the pairs (0% to 39%). It called identical" in said
+        assert "1,300 tokens read, 65 written, cost 0.00325." in said
         assert "Nobody has voted on these answers yet" in said
     PATH.unlink()
     evaluate.main()

@@ -785,11 +785,10 @@ def _judge_statement(name: str, judged: Mapping[str, Any], systems: Sequence[str
         f" With the sides swapped, its choice followed the side in {followed:.0%} of the pairs "
         f"({judged['followed_side_low']:.0%} to {judged['followed_side_high']:.0%})"
     )
-    said.append(
-        ": a coin does so in half of them, so do not rely on this judge."
-        if followed >= COIN
-        else ", which then count as ties."
-    )
+    if followed >= COIN:
+        said.append(": a coin does so in half of them, so do not rely on this judge.")
+    else:
+        said.append(", which then count as ties." if followed else ".")
     if "identical_called_equal" in judged:
         share = f"{judged['identical_called_equal']:.0%}"
         said.append(f" It called identical answers equal in {share}.")
@@ -816,7 +815,7 @@ def _left_out_replies(judged: Mapping[str, Any]) -> str:
         said += f" {judged['outdated']} more are about earlier answers: run make judge again."
     if "prompt_tokens" in judged:
         tokens = f"{judged['prompt_tokens']:,} tokens read, {judged['completion_tokens']:,} written"
-        said += f" {tokens}" + (f", cost {judged['cost']:.2f}." if "cost" in judged else ".")
+        said += f" {tokens}" + (f", cost {judged['cost']:.3g}." if "cost" in judged else ".")
     return said
 
 
