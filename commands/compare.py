@@ -134,7 +134,7 @@ def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
             key,
             ones[key].group,
             None,
-            {"first": ones[key].systems[SFT], "second": others[key].systems[SFT]},
+            {"first": ones[key].tuned, "second": others[key].tuned},
         )
         for key in sorted(ones.keys() & others.keys())
     ]

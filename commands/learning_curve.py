@@ -27,7 +27,7 @@ from library.files import write_text
 from library.formatted import read_formatted
 from library.pages.learning_curve import Curve, Point, render_curve, render_text
 from library.params import EvaluateParams, load_params
-from library.records import SFT, ZEROSHOT, ScoredRow
+from library.records import ZEROSHOT, ScoredRow
 from library.repository.experiments import Run, list_revisions, read_run
 from library.repository.revisions import WORKSPACE, Revision
 from library.repository.workspace import borrow_workspace, recover_workspace
@@ -106,7 +106,7 @@ def pair_rows(sizes: Sequence[Size], metric: str) -> list[ScoredRow]:
     by_size = [{row.id: row for row in size.run.scores or []} for size in sizes]
     paired = []
     for key, row in by_size[-1].items():
-        systems = {str(at): scored[key].systems[SFT] for at, scored in enumerate(by_size)}
+        systems = {str(at): scored[key].tuned for at, scored in enumerate(by_size)}
         systems[ZEROSHOT] = row.systems[ZEROSHOT]
         if all(metric in values for values in systems.values()):
             paired.append(ScoredRow(key, row.group, None, systems))

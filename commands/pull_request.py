@@ -253,7 +253,7 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
     scored = []
     for key, row in after.items():
         if key in before and question_and_answers(before[key]) == question_and_answers(row):
-            systems = {"base": old[key].systems[SFT], "head": new[key].systems[SFT]}
+            systems = {"base": old[key].tuned, "head": new[key].tuned}
             scored.append(ScoredRow(key, new[key].group, None, systems))
     primary, confidence = params.evaluate.primary, params.evaluate.confidence
     comparisons = compare_systems(scored, [primary], params.evaluate, "base", "head")

@@ -15,7 +15,7 @@ from library.files import read_json, read_jsonl
 from library.pages.statements import title, votes_needed, votes_needed_sentence
 from library.params import Params, load_params
 from library.paths import EVALUATION_PATH, SCORES_PATH, SPLITS_PATH
-from library.records import SFT, SPLITS, SYSTEMS, ZEROSHOT, ScoredRow
+from library.records import SFT, SPLITS, ZEROSHOT, ScoredRow
 from library.verdict.scoring import rows_with_metric
 from library.verdict.statistics import POWER, count_groups
 
@@ -43,7 +43,8 @@ def table(
     metric, confidence = params.evaluate.primary, params.evaluate.confidence
     rows = rows_with_metric(scored, metric)
     groups = [row.group for row in rows]
-    before, after = ([row.systems[system][metric] for row in rows] for system in SYSTEMS)
+    before = [row.systems[ZEROSHOT][metric] for row in rows]
+    after = [row.tuned[metric] for row in rows]
     if not rows or count_groups(before, after, groups, 1.0, confidence) is None:
         yield (
             f"All test rows have the same difference in {title(metric)}, or none has this metric: "

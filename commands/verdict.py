@@ -24,10 +24,10 @@ def main() -> None:
     }
     print(f"\n{render_summary(verdict, facts)}\n")
     for system, cost in (read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}).items():
+        peak = f", and {cost['peak_mb']:,} MB at most," if "peak_mb" in cost else ""
         print(
             f"An answer of {system} took {cost['seconds_per_row']:.2f} s and "
-            f"{cost['tokens_per_answer']:.0f} tokens, and {cost['peak_mb']:,} MB at most, on "
-            f"{cost['device']}."
+            f"{cost['tokens_per_answer']:.0f} tokens{peak} on {cost['device']}."
         )
     print("The report with plots and answers side by side: reports/report.html")
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any, NotRequired, TypedDict
 
 SPLITS = ("train", "validation", "test")
@@ -124,7 +125,13 @@ class Computation(TypedDict):
     deterministic: NotRequired[bool]
 
 
-class Answerer(Computation):
+class Dequantizing(TypedDict, total=False):
+    """On a GPU, whether 4-bit weights were dequantized once: that rounds otherwise."""
+
+    dequantized: bool
+
+
+class Answerer(Computation, Dequantizing):
     """Which weights gave a system's answers (data/predictions/SYSTEM_model.json).
 
     `base` is the hash of the base model's files (`hash_base`), `adapter` that of the adapter
@@ -199,6 +206,20 @@ class ScoredRow:
     def to_record(self) -> dict[str, Any]:
         """The row as JSON, with the systems beside id, group and pair."""
         return {"id": self.id, "group": self.group, "pair": self.pair, **self.systems}
+
+    @property
+    def tuned(self) -> dict[str, float]:
+        """The fine-tuned model's metrics: means over the seeds that it was trained with."""
+        seeds = [
+            scores
+            for name, scores in self.systems.items()
+            if name == SFT or name.startswith(SEED_PREFIX)
+        ]
+        return {
+            metric: mean(scores[metric] for scores in seeds)
+            for metric in self.systems[SFT]
+            if all(metric in scores for scores in seeds)
+        }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "ScoredRow":

@@ -15,7 +15,7 @@ from library.paths import ADAPTER_DIR
 
 def main() -> None:
     """Ask the fine-tuned model."""
-    session = open_session("predict", ADAPTER_DIR)
+    session = open_session("predict", ADAPTER_DIR, general_text=True)
     predictions: dict[str, Sequence[Mapping[str, Any]]] = {
         "sft": session.answer("test", "sft"),
         "sft_train": session.answer("train_sample", "sft_train"),

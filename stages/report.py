@@ -44,17 +44,17 @@ from library.paths import (
 from library.records import SPLITS, SYSTEMS, ScoredRow
 from library.verdict.metrics import chrf_signature
 from library.verdict.scoring import pick_examples, rows_with_metric
-from library.verdict.written import read_answers
+from library.verdict.written import list_answerers, read_answers
 from library.versions import package_versions
 
 log = logging.getLogger(__name__)
 
 
-def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) -> dict[str, str]:
+def gather_facts(params: Params, splits: dict[str, Any], metrics: dict[str, Any]) -> dict[str, str]:
     """What the numbers are about, by name: model, data, prompt, memory, …"""
     answerers = {system: read_json(answerer_path(system)) for system in SYSTEMS}
     memory = read_json(MEMORY_PATH)
-    leaves_out = "" if with_passages else ", which leaves the passages out"
+    leaves_out = "" if metrics["with_passages"] else ", which leaves the passages out"
     return {
         "primary metric": title(params.evaluate.primary),
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
@@ -64,7 +64,7 @@ def gather_facts(params: Params, splits: dict[str, Any], with_passages: bool) ->
         f"tokens, {params.format.max_new_tokens} of them for the answer",
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
         "memory of training": memory_sentence(memory),
-        "repeatable": repeatable_sentence([memory, *answerers.values()]),
+        "repeatable": repeatable_sentence([memory, *answerers.values(), *list_answerers(metrics)]),
     }
 
 
@@ -96,7 +96,7 @@ def main() -> None:
         primary=primary,
         confidence=params.evaluate.confidence,
         verdict=give_verdict(metrics, splits, params),
-        facts=gather_facts(params, splits, bool(metrics["with_passages"])),
+        facts=gather_facts(params, splits, metrics),
         gained=show(gained),
         lost=show(lost),
         versions={"chrF++": chrf_signature(), **package_versions()},

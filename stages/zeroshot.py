@@ -16,7 +16,7 @@ from library.llm.session import open_session
 
 def main() -> None:
     """Ask the base model."""
-    session = open_session("zeroshot")
+    session = open_session("zeroshot", general_text=True)
     predictions: dict[str, Sequence[Mapping[str, Any]]] = {
         "zeroshot": session.answer("test", "zeroshot"),
         "zeroshot_train": session.answer("train_sample", "zeroshot_train"),

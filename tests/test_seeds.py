@@ -5,14 +5,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from all_stages import STAGES
 from conftest import ROOT, edit_yaml
 
 from library.errors import InputError
-from library.files import hash_adapter, hash_file, read_json, read_jsonl
-from library.params import load_params
+from library.files import hash_adapter, hash_file, read_json, read_jsonl, write_json, write_text
+from library.llm.seeds import is_whole
+from library.pages.statements import others_statements
+from library.params import EvaluateParams, load_params
 from library.paths import ADAPTER_DIR
+from library.records import ScoredRow
+from library.verdict.scoring import judge
 from stages import evaluate, predict, report, review, seeds, sft
 
 AGAIN = Path("data/predictions/seeds/sft@1.jsonl")
@@ -71,6 +76,59 @@ def test_answers_of_another_seed_are_judged_as_they_were_written(judged):
     )
     with pytest.raises(InputError, match=r"sft@1\.jsonl: its answers are of another base"):
         evaluate.main()
+
+
+def test_dpo_is_compared_with_the_seed_that_it_went_on_from():
+    # it changes nothing, and other seeds do
+    params = EvaluateParams.model_construct(primary="rouge_l", seed=1, draws=1000, confidence=0.95)
+    values = np.random.default_rng(0).normal(size=40) / 10
+    rows = [
+        ScoredRow(
+            f"r{at}",
+            f"g{at}",
+            None,
+            {
+                name: {"rouge_l": 0.5 + value + shift}
+                for name, shift in {
+                    "zeroshot": -0.3,
+                    "sft": 0.0,
+                    "sft@1": 0.2,
+                    "sft@2": 0.1,
+                    "dpo": 0.0,
+                    "few_shot": -0.1,
+                }.items()
+            },
+        )
+        for at, value in enumerate(values)
+    ]
+    judged = judge(rows, params, ["dpo", "few_shot"], {}, ["sft@1", "sft@2"])
+    assert judged["rouge_l"]["sft"] == pytest.approx(0.6 + values.mean())
+    against = {name: judged["others"][name]["tuned"] for name in ("dpo", "few_shot")}
+    assert against["dpo"]["rouge_l"]["delta"] == 0
+    assert against["dpo"]["verdict"] == 0
+    assert against["few_shot"]["rouge_l"]["delta"] == pytest.approx(0.2)
+    assert against["few_shot"]["rouge_l"]["seeds"] == 3
+    dpo, few_shot = map(str, others_statements(judged, "rouge_l"))
+    assert "Both are of the first seed, which DPO went on from." in dpo
+    assert "first seed" not in few_shot
+
+
+def test_runs_are_compared_by_the_mean_over_their_seeds():
+    row = ScoredRow(
+        "r", "g", None, {"zeroshot": {"f": 9}, "sft": {"f": 1, "g": 5}, "sft@3": {"f": 2}}
+    )
+    assert row.tuned == {"f": 1.5}  # what says nothing of one of them is left out
+
+
+def test_a_kept_adapter_that_is_damaged_is_trained_again(tmp_path):
+    adapter = tmp_path / "adapter"
+    assert not is_whole(adapter)
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        write_text(adapter / name, "{}")
+    write_json(adapter / "made.json", {"adapter": hash_adapter(adapter)})
+    assert is_whole(adapter)
+    write_text(adapter / "adapter_model.safetensors", "torn")
+    assert not is_whole(adapter)
 
 
 def test_one_seed_is_said_to_be_one(judged):

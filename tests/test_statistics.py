@@ -210,6 +210,12 @@ def test_one_group_has_no_interval_over_seeds():
     result = compare_seeds([0, 0], [[1, 1], [2, 2]], ["a", "a"], 500, 0.95, 1)
     assert (result.low, result.high) == (-math.inf, math.inf)
     assert math.isnan(result.training_share)
+    # nor where rounding makes a difference between its rows
+    rounded = compare_seeds(
+        [0.1, 0.2, 0.3], [[0.4, 0.6, 0.9], [0.5, 0.7, 1.1]], ["a"] * 3, 500, 0.95, 1
+    )
+    assert math.isnan(rounded.training_share)
+    assert math.isnan(rounded.half_width_next_seed)
 
 
 def test_better_and_worse_follow_the_metrics_direction():

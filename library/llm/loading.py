@@ -28,7 +28,7 @@ from library.llm.memory.measuring import explain_out_of_memory
 from library.llm.patches import repeat_key_value_heads
 from library.llm.quantizing import dequantize_once, keep_weights_unpacked, nf4_config
 from library.llm.sharding import find_sharding, shard_layers
-from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS
+from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS, DPO_ADAPTER_DIR
 
 
 def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
@@ -36,9 +36,10 @@ def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
     belong to the other.
     """
     made_by = {base_dir / "manifest.json": "base"}
+    maker = "dpo" if adapter_dir == DPO_ADAPTER_DIR else "sft"
     if adapter_dir is not None:
         names = ("base.json", ADAPTER_RECORD, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-        made_by |= {adapter_dir / name: "sft" for name in names}
+        made_by |= {adapter_dir / name: maker for name in names}
     for path, stage in made_by.items():
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
@@ -49,7 +50,7 @@ def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
             f"{adapter_dir}: was trained on another base model than {base_dir}; run `dvc repro`"
         )
     if read_json(adapter_dir / ADAPTER_RECORD).get("adapter") != hash_adapter(adapter_dir):
-        raise InputError(f"{adapter_dir}: not as sft wrote it; run `dvc repro sft --force`")
+        raise InputError(f"{adapter_dir}: not as {maker} wrote it; run `dvc repro {maker} --force`")
 
 
 def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

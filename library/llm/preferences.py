@@ -24,6 +24,7 @@ from library.formatted import read_formatted
 from library.llm.architectures import count_positions
 from library.llm.chat_template import load_tokenizer, prompt_completion_ids
 from library.llm.checkpoints import checkpoint_dir
+from library.llm.determinism import describe_determinism
 from library.llm.devices import describe_device, pick_device
 from library.llm.loading import check_artifacts, load_model
 from library.llm.memory.planning import LongestLengths, make_settings, plan_training
@@ -280,12 +281,15 @@ def tune_on_preferences(params: Params) -> None:
         save_adapter(trainer.model, DPO_ADAPTER_DIR, started_from=ADAPTER_DIR)
         write_text(DPO_HISTORY_PATH, history_csv(trainer.state.log_history, MEASURES))
         tokens = {"length": longest.length, "answer": longest.answer}
-        write_json(DPO_MEMORY_PATH, {**memory, "longest": tokens})
+        record = {**memory, "longest": tokens, **describe_determinism(device)}
+        write_json(DPO_MEMORY_PATH, record)
     state.wait_for_everyone()
     del trainer
     gc.collect()  # answering needs the memory
     torch.cuda.empty_cache()
-    session = open_session(DPO, DPO_ADAPTER_DIR, rows={"test": read_formatted("test")})
+    session = open_session(
+        DPO, DPO_ADAPTER_DIR, rows={"test": read_formatted("test")}, trained=True
+    )
     session.close(other_name(DPO), {other_name(DPO): session.answer("test", DPO)})
     session.forget()
     if state.is_main_process:

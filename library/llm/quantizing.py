@@ -54,7 +54,11 @@ class DequantizedLinear(torch.nn.Linear):
 
 def dequantize_once(model: torch.nn.Module) -> None:
     """Dequantize a model's 4-bit linear layers, in place, under adapters too."""
-    for module in list(model.modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, Linear4bit):
-                setattr(module, name, DequantizedLinear(layer))
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, layer in module.named_children()
+        if isinstance(layer, Linear4bit)
+    ]
+    for module, name in places:  # nothing else holds a layer: its 4 bits go as its weights come
+        setattr(module, name, DequantizedLinear(getattr(module, name)))

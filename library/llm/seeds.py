@@ -3,10 +3,11 @@
 import gc
 import logging
 import shutil
+from pathlib import Path
 
 import torch
 
-from library.files import write_json
+from library.files import hash_adapter, read_json, write_json
 from library.formatted import read_formatted
 from library.llm.fine_tuning import fine_tune, training_dir
 from library.llm.processes import start_processes
@@ -17,6 +18,18 @@ from library.paths import ADAPTER_RECORD, SEEDS_PATH, seed_name
 from library.records import seed_system
 
 log = logging.getLogger(__name__)
+
+
+def is_whole(adapter_dir: Path) -> bool:
+    """Whether an adapter is there as it was saved."""
+    record = adapter_dir / ADAPTER_RECORD
+    return record.is_file() and read_json(record)["adapter"] == hash_adapter(adapter_dir)
+
+
+def free_memory() -> None:
+    """Give back what the last model took: the next needs it."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def repeat_with_seeds(params: Params) -> None:
@@ -34,20 +47,21 @@ def repeat_with_seeds(params: Params) -> None:
         run = params.model_copy(update={"sft": sft})
         kept_dir = training_dir("seeds", run)
         adapter_dir = kept_dir / "adapter"
-        if not (adapter_dir / ADAPTER_RECORD).is_file():
+        if not is_whole(adapter_dir):
             log.info("training with seed %d", seed)
             trainer, _ = fine_tune(run, kept_dir)
             if state.is_main_process:
                 save_adapter(trainer.model, adapter_dir)
-                for checkpoint in kept_dir.glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint)
             state.wait_for_everyone()
             del trainer
-        gc.collect()  # the next model needs the memory of the last
-        torch.cuda.empty_cache()
+        if state.is_main_process:
+            for checkpoint in kept_dir.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        free_memory()
         name = seed_name(seed_system(seed))
-        session = open_session("seeds", adapter_dir, rows={"test": test})
+        session = open_session("seeds", adapter_dir, rows={"test": test}, trained=True)
         session.close(name, {name: session.answer("test", seed_system(seed))})
         del session
+        free_memory()
     if state.is_main_process:
         write_json(SEEDS_PATH, {"seeds": params.sft.more_seeds})

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,6 +44,7 @@ from library.paths import (
 )
 from library.records import (
     Answerer,
+    Dequantizing,
     FormattedRow,
     Likelihood,
     Prediction,
@@ -69,6 +71,8 @@ class AnsweringSession:
     kept_dir: Path
     base_dir: Path
     adapter_dir: Path | None
+    dequantized: bool
+    trained: bool  # whether this process trained the adapter
 
     def answer(self, split: str, name: str) -> list[Prediction]:
         """Answers to a split's rows, with likelihoods; `name` is the system's, for progress."""
@@ -102,6 +106,7 @@ class AnsweringSession:
                 "adapter": None if adapter_dir is None else hash_adapter(adapter_dir),
                 "answers": {name: hash_file(predictions_path(name)) for name in predictions},
                 **describe_computation(self.model),
+                **describe_dequantizing(self.dequantized),
             }
             write_json(answerer_path(system), answerer)
             self._note_costs(predictions)
@@ -125,16 +130,29 @@ class AnsweringSession:
                 costs[system] = {
                     "seconds_per_row": round(sum(seconds), 3),
                     "tokens_per_answer": round(mean(row["generated_tokens"] for row in records), 1),
-                    "peak_mb": round(peak_bytes(self.model.device) / 1e6),
+                    **self._peak(),
                     **describe_computation(self.model),
                 }
         write_json(COSTS_PATH, costs)
+
+    def _peak(self) -> dict[str, int]:
+        """The most memory that answering took; on a CPU that is known of the whole process alone,
+        and says nothing where it has trained before.
+        """
+        if self.trained and self.model.device.type == "cpu":
+            return {}
+        return {"peak_mb": round(peak_bytes(self.model.device) / 1e6)}
 
     def forget(self) -> None:
         """Remove what was kept in case of a kill."""
         if self.state.is_main_process:
             shutil.rmtree(self.kept_dir)
         self.state.wait_for_everyone()
+
+
+def describe_dequantizing(once: bool) -> Dequantizing:
+    """Whether 4-bit weights are dequantized once, for a record; nothing on a CPU."""
+    return {"dequantized": once} if pick_device().type == "cuda" else {}
 
 
 def plan_rows(
@@ -176,10 +194,13 @@ def open_session(
     model: str | None = None,
     rows: Mapping[str, Sequence[FormattedRow]] | None = None,
     thinking_tokens: int = 0,
+    general_text: bool = False,
+    trained: bool = False,
 ) -> AnsweringSession:
     """Load a base model, that of params.yaml unless another is named, with an adapter if one is
     given, to ask it rows for a stage: those of ASKED unless others are given. Before an answer it
-    may write so many tokens of thoughts.
+    may write so many tokens of thoughts. With `general_text` it can be asked that, too;
+    `trained` says that this process trained the adapter.
 
     Raises InputError where one row does not fit into memory, before anything is loaded.
     """
@@ -189,29 +210,37 @@ def open_session(
     rows = rows or {split: read_formatted(split) for split in ASKED}
     limit = thinking_tokens + params.format.max_new_tokens
     general_path = Path(params.evaluate.general_text)
-    if not general_path.is_file():
+    if general_text and not general_path.is_file():
         raise InputError(
             f"{general_path}: no such file (evaluate.general_text in params.yaml; the one that "
             "comes with the pipeline is data/general/plain.txt)"
         )
     if (folder := params.evaluate.embedding_model) is not None and not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder (evaluate.embedding_model in params.yaml)")
-    asked = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    kept_dir = checkpoint_dir(
-        stage,
-        [general_path, base_dir, *([] if adapter_dir is None else [adapter_dir])],
-        [limit, model_file.model_dump(), describe_device(), asked],
-    )
     every = [row for asked_rows in rows.values() for row in asked_rows]
     longest, tokens = plan_rows(base_dir, model_file, params, every, thinking_tokens)
     settings = make_settings(model_file, params.sft, pick_device().type)
     once = plan_dequantizing(base_dir, settings, LongestLengths(longest, limit), tokens)
+    if torch.cuda.is_available():  # what the stage did before is no cost of an answer
+        torch.cuda.reset_peak_memory_stats()
+    asked = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    kept_dir = checkpoint_dir(
+        stage,
+        [
+            *([general_path] if general_text else []),
+            base_dir,
+            *([] if adapter_dir is None else [adapter_dir]),
+        ],
+        [limit, model_file.model_dump(), describe_device(), asked, describe_dequantizing(once)],
+    )
     return AnsweringSession(
         state=state,
         model=load_model(base_dir, model_file.quantization, adapter_dir, dequantize=once),
         tokenizer=load_tokenizer(base_dir),
         rows=rows,
-        general_text=general_path.read_text(encoding="utf-8"),
+        general_text=general_path.read_text(encoding="utf-8") if general_text else "",
+        dequantized=once,
+        trained=trained,
         longest=longest,
         max_new_tokens=params.format.max_new_tokens,
         batching=Batching(tokens, kept_dir),

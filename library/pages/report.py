@@ -170,6 +170,8 @@ def describe_weights(answerers: Mapping[str, Answerer], quantization: str) -> st
         if tuned != untuned
         else ""
     )
+    if len({answerers[system].get("dequantized") for system in ("sft", "zeroshot")}) > 1:
+        differ += "; 4-bit weights were dequantized once for one of the two, with the same caveat"
     base = answerers["sft"]["base"][:12]
     return f"{quantization}, computed in {tuned}{differ}; SHA-256 of the base's files begins {base}"
 

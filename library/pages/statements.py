@@ -447,18 +447,23 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
     by_seed = metrics["by_seed"].values()
     claim = f"It was trained with {count} seeds"
     detail = (
-        f": {title(primary)} is {min(by_seed):.3f} to {max(by_seed):.3f} by seed, and the figures "
-        "of fine-tuning are means over them. The interval covers other test rows and other "
-        "seeds"
+        f": {title(primary)} is {min(by_seed):.3f} to {max(by_seed):.3f} by seed. Comparisons with "
+        "the fine-tuned model take the mean over them, and their intervals cover other test rows "
+        "and other seeds"
     )
     if "training_share" in result:
         detail += (
             f"; {result['training_share']:.0%} of its squared standard error is due to training, "
-            f"the rest to the choice of test rows. It is ±{result['half_width']:.3f} wide; one "
-            f"more seed would make that about ±{result['half_width_next_seed']:.3f}, twice the "
-            f"test groups ±{result['half_width_twice_groups']:.3f}"
+            f"the rest to the choice of test rows. By Student's quantiles it is "
+            f"±{result['half_width']:.3f} wide; one more seed would make that about "
+            f"±{result['half_width_next_seed']:.3f}, twice the test groups "
+            f"±{result['half_width_twice_groups']:.3f}"
         )
-    return Statement(claim, f"{detail}. Answers shown, charts by row and votes are of the first.")
+    return Statement(
+        claim,
+        f"{detail}. Answers shown, scores by row, train rows, forgetting and votes are of the "
+        "first seed alone.",
+    )
 
 
 def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
@@ -578,10 +583,18 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
                 f"({tuned['delta']:+.3f}, interval {format_interval(tuned)}, Holm "
                 f"{format_p(tuned['p_holm'])}). Against zero-shot, {name} is "
                 f"{against['delta']:+.3f} (interval {format_interval(against)})."
-                f"{_examples_sentence(judged)}{_told_sentence(judged, system)}",
+                f"{_first_seed_sentence(metrics, system)}{_examples_sentence(judged)}"
+                f"{_told_sentence(judged, system)}",
             )
         )
     return said
+
+
+def _first_seed_sentence(metrics: Mapping[str, Any], system: str) -> str:
+    """What DPO is compared with where the model was trained with several seeds."""
+    if system != DPO or metrics.get("training_seeds", 1) == 1:
+        return ""
+    return " Both are of the first seed, which DPO went on from."
 
 
 def _examples_sentence(judged: Mapping[str, Any]) -> str:

@@ -344,7 +344,9 @@ def judge(
     compared = {(ZEROSHOT, SFT): comparisons}
     for other in others:
         compared[ZEROSHOT, other] = compare_systems(scored, METRICS, params, ZEROSHOT, other)
-        compared[other, SFT] = compare_systems(scored, told, params, other, SFT, again)
+        # dpo goes on from the first seed's adapter: beside other seeds it would differ by theirs
+        seeds = () if other == DPO else again
+        compared[other, SFT] = compare_systems(scored, told, params, other, SFT, seeds)
     claims = HIGHER_IS_BETTER | LOWER_IS_BETTER
     adjusted = adjust_holm(
         {

@@ -242,7 +242,7 @@ def compare_seeds(
     rest = float(((table - of_groups - of_seeds) ** 2).sum()) / freedom / cells
     # squared standard errors: of groups and rest together, and of the seeds alone
     beyond = max(trained - rest, 0.0)
-    total = between + beyond
+    total, known = between + beyond, over.groups > 1 and between > 0
 
     def half_width(level: float, times: int = 1, more: int = 0) -> float:
         share = count / (count + more)
@@ -265,10 +265,10 @@ def compare_seeds(
             ),
         },
         seeds=count,
-        training_share=(beyond + min(rest, between)) / total if between > 0 else math.nan,
-        half_width=half_width(confidence),
-        half_width_next_seed=half_width(confidence, more=1),
-        half_width_twice_groups=half_width(confidence, times=2),
+        training_share=(beyond + min(rest, between)) / total if known else math.nan,
+        half_width=half_width(confidence) if known else math.nan,
+        half_width_next_seed=half_width(confidence, more=1) if known else math.nan,
+        half_width_twice_groups=half_width(confidence, times=2) if known else math.nan,
     )
 
 

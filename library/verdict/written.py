@@ -1,12 +1,12 @@
 """That answers are those that a system wrote: no file is another's, or was edited since."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from library.errors import InputError
 from library.files import hash_file, read_json, read_jsonl
-from library.paths import answerer_path, other_name, predictions_path
-from library.records import SFT, SYSTEMS, ZEROSHOT
+from library.paths import answerer_path, other_name, predictions_path, seed_name
+from library.records import SFT, SYSTEMS, ZEROSHOT, Answerer
 
 ANSWERS = {
     ZEROSHOT: (ZEROSHOT, f"{ZEROSHOT}_train", f"{ZEROSHOT}_general", "no_context"),
@@ -36,6 +36,17 @@ def read_answers(systems: Sequence[str]) -> dict[str, dict[str, str]]:
         rows = read_jsonl(predictions_path(name))
         answers[system] = {row["id"]: row["prediction"] for row in rows}
     return answers
+
+
+def list_answerers(metrics: Mapping[str, Any]) -> list[Answerer]:
+    """What gave the answers of the systems beside the two that metrics/evaluation.json compares:
+    others, and those of further seeds.
+    """
+    names = [
+        *map(other_name, metrics.get("others", {})),
+        *(seed_name(system) for system in metrics.get("by_seed", {}) if system != SFT),
+    ]
+    return [read_json(answerer_path(name)) for name in names]
 
 
 def check_file(name: str, record: Any, system: str) -> None:

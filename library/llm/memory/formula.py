@@ -310,7 +310,7 @@ def predict_training(
         layer += _dora_weights(sizes, DORA_TRAINING_WEIGHTS[size])
         if setting.gradient_checkpointing:
             layer += tokens * size * sizes.per_token(DORA_BACKWARD[size])
-    if variant.pissa:
+    if variant.pissa and not setting.pairs:  # dpo goes on from the adapter as it was saved
         layer = max(layer, 4 * PISSA_WEIGHTS * sizes.largest_weight)
     if setting.gradient_checkpointing:
         activations, masks = tokens * size * sizes.layers * sizes.hidden, 1
