@@ -5,12 +5,15 @@ validation and test.jsonl. Writes data/predictions/seeds/: seeds.json (which the
 its answers and what gave them.
 """
 
+import logging
 import shutil
 
 from library.entry import run_main
 from library.files import write_json
 from library.params import load_params
 from library.paths import SEEDS_PATH
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -24,6 +27,7 @@ def main() -> None:
     else:
         shutil.rmtree(SEEDS_PATH.parent, ignore_errors=True)
         write_json(SEEDS_PATH, {"seeds": []})
+        log.info("sft.seeds in params.yaml names no further seed: nothing to train")
 
 
 if __name__ == "__main__":

@@ -208,8 +208,7 @@ def test_off_by_default_it_takes_nothing(project):
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(ROOT)})
     assert read_json(Path("data/predictions/dpo/systems.json")) == {"systems": []}
-    assert DPO_DIR.is_dir()
-    assert not list(DPO_DIR.iterdir())
+    assert [path.name for path in DPO_DIR.iterdir()] == ["off.json"]
 
 
 def test_it_is_asked_judged_and_said_beside_the_others(tuned, caplog):

@@ -12,6 +12,7 @@ from playwright.sync_api import expect, sync_playwright
 from library.errors import InputError
 from library.files import hash_file, read_json, read_jsonl, write_json, write_jsonl
 from library.pages.charts import chart_library
+from library.pages.report import stand_in_statement
 from library.pages.statements import (
     EXPLANATIONS,
     TITLES,
@@ -25,6 +26,7 @@ from library.pages.statements import (
     style_statement,
     votes_doubt,
 )
+from library.params import load_params
 from library.paths import (
     EVALUATION_PATH,
     OTHERS_PATH,
@@ -471,7 +473,7 @@ def test_that_most_of_a_gain_is_that_answers_end_is_said_where_half_is_gone_with
     ("change", "claim"),
     [
         (0.1, "Tuning made it forget some of what it knew"),
-        (-0.1, "Tuning did not make it forget: it finds other text likelier than before"),
+        (-0.1, "Tuning did not make unrelated text less likely"),
         (0.0, "There is no evidence that tuning made it forget"),
     ],
 )
@@ -714,3 +716,12 @@ def test_votes_on_other_answers_are_named_and_not_counted(judged, caplog):
         json.loads(before)["review"]
         != json.loads(Path("reports/review_key.json").read_text())["review"]
     )
+
+
+def test_the_built_in_model_is_said_not_to_read_rows_of_others(project):
+    params = load_params()
+    assert stand_in_statement(params) is None  # a model of one's own
+    tiny = params.model_copy(update={"model": "tiny"})
+    assert str(stand_in_statement(tiny)).startswith("**The built-in model can't read these rows**")
+    sample = tiny.data.model_copy(update={"path": "data/sample/patents.json"})
+    assert stand_in_statement(tiny.model_copy(update={"data": sample})) is None

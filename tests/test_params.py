@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, edit_yaml
+from dvc.utils.hydra import apply_overrides
+from ruamel.yaml import YAML
 
 from library.errors import InputError
 from library.llm.memory.formula import Adapter
@@ -189,3 +191,17 @@ def test_systems_that_can_not_be_judged_are_refused(params_path, changes, messag
     edit_yaml(params_path, **{f"evaluate__{name}": value for name, value in changes.items()})
     with pytest.raises(InputError, match=message):
         load_params(params_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "some"),
+    [("sft.seeds", "[1,2]"), ("evaluate.rivals", "[tiny]"), ("clean.nothing", "[x]")],
+)
+def test_a_list_can_be_filled_by_dvc_and_emptied_again(tmp_path, key, some):
+    path = tmp_path / "params.yaml"
+    path.write_bytes((ROOT / "params.yaml").read_bytes())
+    for value in (some, "[]", some):
+        apply_overrides(path, [f"{key}={value}"])
+    section, name = key.split(".")
+    text = path.read_text(encoding="utf-8")
+    assert len(YAML(typ="safe").load(text)[section][name]) == some.count(",") + 1

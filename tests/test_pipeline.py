@@ -249,6 +249,12 @@ def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
             0.5,
             "**There is no evidence that it tells right from wrong better**",
         ),
+        (
+            (-0.2, 0.08),
+            (0.05, 0.08),
+            0.5,
+            "**It may tell right from wrong worse: an interval says so, the corrected p does not**",
+        ),
         ((0.2, 0.01), (0.1, 0.3), 0.7, "some of it may be style"),
     ],
 )

@@ -146,6 +146,7 @@ def test_the_interval_over_groups_and_seeds_by_hand():
     )
     assert result.half_width == pytest.approx(half, abs=1e-3)
     assert result.training_share == pytest.approx(of_seeds / (of_groups + of_seeds))
+    assert result.rows_share == pytest.approx(of_groups / (of_groups + of_seeds))
     # a fourth seed leaves three quarters of the seeds' squared error, with Student's 3 for 2
     assert result.half_width_next_seed == pytest.approx(
         math.sqrt(3.1824**2 * (of_groups + of_seeds * 3 / 4)), abs=1e-3
@@ -182,7 +183,8 @@ def test_seeds_that_differ_no_more_than_rows_do_leave_the_interval_of_their_mean
     alone = compare(np.zeros(40), base, groups, 500, 0.95, 1)
     assert (result.low, result.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
     assert result.detectable == pytest.approx(alone.detectable)
-    assert 0 < result.training_share < 0.1  # what is left over falls with more seeds
+    assert result.training_share == 0
+    assert 0.9 < result.rows_share < 1  # what is left over falls with more seeds
     assert result.half_width_next_seed < result.half_width
 
 

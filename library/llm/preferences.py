@@ -131,7 +131,8 @@ def choose_pairs(rows: Iterable[FormattedRow]) -> list[FormattedRow]:
     if not pairs:
         raise InputError(
             "params.yaml: dpo.num_train_epochs: no train row has a wrong answer to be told from "
-            "the right one; name their column in data.columns.negative, or set this to 0"
+            "the right one. Name their column in data.columns.negative; if it is named, other rows "
+            "give them as right answers, and format took them out: set this to 0"
         )
     return pairs
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import markupsafe
@@ -47,6 +48,7 @@ from library.records import SYSTEMS, Answerer, FormattedRow, ScoredRow
 from library.verdict.metrics import METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
+STAND_IN, SAMPLE_DIR = "tiny", Path("data/sample")  # what the built-in model can read
 SYSTEMS_HEADS = ("system", "{}", "against zero-shot", "Holm p", "fine-tuned against it", "Holm p")
 BASELINE_NAMES = {
     "no_context": "zero-shot, asked without the passages",
@@ -141,6 +143,7 @@ def give_verdict(
         given_away_sentence(splits["test"]),
     )
     statements = (
+        stand_in_statement(params),
         split_statement(splits),
         *result_statements(metrics, primary, confidence),
         votes_statement(metrics, params.review.systems),
@@ -149,6 +152,17 @@ def give_verdict(
         statements=[statement for statement in statements if statement],
         table=render_table(metrics, primary),
         notes=[note for note in notes if note],
+    )
+
+
+def stand_in_statement(params: Params) -> Statement | None:
+    """That the built-in model was asked about rows that it can't read; None otherwise."""
+    if params.model != STAND_IN or Path(params.data.path).parent == SAMPLE_DIR:
+        return None
+    return Statement(
+        "The built-in model can't read these rows",
+        ": it knows a few hundred words of generated patents. Nothing here says what a real model "
+        "would learn; choose one with -S model=NAME (`make memory` lists them).",
     )
 
 

@@ -31,8 +31,8 @@ def chart_differences(metrics: Mapping[str, Any], confidence: float) -> Chart:
     better = sum(mark.low is not None and mark.low > 0 for mark in marks)
     worse = sum(mark.high is not None and mark.high < 0 for mark in marks)
     return plot_marks(
-        f"Of {len(marks)} metrics, {better} changed for the better and {worse} for the worse, by "
-        "their intervals.",
+        f"By their intervals alone, not corrected for their number, {better} of {len(marks)} "
+        f"metrics changed for the better and {worse} for the worse.",
         marks,
         "metric",
         "change by fine-tuning (right is better)",

@@ -350,7 +350,7 @@ def seed_doubt(metrics: Mapping[str, Any]) -> Statement | None:
     return Statement(
         "More training seeds",
         f": {result['training_share']:.0%} of the squared standard error is due to training. One "
-        f"more would make the interval ±{result['half_width_next_seed']:.3f}, now "
+        f"more would make the interval about ±{result['half_width_next_seed']:.3f}, now "
         f"±{result['half_width']:.3f}.",
     )
 
@@ -454,8 +454,9 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
     if "training_share" in result:
         detail += (
             f"; {result['training_share']:.0%} of its squared standard error is due to training, "
-            f"the rest to the choice of test rows. By Student's quantiles it is "
-            f"±{result['half_width']:.3f} wide; one more seed would make that about "
+            f"{result['rows_share']:.0%} to the choice of test rows, the rest to both together. By "
+            f"Student's quantiles it is ±{result['half_width']:.3f}; one more seed would make that "
+            "about "
             f"±{result['half_width_next_seed']:.3f}, twice the test groups "
             f"±{result['half_width_twice_groups']:.3f}"
         )
@@ -522,8 +523,7 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
     if not judged:
         return Statement(
             "Whether it knows better can't be told",
-            ": no test row has a negative with which its context or a second question could be "
-            "held against the right answer.",
+            ": no test row has a wrong answer to compare the right one with.",
         )
     parts = [
         said[name].format(f"{result['sft']:.0%}", result["n"])
@@ -579,7 +579,7 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
         said.append(
             Statement(
                 claims[judged["tuned"]["verdict"]],
-                f": {title(primary)} is {tuned['sft']:.3f} against {tuned[system]:.3f} "
+                f": {title(primary)} is {tuned['sft']:.3f} fine-tuned against {tuned[system]:.3f} "
                 f"({tuned['delta']:+.3f}, interval {format_interval(tuned)}, Holm "
                 f"{format_p(tuned['p_holm'])}). Against zero-shot, {name} is "
                 f"{against['delta']:+.3f} (interval {format_interval(against)})."
@@ -647,7 +647,7 @@ def forgetting_statement(metrics: Mapping[str, Any]) -> Statement | None:
     if result.get("low", 0) > 0:
         claim = "Tuning made it forget some of what it knew"
     elif result.get("high", 0) < 0:
-        claim = "Tuning did not make it forget: it finds other text likelier than before"
+        claim = "Tuning did not make unrelated text less likely"
     return Statement(
         claim,
         f": a text that has nothing to do with the rows takes {result['sft']:.3f} bits per byte, "
@@ -670,6 +670,9 @@ def _knowledge_claim(judged: Mapping[str, Mapping[str, Any]], confidence: float)
         return "It tells right from wrong better"
     if lost:
         return "It tells right from wrong worse"
+    unsure = [result for result in judged.values() if "low" in result]
+    if any(result["high"] < 0 for result in unsure):
+        return "It may tell right from wrong worse: an interval says so, the corrected p does not"
     return "There is no evidence that it tells right from wrong better"
 
 
@@ -701,6 +704,8 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         f"{runs['zeroshot']['max']} and {runs['zeroshot']['mean']:.1f}; the test rows' own "
         f"references, {runs['references']['max']} and {runs['references']['mean']:.1f}."
     )
+    if metrics.get("training_seeds", 1) > 1:
+        copied += " All of this is of the first seed."
     if primary not in part["gap"]:
         return copied
     gap, train = part["gap"][primary], part["train"]

@@ -45,14 +45,16 @@ class SeedsComparison(Comparison):
     """The comparison of a baseline with a candidate that was trained with several seeds.
 
     `candidate` and `delta` are means over the `seeds`, and the interval covers other test rows and
-    other seeds. `training_share` is the share of the squared standard error that is due to
-    training, the rest being due to the choice of test rows. `half_width` is that of an interval
+    other seeds. `training_share` and `rows_share` are the shares of the squared standard error that
+    are due to training and to the choice of test rows; what is left is due to both together, and
+    falls with more of either. `half_width` is that of an interval
     with Student's quantiles throughout, `half_width_next_seed` what it would be with one more seed,
     `half_width_twice_groups` with twice the groups.
     """
 
     seeds: int
     training_share: float
+    rows_share: float
     half_width: float
     half_width_next_seed: float
     half_width_twice_groups: float
@@ -265,7 +267,8 @@ def compare_seeds(
             ),
         },
         seeds=count,
-        training_share=(beyond + min(rest, between)) / total if known else math.nan,
+        training_share=beyond / total if known else math.nan,
+        rows_share=max(between - rest, 0.0) / total if known else math.nan,
         half_width=half_width(confidence) if known else math.nan,
         half_width_next_seed=half_width(confidence, more=1) if known else math.nan,
         half_width_twice_groups=half_width(confidence, times=2) if known else math.nan,

@@ -52,6 +52,8 @@ def list_answerers(metrics: Mapping[str, Any]) -> list[Answerer]:
 def check_file(name: str, record: Any, system: str) -> None:
     """Raise InputError where a file of answers is not the one that its system's record names."""
     path = predictions_path(name)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `dvc repro`")
     written = record.get("answers") if isinstance(record, dict) else None
     if (written or {}).get(name) != hash_file(path):
         raise InputError(f"{path}: not as {system} wrote it; run `dvc repro`")
