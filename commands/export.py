@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 
 from library.entry import run_main
 from library.errors import InputError
-from library.files import read_json, read_jsonl, write_text
-from library.formatted import read_formatted
+from library.files import read_json, write_text
+from library.formatted import read_contexts, read_formatted
 from library.llm.answering import answer_rows
 from library.llm.batching import Batching
 from library.llm.chat_template import hash_ids, load_tokenizer, prompt_ids
@@ -221,9 +221,7 @@ def main() -> None:
     template = load_asked_prompt(params.format.prompt)
     rows = read_formatted("test")
     wanted = {row["id"] for row in rows}
-    contexts = {
-        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
-    }
+    contexts = read_contexts(wanted)
     adapter = read_predictions(predictions_path("sft"), rows)
     facts = read_model_facts(params)
     tokens = check_memory(params, rows)

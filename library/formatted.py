@@ -1,10 +1,11 @@
-"""Read the formatted rows, for every stage after `format`."""
+"""Read the formatted rows, and the contexts they belong to, for every stage after `format`."""
 
+from collections.abc import Collection
 from typing import cast
 
 from library.errors import InputError
 from library.files import read_jsonl
-from library.paths import formatted_path
+from library.paths import CLEAN_ROWS_PATH, formatted_path
 from library.records import FormattedRow
 
 
@@ -20,3 +21,8 @@ def read_formatted(name: str) -> list[FormattedRow]:
     if len({row["id"] for row in rows}) < len(rows):
         raise InputError(f"{path}: has a row twice; run `dvc repro format`")
     return rows
+
+
+def read_contexts(ids: Collection[str]) -> dict[str, str]:
+    """The whole contexts of the rows with these ids, by id, as `clean` wrote them."""
+    return {row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in ids}

@@ -11,11 +11,10 @@ from library.corpus.fractions import take_fraction
 from library.corpus.words import tokenize
 from library.embed.similarity import embedding_cosine
 from library.entry import run_main
-from library.files import read_json, read_jsonl, write_json, write_jsonl
-from library.formatted import read_formatted
+from library.files import read_json, write_json, write_jsonl
+from library.formatted import read_contexts, read_formatted
 from library.params import load_params
 from library.paths import (
-    CLEAN_ROWS_PATH,
     EVALUATION_PATH,
     REVIEW_KEY_PATH,
     SCORES_PATH,
@@ -53,9 +52,7 @@ def main() -> None:
     train = take_fraction(read_formatted("train"), every.sft.train_fraction)
     taught = {row["id"]: row["positive"] for row in train}
     wanted = {row["id"] for row in [*test, *sample]}
-    contexts = {
-        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
-    }
+    contexts = read_contexts(wanted)
     others, again = read_others(test), read_seeds(test)
     predictions = {
         system: read_predictions(predictions_path(system), test) for system in SYSTEMS

@@ -15,7 +15,7 @@ import pandas as pd
 from library.corpus.passages import passages_in_prompt
 from library.entry import run_main
 from library.files import read_json, read_jsonl, write_text
-from library.formatted import read_formatted
+from library.formatted import read_contexts, read_formatted
 from library.pages.report import (
     Case,
     Report,
@@ -30,7 +30,6 @@ from library.pages.report import (
 from library.pages.statements import RETRIEVERS, memory_sentence, repeatable_sentence, title
 from library.params import Params, load_model_file, load_params
 from library.paths import (
-    CLEAN_ROWS_PATH,
     EVALUATION_PATH,
     GROUPS_PATH,
     HISTORY_PATH,
@@ -76,9 +75,7 @@ def main() -> None:
     rows = {row["id"]: row for row in read_formatted("test")}
     scored = [ScoredRow.from_record(record) for record in read_jsonl(SCORES_PATH)]
     answers = read_answers((*SYSTEMS, *metrics.get("others", {})))
-    contexts = {
-        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in rows
-    }
+    contexts = read_contexts(rows)
     primary, width = params.evaluate.primary, params.format.passage_characters
 
     def show(chosen: Iterable[ScoredRow]) -> list[Case]:

@@ -13,11 +13,11 @@ from typing import Any
 
 from library.corpus.passages import passages_in_prompt
 from library.entry import run_main
-from library.files import read_jsonl, write_json, write_text
-from library.formatted import read_formatted
+from library.files import write_json, write_text
+from library.formatted import read_contexts, read_formatted
 from library.pages.rendering import render_page
 from library.params import load_params
-from library.paths import CLEAN_ROWS_PATH, REVIEW_KEY_PATH
+from library.paths import REVIEW_KEY_PATH
 from library.verdict.ballot import make_items
 from library.verdict.written import read_answers
 
@@ -31,9 +31,7 @@ def main() -> None:
     answers = read_answers(systems)
     items, key = make_items(rows, answers, params.review)
     asked = {item["row"] for item in items}
-    contexts = {
-        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in asked
-    }
+    contexts = read_contexts(asked)
     shown = {
         row["id"]: {
             "question": row["question"],

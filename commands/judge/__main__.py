@@ -21,10 +21,10 @@ from commands.judge.asking import INSTRUCTIONS, TEMPERATURE, Judge, build_reques
 from library.corpus.passages import passages_in_prompt
 from library.entry import run_main
 from library.errors import InputError
-from library.files import read_json, read_jsonl, write_text
-from library.formatted import read_formatted
+from library.files import read_json, write_text
+from library.formatted import read_contexts, read_formatted
 from library.params import Params, load_params
-from library.paths import CLEAN_ROWS_PATH, REVIEW_KEY_PATH, TEST_PATH, VOTES_DIR
+from library.paths import REVIEW_KEY_PATH, TEST_PATH, VOTES_DIR
 from library.records import FormattedRow
 from library.verdict.judges import (
     JudgeFile,
@@ -125,9 +125,7 @@ def show_passages(
     rows: Sequence[FormattedRow], wanted: set[str], params: Params
 ) -> dict[str, list[str]]:
     """The passages that the systems were given, by row."""
-    contexts = {
-        row["id"]: row["anchor"] for row in read_jsonl(CLEAN_ROWS_PATH) if row["id"] in wanted
-    }
+    contexts = read_contexts(wanted)
     return {
         row["id"]: passages_in_prompt(row, contexts[row["id"]], params.format.passage_characters)
         for row in rows
