@@ -23,7 +23,7 @@ from library.verdict.judges import (
     JudgeFile,
     JudgeVote,
     compare_with_people,
-    hash_answers,
+    hash_pair,
     read_judge_files,
     tally_judge,
 )
@@ -405,7 +405,7 @@ def test_a_tie_in_one_order_is_half_a_win_for_the_other_orders_choice():
             kind="pair",
             left=left,
             choice=choice,
-            answers=hash_answers("r", answers, ["sft", "zeroshot"]),
+            answers=hash_pair("r", answers, ["sft", "zeroshot"]),
             reply="",
             prompt_tokens=None,
             completion_tokens=None,

@@ -30,7 +30,7 @@ from library.verdict.judges import (
     JudgeFile,
     JudgeVote,
     Prices,
-    hash_answers,
+    hash_pair,
     load_judge_file,
     tally_judge,
 )
@@ -104,9 +104,7 @@ def open_file(path: Path, new: JudgeFile, answers: Answers) -> JudgeFile:
             f"{path}: judged with another {', '.join(differing)}; delete the file, or name another "
             "with --name"
         )
-    kept = [
-        vote for vote in old.votes if vote.answers == hash_answers(vote.row, answers, new.systems)
-    ]
+    kept = [vote for vote in old.votes if vote.answers == hash_pair(vote.row, answers, new.systems)]
     if len(kept) < len(old.votes):
         log.warning(
             "%s: %d replies are about earlier answers: asked again",
@@ -212,7 +210,7 @@ def main() -> None:
             kind=question.kind,
             left=question.left,
             choice=read_verdict(reply.text),
-            answers=hash_answers(question.row, answers, systems),
+            answers=hash_pair(question.row, answers, systems),
             reply=reply.text,
             prompt_tokens=reply.prompt_tokens,
             completion_tokens=reply.completion_tokens,

@@ -43,7 +43,7 @@ class JudgeVote(_Strict):
     `left`'s on both sides (`catch`).
 
     `choice` is "unclear" where `reply` has no verdict. `answers` tells whether the answers are
-    still the same, as `hash_answers` has it. Tokens are the server's count, where it gives one.
+    still the same, as `hash_pair` has it. Tokens are the server's count, where it gives one.
     """
 
     row: str
@@ -76,7 +76,7 @@ class JudgeFile(_Strict):
     votes: list[JudgeVote]
 
 
-def hash_answers(row: str, answers: Mapping[str, Mapping[str, str]], systems: Sequence[str]) -> str:
+def hash_pair(row: str, answers: Mapping[str, Mapping[str, str]], systems: Sequence[str]) -> str:
     """What tells whether a vote is about the answers that there are: sixteen hexadecimal digits of
     two systems' answers to a row, in either order; `answers` are by system and row id.
     """
@@ -152,7 +152,7 @@ def tally_judge(
     tally = JudgeTally()
     by_row: dict[str, list[JudgeVote]] = {}
     for vote in file.votes:
-        if vote.answers != hash_answers(vote.row, answers, file.systems):
+        if vote.answers != hash_pair(vote.row, answers, file.systems):
             tally.outdated += 1
             continue
         tally.replies += 1
