@@ -13,14 +13,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from library.errors import InputError
 from library.files import read_json
 from library.params import EvaluateParams
 from library.records import ScoredRow
 from library.verdict.votes import (
     MODEL_MARK,
+    Strict,
     compare_with_even,
     count_files,
     count_wins,
@@ -34,11 +33,7 @@ from library.verdict.votes import (
 log = logging.getLogger(__name__)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class JudgeVote(_Strict):
+class JudgeVote(Strict):
     """One reply: the judge was shown the answer of the system `left` as A and the other's as B, or
     `left`'s on both sides (`catch`).
 
@@ -56,14 +51,14 @@ class JudgeVote(_Strict):
     completion_tokens: int | None
 
 
-class Prices(_Strict):
+class Prices(Strict):
     """What a million tokens cost, in any currency."""
 
     input: float
     output: float
 
 
-class JudgeFile(_Strict):
+class JudgeFile(Strict):
     """What one model replied. `host` is where its server is; no key is on file."""
 
     judge: str
@@ -86,15 +81,7 @@ def hash_pair(row: str, answers: Mapping[str, Mapping[str, str]], systems: Seque
 
 def load_judge_file(path: Path) -> JudgeFile:
     """A file that `commands.judge` wrote. Raises InputError where it is none."""
-    try:
-        return JudgeFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{path}: not a file that `make judge` wrote: {where}{': ' if where else ''}"
-            f"{first['msg']}"
-        ) from error
+    return JudgeFile.load(path, "`make judge` wrote")
 
 
 def read_judge_files(folder: Path, systems: Sequence[str]) -> list[JudgeFile]:

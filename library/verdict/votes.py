@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from nltk.metrics.agreement import AnnotationTask
@@ -33,11 +33,25 @@ ALPHA_DRAWS = 2_000  # a tenth of a millisecond for each label of ten
 LEAST_DEFINED = 0.95  # of the draws: with fewer, an interval would be of other draws than it says
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What is saved in data/votes/: each key is known, and nothing is converted."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @classmethod
+    def load(cls, path: Path, writer: str) -> Self:
+        """Read a file. Raises InputError, saying "not a file that WRITER" and why, where it is none."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(
+                f"{path}: not a file that {writer}: {where}{': ' if where else ''}{first['msg']}"
+            ) from error
 
-class Vote(_Strict):
+
+class Vote(Strict):
     """One pair as one rater saw it: `x` and `y` are the page's names for its two answers, `left`
     the one shown as A.
     """
@@ -50,7 +64,7 @@ class Vote(_Strict):
     comment: str
 
 
-class VoteFile(_Strict):
+class VoteFile(Strict):
     """What one rater saved.
 
     `revised` are items voted on again after their reference was shown: no longer blind.
@@ -85,15 +99,7 @@ def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], li
                 f"{path}: of another review ({review}, this one is {key['review']}); not counted"
             )
             continue
-        try:
-            file = VoteFile.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"{path}: not a file that the review page saved: "
-                f"{where}{': ' if where else ''}{first['msg']}"
-            ) from error
+        file = VoteFile.load(path, "the review page saved")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", file.rater):
             raise InputError(f"{path}: rater {file.rater!r}: expected letters, digits, - and _")
         if file.rater in files:
