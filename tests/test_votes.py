@@ -8,7 +8,13 @@ from library.pages.statements import votes_needed, votes_statement
 from library.params import ReviewParams
 from library.records import ScoredRow
 from library.verdict.ballot import choose_rows, make_items
-from library.verdict.votes import VoteFile, count_votes, krippendorff_alpha, read_votes
+from library.verdict.votes import (
+    VoteFile,
+    count_votes,
+    krippendorff_alpha,
+    read_votes,
+    tally_votes,
+)
 
 ITEMS = {
     "1": {"row": "r1", "kind": "pair", "x": "sft", "y": "zeroshot"},
@@ -39,13 +45,12 @@ def saved(rater, *votes, review="abc"):
 
 
 def count(*files):
-    return count_votes(
-        [VoteFile.model_validate(file) for file in files],
-        KEY,
-        SCORED,
-        {"empty": -1, "rouge_l": 1},
-        EVALUATE,
-    )
+    return count_all(files, KEY, SCORED, {"empty": -1, "rouge_l": 1})
+
+
+def count_all(files, key, scored, better):
+    tally = tally_votes([VoteFile.model_validate(file) for file in files], key)
+    return count_votes(tally, key["systems"], scored, better, EVALUATE)
 
 
 def test_one_raters_votes_by_hand():
@@ -115,8 +120,7 @@ def test_three_raters_agree_as_computed_by_hand():
     ann = saved("ann", vote("1", "x"), vote("2", "x"), vote("3", "both bad"), vote("4", "y"))
     bob = saved("bob", vote("1", "x"), vote("2", "x"), vote("3", "both good"))
     cy = saved("cy", vote("1", "x"), vote("2", "y"), vote("3", "y"))
-    files = [VoteFile.model_validate(file) for file in (ann, bob, cy)]
-    numbers = count_votes(files, key, SCORED, {"rouge_l": 1}, EVALUATE)
+    numbers = count_all((ann, bob, cy), key, SCORED, {"rouge_l": 1})
     assert numbers["alpha"] == pytest.approx(1 / 3)
     # r2 is two to one, and r3 below one half
     assert (numbers["wins"], numbers["losses"], numbers["ties"]) == (2, 2, 0)
@@ -134,10 +138,10 @@ def test_votes_on_two_other_systems_are_about_the_second_of_the_key():
             "r1", "g1", None, {"rival": {"rouge_l": 0.1}, "few_shot": {"rouge_l": 0.2}, "sft": {}}
         )
     }
-    file = VoteFile.model_validate(saved("ann", vote("1", "x")))
+    file = saved("ann", vote("1", "x"))
     for systems, won in ((["rival", "few_shot"], 1), (["few_shot", "rival"], 0)):
         key = {"review": "abc", "systems": systems, "items": items}
-        numbers = count_votes([file], key, scored, {"rouge_l": 1}, EVALUATE)
+        numbers = count_all([file], key, scored, {"rouge_l": 1})
         assert (numbers["wins"], numbers["losses"]) == (won, 1 - won)
         assert numbers["correct_few_shot"]["yes"] == numbers["correct_rival"]["no"] == 1
         assert numbers["agreement"] == {"rouge_l": {"share": 1, "n": 1}}

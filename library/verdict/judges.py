@@ -21,7 +21,7 @@ from library.verdict.votes import (
     MODEL_MARK,
     Strict,
     compare_with_even,
-    count_files,
+    count_votes,
     count_wins,
     describe_win_rate,
     measure_alpha,
@@ -173,36 +173,27 @@ def count_folder(
     predictions: Mapping[str, Mapping[str, Any]],
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """`votes`, what people's files in a folder say, as `count_files` has it, and `judges`, what
-    models' say, where there are any.
-    """
-    votes = count_files(folder, key, scored, better, params)
-    return {"votes": votes, **count_judges(folder, key, scored, predictions, params)}
-
-
-def count_judges(
-    folder: Path,
-    key: Mapping[str, Any],
-    scored: Mapping[str, ScoredRow],
-    predictions: Mapping[str, Mapping[str, Any]],
-    params: EvaluateParams,
-) -> dict[str, Any]:
-    """What each judge's votes say, as finite numbers under `judges` by model; empty without judges.
+    """`votes`, what people's files in a folder say, as `count_votes` has it, with how many are of
+    another review; and `judges`, what models' say, by model, where there are any.
 
     `key` is that of the review, whose systems are judged; `predictions` are by system and row id.
     """
     systems = key["systems"]
-    files = read_judge_files(folder, systems)
+    files, refused = read_votes(folder, key)
+    for line in refused:
+        log.warning("%s", line)
+    tally = tally_votes(files, key)
+    votes = count_votes(tally, systems, scored, better, params)
     answers = {
         system: {row: record["prediction"] for row, record in predictions[system].items()}
         for system in systems
     }
-    voted = tally_votes(read_votes(folder, key)[0], key).first
-    people = {row: mean(votes) for row, votes in voted.items()}
     judged = {
-        file.judge: count_judge(file, answers, systems[1], people, scored, params) for file in files
+        file.judge: count_judge(file, answers, systems[1], tally.means, scored, params)
+        for file in read_judge_files(folder, systems)
     }
-    return {"judges": judged} if judged else {}
+    counted = {"votes": {**votes, "files_of_other_reviews": len(refused)}}
+    return {**counted, "judges": judged} if judged else counted
 
 
 def count_judge(

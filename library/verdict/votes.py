@@ -4,7 +4,6 @@ Knows the key that says whose answer was which.
 """
 
 import json
-import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -24,8 +23,6 @@ from library.params import EvaluateParams
 from library.records import ScoredRow
 from library.verdict.statistics import Comparison, compare
 
-log = logging.getLogger(__name__)
-
 Answer = Literal["x", "y"]
 GRADES = ("yes", "partly", "no")
 MODEL_MARK = "judge"  # the key that a model's file has and a person's has not
@@ -40,7 +37,7 @@ class Strict(BaseModel):
 
     @classmethod
     def load(cls, path: Path, writer: str) -> Self:
-        """Read a file. Raises InputError, saying "not a file that WRITER" and why, where it is none."""
+        """Read a file. Raises InputError where it is none: "not a file that WRITER", and why."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -169,7 +166,8 @@ def measure_alpha(
 
 @dataclass
 class Tally:
-    """What raters said, before anything is counted. Votes that were revised are left out.
+    """What raters said, before anything is counted. Of the votes that were `revised` there is the
+    number alone.
 
     `first` are outcomes by row, of pairs seen for the first time, and `labels` the same as (rater,
     row, outcome). `left_picked` says of each choice whether it was the left answer, `repeated` of
@@ -184,11 +182,18 @@ class Tally:
     equal: list[bool] = field(default_factory=list)
     correct: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     unsupported: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    raters: int = 0
+    revised: int = 0
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean outcome by row."""
+        return {row: mean(outcomes) for row, outcomes in self.first.items()}
 
 
 def tally_votes(files: Sequence[VoteFile], key: Mapping[str, Any]) -> Tally:
     """Every rater's votes, told apart by the kind of their item."""
-    tally = Tally()
+    tally = Tally(raters=len(files), revised=sum(len(file.revised) for file in files))
     _, candidate = key["systems"]
     for file in files:
         blind = {vote.item: vote for vote in file.votes if vote.item not in file.revised}
@@ -212,26 +217,9 @@ def tally_votes(files: Sequence[VoteFile], key: Mapping[str, Any]) -> Tally:
     return tally
 
 
-def count_files(
-    folder: Path,
-    key: Mapping[str, Any],
-    scored: Mapping[str, ScoredRow],
-    better: Mapping[str, int],
-    params: EvaluateParams,
-) -> dict[str, Any]:
-    """What the votes in a folder's files say, as `count_votes` has it, and how many files are of
-    another review; those are named in the log.
-    """
-    files, refused = read_votes(folder, key)
-    for line in refused:
-        log.warning("%s", line)
-    votes = count_votes(files, key, scored, better, params)
-    return {**votes, "files_of_other_reviews": len(refused)}
-
-
 def count_votes(
-    files: Sequence[VoteFile],
-    key: Mapping[str, Any],
+    tally: Tally,
+    systems: Sequence[str],
     scored: Mapping[str, ScoredRow],
     better: Mapping[str, int],
     params: EvaluateParams,
@@ -239,20 +227,19 @@ def count_votes(
     """What the votes say, as finite numbers; those that can't be said are left out.
 
     A row that several raters voted on counts once, with their mean: above one half it is a win of
-    the second of the key's systems. Of wins and losses: share of wins with Wilson's interval, and
+    the second of the two systems. Of wins and losses: share of wins with Wilson's interval, and
     the sign test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored`
     are rows by id: how often each metric's sign agrees with people's, where they decided. `better`
     has by metric 1 where more is better and −1 where less is.
     """
-    tally = tally_votes(files, key)
+    means = tally.means
     numbers: dict[str, Any] = {
-        "raters": len(files),
-        "rows": len(tally.first),
-        "revised": sum(len(file.revised) for file in files),
+        "raters": tally.raters,
+        "rows": len(means),
+        "revised": tally.revised,
     }
-    if not tally.first:
+    if not means:
         return numbers
-    means = {row: mean(values) for row, values in tally.first.items()}
     numbers["votes"] = len(tally.labels)
     numbers |= _count_outcomes(means, scored, params)
     if tally.left_picked:
@@ -263,11 +250,11 @@ def count_votes(
     if tally.equal:
         numbers["identical_called_equal"] = mean(tally.equal)
     numbers |= measure_alpha(tally.labels, params)
-    for system in key["systems"]:
+    for system in systems:
         marks = tally.correct[system]
         numbers[f"correct_{system}"] = {grade: marks[grade] / marks.total() for grade in GRADES}
         numbers[f"unsupported_{system}"] = mean(tally.unsupported[system])
-    numbers["agreement"] = _agreement(means, scored, better, key["systems"])
+    numbers["agreement"] = _agreement(means, scored, better, systems)
     return numbers
 
 
