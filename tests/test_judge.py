@@ -137,7 +137,7 @@ def test_every_pair_is_asked_in_both_orders_and_counted_apart_from_people(
     evaluate.main()
     metrics = read_json(EVALUATION_PATH)
     assert metrics["votes"]["raters"] == metrics["votes"]["rows"] == 0
-    numbers = metrics["judges"]["a/b"]
+    numbers = metrics["judges"]["a-b"]
     assert {name: numbers[name] for name in ("replies", "rows", "wins", "losses", "ties")} == {
         "replies": 13, "rows": 6, "wins": 6, "losses": 0, "ties": 0,
     }  # fmt: skip
@@ -151,7 +151,7 @@ def test_every_pair_is_asked_in_both_orders_and_counted_apart_from_people(
     report.main()
     for page in ("report.md", "report.html"):
         said = Path("reports", page).read_text()
-        assert "a/b, a language model, preferred fine-tuned in 6 of 6 pairs" in said
+        assert "a-b (a/b), a language model, preferred fine-tuned in 6 of 6 pairs" in said
         assert "No person voted on these pairs, so nothing shows that people would agree" in said
         assert "followed the side in 0% of the pairs (0% to 39%). It called identical" in said
         assert "1,300 tokens read, 65 written, cost 0.00325." in said
@@ -179,7 +179,7 @@ def test_agreement_with_people_is_krippendorffs_alpha_by_hand(reviewed, server, 
     metrics = read_json(EVALUATION_PATH)
     assert (metrics["votes"]["raters"], metrics["votes"]["wins"]) == (1, 4)
     assert "alpha" not in metrics["votes"]
-    people = metrics["judges"]["a/b"]["people"]
+    people = metrics["judges"]["a-b"]["people"]
     assert (people["rows"], people["same"]) == (6, pytest.approx(4 / 6))
     # ten labels for fine-tuned, two for zero-shot: observed 4/12, expected (144 − 100 − 4)/132
     assert people["alpha"] == pytest.approx(1 - (4 / 12) / (40 / 132), abs=1e-6)
@@ -196,13 +196,17 @@ def test_a_judge_that_follows_the_side_has_no_preference_and_is_said_to_be_a_coi
     server.reply = lambda body: (200, completion("[[A]]", usage=False))
     run()
     evaluate.main()
-    numbers = read_json(EVALUATION_PATH)["judges"]["a/b"]
+    numbers = read_json(EVALUATION_PATH)["judges"]["a-b"]
     assert (numbers["first_pick"], numbers["followed_side"], numbers["win_rate"]) == (1, 1, 0.5)
     assert (numbers["wins"], numbers["losses"], numbers["ties"], numbers["p"]) == (0, 0, 6, 1)
     assert numbers["identical_called_equal"] == 0
     assert "prompt_tokens" not in numbers
-    (said,) = judges_statements({"judges": {"<b>*": numbers}}, ["zeroshot", "sft"])
-    assert said.claim.startswith("?b??, a language model, preferred fine-tuned in 0 of 6 pairs")
+    hostile = {"judges": {"<b>*": {**numbers, "model": "[x](y)"}}}
+    (said,) = judges_statements(hostile, ["zeroshot", "sft"])
+    assert said.claim.startswith("?b?? (?x?(y)), a language model, preferred fine-tuned in 0 of 6")
+    alone = {"judges": {"gpt-5": {**numbers, "model": "gpt-5"}}}
+    (said,) = judges_statements(alone, ["zeroshot", "sft"])
+    assert said.claim.startswith("gpt-5, a language model, preferred")
     assert "a coin does so in half of them, so do not rely on this judge" in said.detail
 
 
@@ -212,7 +216,7 @@ def test_replies_without_a_verdict_are_counted_and_decide_nothing(reviewed, serv
     file = run()
     assert [vote["choice"] for vote in file["votes"][:4]] == ["unclear"] * 4
     evaluate.main()
-    numbers = read_json(EVALUATION_PATH)["judges"]["a/b"]
+    numbers = read_json(EVALUATION_PATH)["judges"]["a-b"]
     assert (numbers["replies"], numbers["unclear"]) == (13, 4)
     assert numbers["rows"] == 4  # two pairs lack a verdict in an order or both
     report.main()
@@ -276,6 +280,23 @@ def test_what_was_judged_is_kept_when_the_server_fails_and_only_the_rest_is_aske
         run("--max-tokens", "9")
 
 
+def test_two_settings_of_one_model_stand_side_by_side(reviewed, server, run):
+    run()
+    with pytest.raises(InputError, match=r"another max_tokens; .* name another with --name"):
+        run("--max-tokens", "9")
+    server.reply = lambda body: (200, completion("[[A]]"))
+    run("--max-tokens", "9", "--name", "short")
+    evaluate.main()
+    judges = read_json(EVALUATION_PATH)["judges"]
+    assert {name: (judged["model"], judged["wins"]) for name, judged in judges.items()} == {
+        "a-b": ("a/b", 6), "short": ("a/b", 0),
+    }  # fmt: skip
+    report.main()
+    said = Path("reports/report.md").read_text()
+    assert "a-b (a/b), a language model, preferred fine-tuned in 6 of 6 pairs" in said
+    assert "short (a/b), a language model, preferred fine-tuned in 0 of 6 pairs" in said
+
+
 def test_a_kill_loses_no_reply(reviewed, server, run):
     wait = threading.Event()
 
@@ -310,7 +331,7 @@ def test_votes_on_earlier_answers_are_not_counted_and_asked_again(reviewed, serv
     changed = [{**it, "prediction": "tuned anew"} if it["id"] == row else it for it in answers]
     write_answers("sft", changed)
     evaluate.main()
-    numbers = read_json(EVALUATION_PATH)["judges"]["a/b"]
+    numbers = read_json(EVALUATION_PATH)["judges"]["a-b"]
     assert (numbers["outdated"], numbers["rows"]) == (2, 5)
     report.main()
     assert (
@@ -327,7 +348,7 @@ def test_all_test_rows_can_be_judged(reviewed, server, run):
     file = run("--all")
     assert len(file["votes"]) == 12 * 2 + 1
     evaluate.main()
-    assert read_json(EVALUATION_PATH)["judges"]["a/b"]["rows"] == 12
+    assert read_json(EVALUATION_PATH)["judges"]["a-b"]["rows"] == 12
 
 
 @pytest.mark.parametrize(
@@ -383,10 +404,11 @@ def test_files_that_no_judge_wrote_are_refused_and_those_of_other_systems_left_o
     reviewed, server, run, caplog
 ):
     file = run()
-    write_json(Path("data/votes/judge-2.json"), file)
-    with pytest.raises(InputError, match=r"judge-a-b\.json: a second file of the judge 'a/b'"):
+    write_json(Path("data/votes/a-b.json"), file)
+    with pytest.raises(InputError, match=r"judge-a-b\.json: a second file of the name 'a-b'"):
         read_judge_files(Path("data/votes"), ["zeroshot", "sft"])
-    assert read_judge_files(Path("data/votes"), ["few_shot", "sft"]) == []
+    Path("data/votes/a-b.json").unlink()
+    assert read_judge_files(Path("data/votes"), ["few_shot", "sft"]) == {}
     assert "about zeroshot and sft, review.systems are few_shot and sft; not counted" in caplog.text
     write_json(Path("data/votes/judge-2.json"), {**file, "judge": "c", "votes": [{}]})
     with pytest.raises(InputError, match=r"-2\.json: not a file that `make judge` wrote: votes"):

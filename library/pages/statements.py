@@ -782,7 +782,8 @@ def judges_statements(metrics: Mapping[str, Any], systems: Sequence[str]) -> lis
 
 def _judge_statement(name: str, judged: Mapping[str, Any], systems: Sequence[str]) -> Statement:
     baseline, candidate = map(system_name, systems)
-    shown = re.sub(r"[^A-Za-z0-9./:@_-]", "?", name)  # safe in Markdown and HTML
+    named = name if name == judged["model"] else f"{name} ({judged['model']})"
+    shown = re.sub(r"[^A-Za-z0-9./:@_ ()-]", "?", named)  # safe in Markdown and HTML
     left_out = _left_out_replies(judged)
     if not judged["rows"]:
         return Statement(f"{shown} judged no pair in both orders", f".{left_out}")

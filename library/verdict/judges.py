@@ -84,11 +84,11 @@ def load_judge_file(path: Path) -> JudgeFile:
     return JudgeFile.load(path, "`make judge` wrote")
 
 
-def read_judge_files(folder: Path, systems: Sequence[str]) -> list[JudgeFile]:
-    """The models' files of a folder that are about these two systems; the others are named in the
-    log.
+def read_judge_files(folder: Path, systems: Sequence[str]) -> dict[str, JudgeFile]:
+    """The models' files of a folder that are about these two systems, by name: NAME of
+    judge-NAME.json. The others are named in the log.
 
-    Raises InputError where one is not what `commands.judge` writes, or a model has two.
+    Raises InputError where one is not what `commands.judge` writes, or two have one name.
     """
     files: dict[str, JudgeFile] = {}
     for path in sorted(folder.glob("*.json")):
@@ -104,13 +104,14 @@ def read_judge_files(folder: Path, systems: Sequence[str]) -> list[JudgeFile]:
                 " and ".join(systems),
             )
             continue
-        if file.judge in files:
-            raise InputError(f"{path}: a second file of the judge {file.judge!r}; move one away")
+        name = path.stem.removeprefix("judge-")
+        if name in files:
+            raise InputError(f"{path}: a second file of the name {name!r}; rename one")
         asked = [(vote.row, vote.kind, vote.left) for vote in file.votes]
         if len(set(asked)) < len(asked):
             raise InputError(f"{path}: votes twice on one pair in one order")
-        files[file.judge] = file
-    return list(files.values())
+        files[name] = file
+    return files
 
 
 @dataclass
@@ -174,7 +175,7 @@ def count_folder(
     params: EvaluateParams,
 ) -> dict[str, Any]:
     """`votes`, what people's files in a folder say, as `count_votes` has it, with how many are of
-    another review; and `judges`, what models' say, by model, where there are any.
+    another review; and `judges`, what models' say, by the file's name, where there are any.
 
     `key` is that of the review, whose systems are judged; `predictions` are by system and row id.
     """
@@ -189,8 +190,8 @@ def count_folder(
         for system in systems
     }
     judged = {
-        file.judge: count_judge(file, answers, systems[1], tally.means, scored, params)
-        for file in read_judge_files(folder, systems)
+        name: count_judge(file, answers, systems[1], tally.means, scored, params)
+        for name, file in read_judge_files(folder, systems).items()
     }
     counted = {"votes": {**votes, "files_of_other_reviews": len(refused)}}
     return {**counted, "judges": judged} if judged else counted
@@ -204,7 +205,7 @@ def count_judge(
     scored: Mapping[str, ScoredRow],
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """One judge's votes in numbers. `people` are people's mean outcomes by row.
+    """One judge's votes in numbers, with its model. `people` are people's mean outcomes by row.
 
     Rows of a group are not independent, so `p` is from swapping the systems group by group, not
     from a sign test. `followed_side` is the share of rows whose choice followed the side; a coin
@@ -213,6 +214,7 @@ def count_judge(
     """
     tally = tally_judge(file, answers, candidate)
     numbers: dict[str, Any] = {
+        "model": file.judge,
         "replies": tally.replies,
         "unclear": tally.unclear,
         "outdated": tally.outdated,
