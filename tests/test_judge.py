@@ -419,7 +419,22 @@ def test_files_that_no_judge_wrote_are_refused_and_those_of_other_systems_left_o
         read_judge_files(Path("data/votes"), ["zeroshot", "sft"])
 
 
-def test_a_tie_in_one_order_is_half_a_win_for_the_other_orders_choice():
+@pytest.mark.parametrize(
+    ("first", "swapped", "outcome", "followed"),
+    [  # zero-shot's answer is A first, and B with the sides swapped
+        ("B", "A", 1, False),
+        ("A", "B", 0, False),
+        ("A", "A", 0.5, True),
+        ("B", "B", 0.5, True),
+        ("tie", "tie", 0.5, False),
+        ("tie", "A", 0.5, False),
+        ("B", "tie", 0.5, False),
+        ("A", "tie", 0.5, False),
+    ],
+)
+def test_a_system_wins_where_both_orders_choose_it_and_all_else_is_a_tie(
+    first, swapped, outcome, followed
+):
     answers = {"zeroshot": {"r": "old"}, "sft": {"r": "new"}}
     votes = [
         JudgeVote(
@@ -432,7 +447,7 @@ def test_a_tie_in_one_order_is_half_a_win_for_the_other_orders_choice():
             prompt_tokens=None,
             completion_tokens=None,
         )
-        for left, choice in (("zeroshot", "B"), ("sft", "tie"))
+        for left, choice in (("zeroshot", first), ("sft", swapped))
     ]
     file = JudgeFile(
         judge="j",
@@ -444,8 +459,11 @@ def test_a_tie_in_one_order_is_half_a_win_for_the_other_orders_choice():
         prices=None,
         votes=votes,
     )
-    assert tally_judge(file, answers, "sft").means == {"r": 0.75}
-    assert tally_judge(file, answers, "zeroshot").means == {"r": 0.25}
-    assert tally_judge(file, answers, "sft").followed_side == [False]
-    judged, people = {"r": 0.75, "s": 0.5}, {"r": 1.0, "s": 0.0, "t": 1.0}
+    assert tally_judge(file, answers, "sft").outcomes == {"r": outcome}
+    assert tally_judge(file, answers, "zeroshot").outcomes == {"r": 1 - outcome}
+    assert tally_judge(file, answers, "sft").followed_side == [followed]
+
+
+def test_a_judges_tie_agrees_with_a_tie_of_people_alone():
+    judged, people = {"r": 1.0, "s": 0.5}, {"r": 0.75, "s": 0.0, "t": 1.0}
     assert compare_with_people(judged, people, EVALUATE)["same"] == 0.5

@@ -81,7 +81,8 @@ SHOWN_METRICS = 5
 
 
 JUDGES_NOTE = (
-    "Asked with each pair in both orders. A language model's preference is not a person's, and no "
+    "Asked with each pair in both orders. A system that is chosen in both wins; all else is a tie. "
+    "A language model's preference is not a person's, and no "
     "part of the verdict."
 )
 

@@ -118,13 +118,13 @@ def read_judge_files(folder: Path, systems: Sequence[str]) -> dict[str, JudgeFil
 class JudgeTally:
     """A judge's votes that are about the present answers.
 
-    `means` are outcomes for the candidate by row, of rows judged in both orders: 1, 0 or ½ for a
-    tie, and of these the mean. `first_picked` says of each decided reply on a pair whether it chose
-    the answer shown first, `followed_side` of each row whether both orders chose the same side,
-    `equal` of identical answers whether they were called so.
+    `outcomes` are for the candidate by row, of rows judged in both orders: 1 where both chose its
+    answer, 0 where both chose the other, else ½, a tie. `first_picked` says of each decided reply
+    on a pair whether it chose the answer shown first, `followed_side` of each row whether both
+    orders chose the same side, `equal` of identical answers whether they were called so.
     """
 
-    means: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, float] = field(default_factory=dict)
     first_picked: list[bool] = field(default_factory=list)
     followed_side: list[bool] = field(default_factory=list)
     equal: list[bool] = field(default_factory=list)
@@ -156,7 +156,8 @@ def tally_judge(
         if len(votes) == 2:
             choices = {vote.choice for vote in votes}
             tally.followed_side.append(len(choices) == 1 and "tie" not in choices)
-            tally.means[row] = mean(_outcome(vote, candidate) for vote in votes)
+            chosen = {_outcome(vote, candidate) for vote in votes}
+            tally.outcomes[row] = chosen.pop() if len(chosen) == 1 else 0.5
     return tally
 
 
@@ -218,7 +219,7 @@ def count_judge(
         "replies": tally.replies,
         "unclear": tally.unclear,
         "outdated": tally.outdated,
-        "rows": len(tally.means),
+        "rows": len(tally.outcomes),
         **_count_tokens(file),
     }
     for name, seen in (
@@ -229,10 +230,10 @@ def count_judge(
             numbers |= measure_share(name, sum(seen), len(seen), params.confidence)
     if tally.equal:
         numbers["identical_called_equal"] = mean(tally.equal)
-    if tally.means:
-        rate = compare_with_even(tally.means, scored, params)
-        numbers |= {**count_wins(tally.means), **describe_win_rate(rate), "p": rate.p}
-    numbers["people"] = compare_with_people(tally.means, people, params)
+    if tally.outcomes:
+        rate = compare_with_even(tally.outcomes, scored, params)
+        numbers |= {**count_wins(tally.outcomes), **describe_win_rate(rate), "p": rate.p}
+    numbers["people"] = compare_with_people(tally.outcomes, people, params)
     return numbers
 
 
