@@ -385,6 +385,10 @@ def test_without_a_server_it_says_so(reviewed, server, run, monkeypatch, caplog)
         "http://127.0.0.1:1/v1": r"no answer \(Connection refused\); is the server running",
         "127.0.0.1:1/v1": r"expected an address such as http://localhost:8000/v1",
         f"http://me:{KEY}@127.0.0.1:1/v1": r"a name or password before an @; put the key into",
+        f"me:{KEY}@127.0.0.1:1/v1": r"expected an address such as http://localhost:8000/v1",
+        f"http://127.0.0.1:1/v1?key={KEY}": r"holds a \? or #; end it with /v1, and put a key into",
+        f"http://127.0.0.1:1/v1#{KEY}": r"holds a \? or #; end it with /v1",
+        f"127.0.0.1:1/v1?key={KEY}": r"holds a \? or #; end it with /v1",
     }.items():
         with pytest.raises(InputError, match=message) as error:
             run("--base-url", address)

@@ -99,7 +99,7 @@ class Reply:
 class Judge:
     """A model behind an OpenAI-compatible address, `base_url` being what ends in /v1.
 
-    Raises InputError where the address is none, or holds a password.
+    Raises InputError where the address is none, or may hold a key. It is not repeated then.
     """
 
     def __init__(
@@ -110,10 +110,14 @@ class Judge:
             raise InputError(
                 "the base URL holds a name or password before an @; put the key into OPENAI_API_KEY"
             )
+        if "?" in base_url or "#" in base_url:
+            raise InputError(
+                "the base URL holds a ? or #; end it with /v1, and put a key into OPENAI_API_KEY"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(
-                f"{base_url!r}: expected an address such as http://localhost:8000/v1, for "
-                "OPENAI_BASE_URL or --base-url"
+                "OPENAI_BASE_URL or --base-url: expected an address such as "
+                "http://localhost:8000/v1"
             )
         self.model, self.host = model, parts.netloc
         self.is_private = parts.scheme == "https" or parts.hostname in LOCAL
