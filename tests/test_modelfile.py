@@ -124,6 +124,7 @@ def test_what_is_no_list_of_turns_is_left_to_ollama_and_said(template):
     assert turns is None or write_go_template(turns) is None
     text = render_modelfile(asked, [{"role": "system", "content": '"""'}], ".", 384, 96, [])
     assert "# No TEMPLATE: the model's chat template is no plain list of turns" in text
+    assert '# No SYSTEM: the system message has """ in it' in text
     assert [name for name, *_ in read(text)] == ["FROM", *(f"PARAMETER {it}" for it in (
         "num_ctx", "num_predict", "temperature", "repeat_penalty",
     ))]  # fmt: skip

@@ -101,7 +101,8 @@ def render_modelfile(
 
     It asks greedily, in `max_length` tokens, with the system message of `messages`, which are those
     of any row. Where the chat template is no list of turns, it says so and leaves the prompt to
-    what Ollama makes of the model's own template.
+    what Ollama makes of the model's own template. A comment says where the system message can't be
+    in it.
     """
     turns = read_turns(tokenizer)
     template = write_go_template(turns) if turns else None
@@ -117,7 +118,12 @@ def render_modelfile(
     else:
         lines.append(f'TEMPLATE """{template}"""')
     system = next((turn["content"] for turn in messages if turn["role"] == "system"), "")
-    if system and '"""' not in system:
+    if '"""' in system:
+        lines.append(
+            '# No SYSTEM: the system message has """ in it, which would end it here. Send it with '
+            "each request."
+        )
+    elif system:
         lines.append(f'SYSTEM """{system}"""')
     lines += [
         f"PARAMETER num_ctx {max_length}",
