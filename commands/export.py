@@ -256,6 +256,8 @@ def main() -> None:
             answers = ask_packed(path, tokenizer, rows, limit, batching)
         if packing is not None and answers is not None:
             packed = compare_shipped(rows, contexts, adapter, answers, params.evaluate)
+        if packing is None and GGUF_DIR.is_dir():
+            log.warning("%s is of the last export: removed", GGUF_DIR)
         for made, kept in ((folder, MERGED_DIR), (gguf, GGUF_DIR)):
             shutil.rmtree(kept, ignore_errors=True)
             if made.is_dir():

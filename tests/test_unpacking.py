@@ -218,3 +218,4 @@ def test_what_is_exported_is_packed_asked_again_and_has_a_modelfile(
     export.main()
     assert MERGED_DIR.is_dir()
     assert not GGUF_DIR.exists()
+    assert "artifacts/gguf is of the last export: removed" in caplog.text
