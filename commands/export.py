@@ -132,31 +132,29 @@ def ask_merged(
 
 def ask_packed(
     path: Path,
+    folder: Path,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[FormattedRow],
     max_new_tokens: int,
     batching: Batching,
 ) -> dict[str, Prediction] | None:
-    """What the model in a GGUF file answers to the test rows, unpacked beside it for a while and
-    asked with the measured tokenizer; None where transformers can't unpack it.
+    """What the model in a GGUF file answers to the test rows, unpacked to `folder` and asked with
+    the measured tokenizer; None where transformers can't unpack it, or memory does not suffice.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent.parent) as temporary:
-        folder = Path(temporary) / "unpacked"
-        try:
-            unpack(path, folder)
-            other = count_other_prompts(load_tokenizer(folder), rows)
-        except InputError as error:
-            log.warning("%s is kept, but was not asked again: %s", path.name, error)
-            return None
-        if other:
+    try:
+        unpack(path, folder)
+        if other := count_other_prompts(load_tokenizer(folder), rows):
             log.warning(
-                "%s: its own tokenizer makes other tokens of %d of %d test prompts; it was asked "
+                "%s: its own tokenizer makes other tokens of %d of %d test prompts; it is asked "
                 "with the measured ones, and a server will not do so",
                 path.name,
                 other,
                 len(rows),
             )
         return ask_merged(folder, tokenizer, rows, max_new_tokens, batching)[0]
+    except InputError as error:
+        log.warning("%s is kept, but was not asked again: %s", path.name, error)
+        return None
 
 
 def count_other_prompts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[FormattedRow]) -> int:
@@ -250,24 +248,24 @@ def main() -> None:
         )
         write_text(folder / "README.md", card)
         write_modelfile(folder, ".", params, folder)
-        packed = answers = None
-        if packing is not None:
-            gc.collect()
-            answers = ask_packed(path, tokenizer, rows, limit, batching)
-        if packing is not None and answers is not None:
-            packed = compare_shipped(rows, contexts, adapter, answers, params.evaluate)
         if packing is None and GGUF_DIR.is_dir():
             log.warning("%s is of the last export: removed", GGUF_DIR)
         for made, kept in ((folder, MERGED_DIR), (gguf, GGUF_DIR)):
             shutil.rmtree(kept, ignore_errors=True)
             if made.is_dir():
                 made.replace(kept)
-    size = sum(path.stat().st_size for path in MERGED_DIR.iterdir())
-    log.info("%s: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
-    print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
-    if packed is not None:
-        print(f"\n{GGUF_DIR / path.name}, asked the same questions after it was unpacked again:")
-        print(f"\n{shipped_statement(packed)}\n\n{shipped_table(packed, facts.metrics)}")
+        size = sum(file.stat().st_size for file in MERGED_DIR.iterdir())
+        log.info("%s: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
+        print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
+        if packing is None:
+            return
+        gc.collect()
+        path, unpacked = GGUF_DIR / path.name, Path(temporary) / "unpacked"
+        answers = ask_packed(path, unpacked, tokenizer, rows, limit, batching)
+        if answers is not None:
+            packed = compare_shipped(rows, contexts, adapter, answers, params.evaluate)
+            print(f"\n{path}, asked the same questions after it was unpacked again:")
+            print(f"\n{shipped_statement(packed)}\n\n{shipped_table(packed, facts.metrics)}")
 
 
 if __name__ == "__main__":

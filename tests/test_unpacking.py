@@ -1,5 +1,6 @@
 """GGUF files as a base: written here from a tiny model's weights, as llama.cpp lays them out."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,25 @@ def test_what_is_exported_is_packed_asked_again_and_has_a_modelfile(
     )
     assert first.split("|")[2:4] == second.split("|")[2:4]
     assert "its own tokenizer makes other tokens" not in caplog.text
+
+    load = export.load_merged
+
+    def load_little(folder):
+        if folder.name == "unpacked":
+            raise InputError("out of memory")
+        return load(folder)
+
+    shutil.rmtree(MERGED_DIR)
+    shutil.rmtree(GGUF_DIR)
+    with monkeypatch.context() as small:  # what is made and measured by then is kept
+        small.setattr(export, "load_merged", load_little)
+        export.main()
+    assert "model-q8_0.gguf is kept, but was not asked again: out of memory" in caplog.text
+    assert (GGUF_DIR / "model-q8_0.gguf").is_file()
+    assert (MERGED_DIR / "README.md").is_file()
+    said = capsys.readouterr().out
+    assert "no evidence that what is shipped is worse" in said
+    assert "asked the same questions" not in said
 
     monkeypatch.delenv("GGUF")
     monkeypatch.delenv("LLAMA_CPP")
