@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import EVALUATE, ROOT, edit_yaml, write_answers
 
 from commands.judge import __main__ as judge
@@ -471,3 +472,22 @@ def test_a_system_wins_where_both_orders_choose_it_and_all_else_is_a_tie(
 def test_a_judges_tie_agrees_with_a_tie_of_people_alone():
     judged, people = {"r": 1.0, "s": 0.5}, {"r": 0.75, "s": 0.0, "t": 1.0}
     assert compare_with_people(judged, people, EVALUATE)["same"] == 0.5
+
+
+@pytest.mark.parametrize("url", ["http://[::1/v1", "http://localhost:99999/v1", "localhost"])
+def test_an_address_that_is_none_is_refused_without_being_repeated(url):
+    with pytest.raises(InputError, match=r"^OPENAI_BASE_URL or --base-url: expected an address"):
+        asking.Judge(url, "m", None, 10, 1.0)
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET\r\nX: y", "sk-SECRET…", "sk-\x00SECRET"])
+def test_a_key_that_no_header_takes_is_refused_and_not_shown(key):
+    with pytest.raises(InputError, match="OPENAI_API_KEY holds a character") as error:
+        asking.Judge("http://localhost:1/v1", "m", key, 10, 1.0)
+    assert "SECRET" not in str(error.value)
+
+
+def test_a_line_break_behind_the_key_is_no_part_of_it():
+    asked = asking.Judge("http://localhost:1/v1", "m", "sk-key\r\n", 10, 1.0)
+    signed = asked._sign(requests.Request("POST", "http://localhost:1/v1").prepare())
+    assert signed.headers["Authorization"] == "Bearer sk-key"

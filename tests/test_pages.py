@@ -644,7 +644,7 @@ def test_seeds_are_a_doubt_where_training_is_most_of_what_is_not_known():
     metrics = {"training_seeds": 3, "primary": primary}
     assert seed_doubt(metrics).detail == (
         ": 60% of the squared standard error is due to training. One more would make the interval "
-        "±0.016, now ±0.020."
+        "about ±0.016, now ±0.020."
     )
     assert seed_doubt({**metrics, "primary": {**primary, "training_share": 0.4}}) is None
 

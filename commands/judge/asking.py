@@ -99,13 +99,27 @@ class Reply:
 class Judge:
     """A model behind an OpenAI-compatible address, `base_url` being what ends in /v1.
 
-    Raises InputError where the address is none, or may hold a key. It is not repeated then.
+    Raises InputError where the address is none or may hold a key, or the key is none. Neither is
+    repeated then.
     """
 
     def __init__(
         self, base_url: str, model: str, key: str | None, max_tokens: int, timeout: float
     ) -> None:
-        parts = urlsplit(base_url)
+        expected = (
+            "OPENAI_BASE_URL or --base-url: expected an address such as http://localhost:8000/v1"
+        )
+        try:
+            parts = urlsplit(base_url)
+            _ = parts.port
+        except ValueError as error:
+            raise InputError(expected) from error
+        key = key.strip() if key else None  # files of keys end in a line break
+        if key and not (key.isascii() and key.isprintable()):
+            raise InputError(
+                "OPENAI_API_KEY holds a character that no key has; set it again (it is not shown "
+                "here)"
+            )
         if "@" in parts.netloc:
             raise InputError(
                 "the base URL holds a name or password before an @; put the key into OPENAI_API_KEY"
@@ -115,10 +129,7 @@ class Judge:
                 "the base URL holds a ? or #; end it with /v1, and put a key into OPENAI_API_KEY"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(
-                "OPENAI_BASE_URL or --base-url: expected an address such as "
-                "http://localhost:8000/v1"
-            )
+            raise InputError(expected)
         self.model, self.host = model, parts.netloc
         self.is_private = parts.scheme == "https" or parts.hostname in LOCAL
         self._url = f"{base_url.rstrip('/')}/chat/completions"
