@@ -179,7 +179,7 @@ def test_without_negatives_their_metrics_are_left_out_and_it_is_said(project):
     }
     assert not metrics["baselines"]["longer"]
     said = Path("reports/report.md").read_text()
-    assert "no test row has a negative with which" in said
+    assert "no test row has a wrong answer to compare the right one with" in said
     assert "Left out" in said
     edit_yaml(Path("params.yaml"), evaluate__primary="contrastive")
     with pytest.raises(
