@@ -1,1 +1,1 @@
-"""Memory: the formula that predicts it, the plan that follows, what is measured, what is said."""
+"""Memory: predict what a model needs, plan batch sizes, measure, and say what would fit."""

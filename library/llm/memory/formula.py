@@ -1,16 +1,17 @@
-"""How much memory a model needs, predicted from its config alone.
+"""Predict how much memory a model needs, from its config alone.
 
-Predictions count tensors, in bytes. Their coefficients were fitted to the peaks of Qwen2, Llama,
-Qwen 3 and Gemma 3 layers of different widths on a CPU, in bfloat16 under autocast and in float32;
-benchmarks/memory_fit.py does it again, and checks them on other shapes.
+Predictions are bytes in tensors. The coefficients were fitted to peaks of Qwen2, Llama, Qwen 3 and
+Gemma 3 layers of several widths, measured on a CPU in bfloat16 under autocast and in float32.
+benchmarks/memory_fit.py repeats the fit and checks it on other shapes.
 
-On CUDA training takes less for each token, since PEFT sees autocast there alone: on a CPU it copies
-what an adapter reads into float32 (`torch.is_autocast_enabled()` in peft.tuners.lora.bnb asks about
-CUDA). Let it see autocast on a CPU, and the fit falls from 16 to 8.3 for the hidden and query width
-together and from 6.7 to 5.8 for the intermediate. 23 measurements on an H100, 1,024 to 19,200
-tokens of Qwen2.5 0.5B to 7B (benchmarks/gpu_memory.json), ask for 8.8 and 6.1, and are then
-predicted to between -0.9% and +1.0%, where the CPU's coefficients gave +0.5% to +12%. Without
-checkpoints nothing was measured on a card: the CPU's coefficients stand there, likely too high.
+On CUDA training takes less per token, because PEFT sees autocast only there. On a CPU it copies an
+adapter's inputs to float32 (peft.tuners.lora.bnb calls `torch.is_autocast_enabled()`, which asks
+about CUDA). If PEFT sees autocast on a CPU, the fitted coefficient falls from 16 to 8.3 for the
+hidden and query widths together, and from 6.7 to 5.8 for the intermediate width. 23 measurements on
+an H100 (1,024 to 19,200 tokens, Qwen2.5 0.5B to 7B, benchmarks/gpu_memory.json) give 8.8 and 6.1.
+Predictions with these are off by -0.9% to +1.0%; with the CPU's they were off by +0.5% to +12%.
+Training without gradient checkpointing was not measured on a GPU. It uses the CPU's coefficients,
+which are probably too high there.
 """
 
 import math
@@ -27,30 +28,30 @@ from library.llm.architectures import find_unadaptable
 from library.units import gib
 
 NF4_STORED_BYTES = 0.5  # per weight
-# per weight: a byte for each 64 weights, and a float for each 256 of those
+# bytes per weight: one for every 64 weights, and a float for every 256 of those
 NF4_SCALES_BYTES = 1 / 64 + 4 / (64 * 256)
-HEAD_ROWS, HEAD_COLUMNS = 4096, 32768  # the tile in which TRL's fused head computes logits
-# the same on CUDA without Triton, where plain PyTorch makes several copies of a tile
+HEAD_ROWS, HEAD_COLUMNS = 4096, 32768  # TRL's fused head computes logits in tiles of this size
+# rows of a tile on CUDA without Triton, where plain PyTorch makes several copies of it
 PLAIN_HEAD_ROWS = 256
-# for each pair of tokens and head whose score is written out: alive in a layer's backward pass, and
-# kept by each other layer where nothing is recomputed; measured on Gemma 2, Bloom and Llama, of
-# which Gemma 2 takes most
+# Bytes per pair of tokens and head if attention scores are written out: in one layer's backward
+# pass, and in each other layer without gradient checkpointing. Measured on Gemma 2, Bloom and
+# Llama; Gemma 2 takes most.
 SCORE_BYTES, KEPT_SCORE_BYTES = 17, 8
-SCORING_HEAD_BYTES = 2**26  # logits at a time when given answers are scored
+SCORING_HEAD_BYTES = 2**26  # logits computed at once when given answers are scored
 
-# cuBLAS's, which PyTorch counts among tensors, where CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8: the
-# default below Hopper, and of all measurements
+# cuBLAS's workspace, which PyTorch counts among tensors, with CUBLAS_WORKSPACE_CONFIG=:4096:2:16:8.
+# This is the default on GPUs older than Hopper, and was set in all measurements.
 WORKSPACE_BYTES = 8_519_680
 
-# Of a training step's tensors, what lies unused between them on CUDA, beside the 5% of all that is
-# kept free. Under a limit of 3.45 GiB an H100 took rows of 19,200 tokens (0.5B), 6,656 (1.5B) and
-# 1,792 (3B) and none that was 256 longer: memory was full with 7% to 10% of it between tensors
-# where most was activations, with 1% where most was weights.
+# The share of a training step's tensors that fragmentation adds on CUDA, besides the 5% of free
+# memory that is kept in reserve. Limited to 3.45 GiB, an H100 took rows of 19,200 tokens (0.5B),
+# 6,656 (1.5B) and 1,792 (3B), but not 256 tokens more. At that point 7% to 10% of memory was lost
+# between tensors if most of it held activations, and 1% if most of it held weights.
 SCATTERED = 0.1
 
-# Per token and per element of the width: tensors alive in the backward pass of one layer, tensors
-# that a layer keeps where nothing is recomputed, and those alive in one layer's forward pass
-# without gradients. Keyed by the bytes of the computing type.
+# Per token and element of the width: tensors in one layer's backward pass, tensors that each layer
+# keeps without gradient checkpointing, and tensors in one layer's forward pass without gradients.
+# Keyed by the bytes of the computing type.
 BACKWARD = {
     2: {"hidden": 14.1, "query": 1.9, "intermediate": 6.7, "key_value": 2, "normed": 2.3},
     4: {"hidden": 2.9, "query": 2.4, "intermediate": 5.9, "key_value": 2, "normed": 1},
@@ -62,11 +63,11 @@ KEPT = {
     4: {"hidden": 5.3, "query": 2.1, "intermediate": 3.8, "key_value": 2.8, "normed": 1},
 }
 
-# What DoRA adds to these: PEFT works out each adapted layer's whole weight, by way of an identity
-# matrix as wide as the layer's input. Per token and element of the width as above, with all linear
-# layers adapted; then float32 numbers for each element of the widest input squared, and of the
-# largest weight. Fitted on a CPU by benchmarks/dora_memory.py, where predictions are off by -5.7%
-# to +9.8% beyond the weights; not measured on a card.
+# What DoRA adds: PEFT computes each adapted layer's whole weight, through an identity matrix as
+# wide as the layer's input. First per token and element of the width as above, with all linear
+# layers adapted; then float32 numbers per element of the widest input squared, and of the largest
+# weight. Fitted on a CPU by benchmarks/dora_memory.py, where predictions beyond the weights are off
+# by -5.7% to +9.8%. Not measured on a GPU.
 DORA_BACKWARD = {
     2: {"hidden": 12.6, "intermediate": 5.1},
     4: {"hidden": 7.8, "intermediate": 2.4},
@@ -82,7 +83,7 @@ DORA_FORWARD = {
 DORA_TRAINING_WEIGHTS = {2: (1.3, 0.0), 4: (1.0, 3.2)}
 DORA_ANSWERING_WEIGHTS = {2: (0.0, 3.9), 4: (0.0, 3.2)}
 
-# float32 numbers for each weight of the largest layer that PiSSA takes apart, the weights included
+# float32 numbers per weight of the largest layer that PiSSA decomposes, the weights included
 PISSA_WEIGHTS = 4.1
 
 FORWARD = {
@@ -93,7 +94,7 @@ FORWARD = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA as params.yaml names it. PiSSA's is saved as LoRA of twice its rank."""
+    """LoRA as params.yaml describes it. PiSSA's adapter is saved as LoRA of twice its rank."""
 
     r: int
     target_modules: Sequence[str] | Literal["all-linear"]
@@ -103,11 +104,11 @@ class Adapter:
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """What a prediction depends on beside the model's config: how it is loaded and computed.
+    """What a prediction depends on besides the model's config: how it is loaded and computed.
 
-    Of its layers' weights a process holds `held_share` all the time and gathers `gathered_layers`
-    more: see library.llm.sharding. With `pairs` a row in training is two sequences, and a frozen
-    copy of the adapter is the reference that they are held to, as in DPO.
+    A process holds `held_share` of the layers' weights all the time and gathers `gathered_layers`
+    more: see library.llm.sharding. With `pairs`, as in DPO, a training row is two sequences, and a
+    frozen copy of the adapter serves as the reference model.
     """
 
     quantization: Literal["nf4", "none"]
@@ -117,38 +118,38 @@ class ComputeSettings:
     device_type: str
     held_share: float = 1.0
     gathered_layers: float = 0.0
-    triton: bool = True  # whether TRL's fused head runs as Triton's kernels on CUDA
-    ddp: bool = False  # whether DDP averages gradients, by copies of its own
-    cublas_bytes: int = WORKSPACE_BYTES  # of one thread's workspace
-    # of a card whose flash attention computes deterministically: each adds up its own gradient of
-    # the queries, in float32 (dq_accum in PyTorch's flash_api.cpp); 0 where it does not
+    triton: bool = True  # whether TRL's fused head uses Triton kernels on CUDA
+    ddp: bool = False  # whether DDP averages gradients, with its own copies
+    cublas_bytes: int = WORKSPACE_BYTES  # workspace of one thread
+    # of a GPU whose flash attention is deterministic: each multiprocessor sums its own gradient of
+    # the queries in float32 (dq_accum in PyTorch's flash_api.cpp); otherwise 0
     multiprocessors: int = 0
     pairs: bool = False
 
     @property
     def size(self) -> int:
-        """Bytes of a number in the computing type."""
+        """Bytes per number in the computing type."""
         return self.dtype.itemsize
 
     @property
     def workspace(self) -> int:
-        """Bytes of the libraries' own that PyTorch counts among tensors."""
+        """Bytes of cuBLAS's workspaces, which PyTorch counts among tensors."""
         return self.cublas_bytes if self.device_type == "cuda" else 0
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by what they are for. A layer's and the head's are not needed at the same time."""
+    """Bytes by purpose. A layer's and the head's are never needed at the same time."""
 
     weights: int
-    adapter: int  # LoRA with gradients and Adam's two moments when training
-    # checkpoints or kept activations when training, keys and values when answering
+    adapter: int  # in training: LoRA, its gradients and Adam's two moments
+    # in training: checkpoints or kept activations; when answering: keys and values
     activations: int
     attention: int
     layer: int
     head: int
     workspace: int = 0
-    scattered: int = 0  # unused between tensors of different sizes: in no tensor, nor in the peak
+    scattered: int = 0  # lost to fragmentation: in no tensor, so not in the peak
 
     @property
     def needed(self) -> int:
@@ -157,7 +158,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Most bytes in tensors at one time."""
+        """The most bytes in tensors at one time."""
         return (
             self.weights
             + self.adapter
@@ -183,9 +184,9 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model in numbers of parameters, and its widths."""
+    """A model's numbers of parameters and its widths."""
 
-    linear: int  # in linear layers other than the output embedding: what is quantized
+    linear: int  # in linear layers except the output embedding: what is quantized
     other: int  # embeddings, norms, biases
     lora: int
     vocabulary: int
@@ -194,17 +195,17 @@ class Sizes:
     intermediate: int
     query: int
     key_value: int
-    # what is normalized in a layer beside its two inputs: queries and keys in Qwen 3, outputs in
+    # width normalized in a layer besides its two inputs: queries and keys in Qwen 3, outputs in
     # Gemma 3
     normed: int = 0
     heads: int = 1
-    embedding: int = 0  # of `other`, the token embeddings, where the output head has its own
-    eager_heads: int = 0  # heads whose scores are written out, where PyTorch's attention can't be
-    widest_input: int = 0  # of an adapted layer
-    largest_weight: int = 0  # of an adapted layer, in elements
+    embedding: int = 0  # token embeddings within `other`, if the output head is separate
+    eager_heads: int = 0  # heads whose scores are written out: PyTorch's attention cannot be used
+    widest_input: int = 0  # of the adapted layers
+    largest_weight: int = 0  # of the adapted layers, in elements
 
     def per_token(self, coefficients: Mapping[str, float]) -> float:
-        """Elements for each token in one layer."""
+        """Elements per token in one layer."""
         return sum(factor * int(getattr(self, width)) for width, factor in coefficients.items())
 
 
@@ -223,10 +224,10 @@ def _count_normed(model: torch.nn.Module, hidden: int, query: int, key_value: in
 
 
 def measure_sizes(config: PreTrainedConfig, adapter: Adapter) -> Sizes:
-    """Count a model's parameters without its weights: it is built where tensors have shapes only.
+    """Count a model's parameters without its weights, on a device that only has shapes.
 
-    Raises InputError where the adapter names a linear layer that the model does not have; names are
-    matched as PEFT does.
+    Raises InputError if the adapter names a linear layer that the model does not have. Names are
+    matched as PEFT matches them.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -294,14 +295,14 @@ def _dora_weights(sizes: Sizes, factors: tuple[float, float]) -> float:
 def predict_training(
     sizes: Sizes, setting: ComputeSettings, rows: int, length: int, answer: int
 ) -> MemoryEstimate:
-    """Bytes of one training step on `rows` rows of `length` tokens each, `answer` of them with a
-    loss.
+    """Predict the bytes of one training step on `rows` rows of `length` tokens.
 
-    The reference's forward pass keeps nothing, and takes less than a layer's backward pass.
+    The loss covers `answer` tokens of each row. DPO's reference pass needs no extra bytes: it keeps
+    nothing, and takes less than a layer's backward pass.
     """
     rows = 2 * rows if setting.pairs else rows
     tokens, size = rows * length, setting.size
-    # while a layer's gradient passes through a 4-bit weight, that is there in the computing type
+    # a 4-bit weight is dequantized to the computing type while its layer's gradient is computed
     backward = CUDA_BACKWARD if setting.device_type == "cuda" else BACKWARD[size]
     layer = tokens * size * sizes.per_token(backward)
     layer += (setting.quantization == "nf4") * sizes.hidden * sizes.intermediate * size
@@ -310,11 +311,11 @@ def predict_training(
         layer += _dora_weights(sizes, DORA_TRAINING_WEIGHTS[size])
         if setting.gradient_checkpointing:
             layer += tokens * size * sizes.per_token(DORA_BACKWARD[size])
-    if variant.pissa and not setting.pairs:  # dpo goes on from the adapter as it was saved
+    if variant.pissa and not setting.pairs:  # dpo starts from the saved adapter
         layer = max(layer, 4 * PISSA_WEIGHTS * sizes.largest_weight)
     if setting.gradient_checkpointing:
         activations, masks = tokens * size * sizes.layers * sizes.hidden, 1
-    else:  # what the last layer keeps is part of its backward pass
+    else:  # what the last layer keeps is counted in its backward pass
         activations, masks = (
             int(tokens * size * sizes.layers * sizes.per_token(KEPT[size])),
             sizes.layers,
@@ -322,20 +323,20 @@ def predict_training(
         layer -= tokens * size * sizes.per_token(KEPT[size])
         if variant.dora:
             activations += int(tokens * size * sizes.layers * sizes.per_token(DORA_KEPT[size]))
-    # in Triton's kernels positions without a label are left out of the head; elsewhere TRL computes
-    # all, and in plain PyTorch
+    # Triton's kernels skip positions without a label; on a CPU and in plain PyTorch TRL computes
+    # all
     kernels = setting.device_type == "cuda" and setting.triton
     labelled = rows * answer if kernels else tokens
     tile = min(labelled, HEAD_ROWS if kernels or setting.device_type == "cpu" else PLAIN_HEAD_ROWS)
     head = tile * HEAD_COLUMNS * size + labelled * sizes.hidden * (4 + size)
     if not kernels:
         head += tile * min(sizes.vocabulary, HEAD_COLUMNS) * 29
-    # the mask, and in the computing type for each layer that keeps it; a batch of one has no
-    # padding, and then none
+    # the mask, plus a copy in the computing type in each layer that keeps it; a batch of one has no
+    # padding, so no mask
     attention = (rows > 1) * rows * length**2 * (1 + size * masks)
     kept = (masks - 1) * KEPT_SCORE_BYTES
     attention += rows * sizes.eager_heads * length**2 * (SCORE_BYTES + kept)
-    if setting.multiprocessors and not sizes.eager_heads:  # the first is among the layer's
+    if setting.multiprocessors and not sizes.eager_heads:  # the layer includes the first copy
         copies = math.ceil(setting.multiprocessors / (rows * sizes.heads))
         layer += (copies - 1) * tokens * sizes.query * 4
     trained = sizes.lora * (2 if variant.pissa and setting.pairs else 1)
@@ -347,8 +348,8 @@ def predict_training(
         attention,
         int(layer),
         head,
-        # the backward pass has a thread, and a workspace, of its own; what it takes of the smallest
-        # is in the coefficients
+        # the backward pass runs in a thread with its own workspace; the coefficients already
+        # include the smallest one
         setting.workspace and 2 * setting.workspace - WORKSPACE_BYTES,
         int(
             (setting.device_type == "cuda")
@@ -361,7 +362,7 @@ def predict_training(
 def predict_answering(
     sizes: Sizes, setting: ComputeSettings, rows: int, prompt: int, new: int
 ) -> MemoryEstimate:
-    """Bytes of answering `rows` prompts of `prompt` tokens with `new` tokens each."""
+    """Predict the bytes of answering `rows` prompts of `prompt` tokens with `new` tokens each."""
     size = setting.size
     cache = rows * (prompt + new) * size * 2 * sizes.layers * sizes.key_value
     layer = rows * prompt * size * sizes.per_token(FORWARD[size])
@@ -369,8 +370,8 @@ def predict_answering(
         layer += rows * prompt * size * sizes.per_token(DORA_FORWARD[size])
         layer += _dora_weights(sizes, DORA_ANSWERING_WEIGHTS[size])
     attention = rows * prompt**2 * ((rows > 1) + SCORE_BYTES * sizes.eager_heads)
-    # once read, the prompt's cache is copied, and rows of the copy are chosen layer by layer, for a
-    # quarter of what is scored
+    # for scoring, the prompt's cache is copied, and the copy's rows are selected layer by layer,
+    # for a quarter of the completions at a time
     logits = min(SCORING_HEAD_BYTES // 4, 4 * rows * new * sizes.vocabulary)
     head = int(cache * (1 + 2 / sizes.layers)) + max(
         8 * logits, (size + 8) * rows * sizes.vocabulary
@@ -387,10 +388,10 @@ def predict_answering(
 
 
 def predict_merging(sizes: Sizes) -> MemoryEstimate:
-    """Bytes of the computer's memory for adding an adapter to a base model in float32: the weights,
-    the adapter, and three copies of what is added to one linear layer.
+    """Predict the bytes of main memory for merging an adapter into a base model in float32.
 
-    A process grew by 3% more, with Qwen2 models of 137 and 331 million parameters.
+    They hold the weights, the adapter, and three copies of one linear layer's update. Measured
+    processes grew by 3% more, with Qwen2 models of 137 and 331 million parameters.
     """
     weights = 4 * (sizes.linear + sizes.other)
     layer = 3 * 4 * sizes.hidden * sizes.intermediate

@@ -1,4 +1,4 @@
-"""How much memory there is, how much was taken, and whether it ran out."""
+"""Measure how much memory is free and used, and detect when it ran out."""
 
 import os
 import sys
@@ -16,15 +16,15 @@ from library.llm.memory.formula import MemoryEstimate
 from library.llm.processes import gather_from_all, processes
 from library.units import GIB
 
-SPARE = 0.05  # of what is free, for what lies unused between tensors
-# of CUDA itself and cuBLAS's workspace: 0.3 to 0.5 GB on small cards, 0.69 on an H100
+SPARE = 0.05  # of free memory, kept in reserve for fragmentation
+# CUDA's context and cuBLAS's workspace: 0.3 to 0.5 GB on small GPUs, 0.69 on an H100
 CONTEXT_BYTES = 450_000_000
 
 
 def memory_limit() -> int | None:
-    """Bytes of MEMORY_LIMIT_GIB in the environment; None where it is not set.
+    """MEMORY_LIMIT_GIB in the environment, in bytes; None if it is not set.
 
-    Raises InputError where it is no positive number.
+    Raises InputError if it is not a positive number.
     """
     value = os.environ.get("MEMORY_LIMIT_GIB", "")
     try:
@@ -39,11 +39,10 @@ def memory_limit() -> int | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that tensors may take: what is free on the device, or less where MEMORY_LIMIT_GIB in
-    the environment says so.
+    """Bytes that tensors may take: what is free on the device, or less if MEMORY_LIMIT_GIB is set.
 
-    The limit is a smaller card than is there: on CUDA what CUDA itself needs comes off it, and
-    PyTorch is held to the rest.
+    The limit simulates a smaller GPU: on CUDA the context's share is subtracted from it, and
+    PyTorch's allocator is held to the rest.
     """
     limit = memory_limit()
     if device.type != "cuda":
@@ -58,9 +57,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def free_beside(device: torch.device) -> int:
-    """Bytes that are free in the computer's memory for what is done there, whatever the device.
+    """Bytes free in main memory for work done there, whatever the device.
 
-    MEMORY_LIMIT_GIB is for the device: beside a card the computer's memory has no limit.
+    MEMORY_LIMIT_GIB limits the device: on a machine with a GPU it does not limit main memory.
     """
     if device.type == "cpu":
         return free_bytes(device)
@@ -68,39 +67,38 @@ def free_beside(device: torch.device) -> int:
 
 
 def fits(prediction: MemoryEstimate, free: float) -> bool:
-    """Whether a prediction leaves a little of what is free."""
+    """Whether a prediction fits into the free bytes with a small reserve."""
     return prediction.needed <= free * (1 - SPARE)
 
 
 def count_ooms(device: torch.device) -> int:
-    """How often PyTorch ran out of a device's memory in this process."""
+    """How often PyTorch has run out of a device's memory in this process."""
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
 
 
 def ran_out_of_memory(error: RuntimeError, device: torch.device, before: int = 0) -> bool:
-    """Whether the device's memory was full, `before` being what `count_ooms` said when it was not
-    yet.
+    """Whether an error means out of memory; `before` is what `count_ooms` said before the work.
 
-    transformers hides it in loading, where the allocator's own count still tells.
+    transformers hides the error while loading, but the allocator's count still shows it.
     """
     said = any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
     return isinstance(error, torch.OutOfMemoryError) or said or count_ooms(device) > before
 
 
 class OutOfMemoryError(Exception):
-    """A device's memory is full, whichever library found out and however it said so."""
+    """A device is out of memory, whichever library reported it and however."""
 
 
 @contextmanager
 def name_out_of_memory(device: torch.device) -> Iterator[None]:
-    """Raise OutOfMemoryError where memory runs out, whose errors differ from library to library.
+    """Raise OutOfMemoryError if memory runs out, whichever of the libraries' errors says so.
 
-    Once it is handled, what was computed can be freed: nothing holds on to it.
+    It holds no reference to what was computed, so that memory can be freed once it is handled.
     """
     before = count_ooms(device)
     try:
         yield
-    except RuntimeError as error:  # PyTorch's own, and those of the libraries that it calls
+    except RuntimeError as error:  # PyTorch's own, and those of libraries it calls
         if not ran_out_of_memory(error, device, before):
             raise
         raise OutOfMemoryError from None
@@ -108,7 +106,7 @@ def name_out_of_memory(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
-    """Raise InputError with advice where memory runs out in loading."""
+    """Raise InputError with advice if loading runs out of memory."""
     try:
         with name_out_of_memory(device):
             yield
@@ -117,9 +115,7 @@ def explain_out_of_memory(device: torch.device, advice: str) -> Iterator[None]:
 
 
 def resident_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a process's share of parameters, gradients and buffers, what bitsandbytes needs to
-    read 4-bit ones included.
-    """
+    """Bytes of a process's parameters, gradients, buffers and bitsandbytes' 4-bit constants."""
     size = 0
     for tensor in [*model.parameters(), *model.buffers()]:
         held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -135,19 +131,18 @@ def resident_bytes(model: torch.nn.Module) -> int:
 
 
 def measure_peak(device: torch.device, run: Callable[[], Any]) -> int:
-    """The most bytes that tensors took while `run` ran, beyond those there before on a CPU and with
-    them on CUDA.
+    """The most bytes in tensors while `run` runs: on a CPU beyond those before, on CUDA in all.
 
-    On CUDA this is the allocator's own count. On a CPU it is the running sum of what PyTorch's
-    profiler saw allocated and freed, from run to run the same to 1%, which the process's resident
-    memory is not.
+    On CUDA this is the allocator's count. On a CPU it is the running sum of what PyTorch's profiler
+    saw allocated and freed. That varies by 1% between runs, while the process's resident memory
+    varies more.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # stops the profiler's startup message
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     events = [
@@ -175,7 +170,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def measure_free(device: torch.device) -> int:
-    """Bytes that are free for tensors in the process that has least, once CUDA and what joins
+    """Bytes free for tensors in the process that has least, after CUDA and the connection between
     processes have taken theirs.
     """
     if device.type == "cuda":

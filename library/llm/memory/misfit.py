@@ -1,4 +1,4 @@
-"""What does not fit into memory and what would: as data, and as text."""
+"""What does not fit into memory and what would, as data and as text."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from library.units import gib
 
 @dataclass(frozen=True)
 class ShorterLength:
-    """A lower format.max_length, and the longest formatted row it would give, in tokens.
+    """A lower format.max_length, and the tokens of the longest formatted row with it.
 
     It leaves each question at least `room` tokens for passages of about `passage` tokens each.
     """
@@ -23,7 +23,7 @@ class ShorterLength:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A single change, as the user would make it, and the memory that is needed with it."""
+    """A single change, as the user would make it, and the memory needed with it."""
 
     change: str
     predicted: MemoryEstimate
@@ -34,7 +34,7 @@ class Alternative:
 class Misfit:
     """What does not fit into the `free` bytes, and the changes that would.
 
-    In training it is a batch of `unit` in a `stage`.
+    In training, it is a batch of `unit` in a `stage`.
     """
 
     length: int
@@ -53,7 +53,7 @@ def describe_free_memory(free: int, device_type: str) -> str:
 
 
 def describe_alternative(alternative: Alternative) -> str:
-    """A change and its memory; for a shorter length also the room for passages."""
+    """Describe a change and its memory; for a shorter length also the room for passages."""
     shorter = alternative.shorter
     leaves = ""
     if shorter is not None and shorter.passage:

@@ -1,4 +1,4 @@
-"""Before a model is loaded: does it fit, how many rows at a time, and what would fit if not."""
+"""Before loading a model: does it fit, with which batch size, and what would fit if not."""
 
 import logging
 import os
@@ -51,14 +51,14 @@ from library.units import gib
 
 log = logging.getLogger(__name__)
 
-MODELS_OFFERED = 3  # where a model does not fit
-MOST_TOKENS = 65536  # in a batch that is answered: beyond, a card gets no faster
+MODELS_OFFERED = 3  # suggested if a model does not fit
+MOST_TOKENS = 65536  # in a batch of prompts: a GPU gets no faster with more
 MOST_TOKENS_ON_CPU = 8192  # the same on a CPU
 
 
 @dataclass(frozen=True)
 class LongestLengths:
-    """Tokens of the longest rows: prompt and answer together, and the answer alone."""
+    """Tokens of the longest rows: of prompt and answer together, and of the answer alone."""
 
     length: int
     answer: int
@@ -67,7 +67,7 @@ class LongestLengths:
 
 @dataclass(frozen=True)
 class Plan:
-    """How sft or dpo goes about its work on this machine, and what it needs."""
+    """How sft or dpo trains on this machine, and what it needs."""
 
     device: str
     free: int  # bytes
@@ -77,7 +77,7 @@ class Plan:
     predicted: MemoryEstimate
 
     def record(self) -> dict[str, object]:
-        """The plan as JSON, in MB: the same where nothing changed, so without what is free."""
+        """The plan as JSON, in MB, without the free memory: it is the same in every run."""
         values = asdict(self)
         del values["free"]
         predicted = {"peak": self.predicted.peak, **asdict(self.predicted)}
@@ -85,16 +85,15 @@ class Plan:
 
 
 def lengths_below(max_length: int, least: int) -> range:
-    """Values of format.max_length to try, the largest first, of which none is below `least`."""
+    """Values of format.max_length to try, largest first, down to `least`."""
     step = max(16, max_length // 512 * 16)
     return range((max_length - 1) // step * step, least - 1, -step)
 
 
 def shorter_lengths(rows: Sequence[FormattedRow], params: FormatParams) -> list[ShorterLength]:
-    """Lower values of format.max_length, and what each would make of the formatted rows.
+    """Lower values of format.max_length, and the longest formatted row with each.
 
-    Down to the least that leaves each question the room for its answer: below, rows would be
-    rejected.
+    They stop at the least that leaves room for every answer: below that, rows would be rejected.
     """
     reserves = [max(row["answer_tokens"], params.max_new_tokens) for row in rows]
     least = max(
@@ -120,8 +119,8 @@ def make_settings(
 ) -> ComputeSettings:
     """How the stages load and compute a model on such a device.
 
-    In `count` processes, or in those that there are. Raises InputError where the adapter is not for
-    such a base.
+    `count` is the number of processes, by default as many as are running. Raises InputError if the
+    adapter cannot be trained on this base model.
     """
     if sft.lora.starts_from_weights and model_file.quantization != "none":
         raise InputError(
@@ -151,8 +150,8 @@ def make_settings(
 
 
 def _repeatable(settings: ComputeSettings) -> ComputeSettings:
-    """The same on a card that computes the same bytes twice; of one that is not here only cuBLAS's
-    part is known.
+    """The settings for a GPU that computes deterministically; for a GPU on another machine they
+    only cover cuBLAS's workspace.
     """
     settings = replace(settings, cublas_bytes=cublas_workspace())
     if not torch.cuda.is_available() or lacks_bfloat16(pick_device()):
@@ -162,12 +161,12 @@ def _repeatable(settings: ComputeSettings) -> ComputeSettings:
 
 
 def can_offload(settings: ComputeSettings) -> bool:
-    """Whether FSDP=offload would keep frozen weights off the device that are there now."""
+    """Whether FSDP=offload would move frozen weights off the device."""
     return settings.device_type == "cuda" and settings.held_share > 0
 
 
 def offload(settings: ComputeSettings) -> ComputeSettings:
-    """The same with the layers' frozen weights in the computer's memory."""
+    """The settings with the layers' frozen weights in main memory."""
     held, gathered = held_and_gathered_layers(
         "offload", settings.device_type, processes().num_processes
     )
@@ -175,9 +174,9 @@ def offload(settings: ComputeSettings) -> ComputeSettings:
 
 
 def load_sizes(model_file: AnyModel, adapter: Adapter) -> Sizes | None:
-    """A model's sizes without its weights: from what its file says, or from config.json.
+    """A model's sizes without its weights: from its file in models/, or from config.json.
 
-    None where neither is there.
+    None if neither is there.
     """
     if isinstance(model_file, HubModel):
         if model_file.config is None:
@@ -197,9 +196,9 @@ def read_sizes(folder: Path, adapter: Adapter) -> Sizes:
 
 
 def read_count(name: str) -> int | None:
-    """A positive whole number in the environment; None where it is not set.
+    """A positive whole number from the environment; None if it is not set.
 
-    Raises InputError where it is something else.
+    Raises InputError if it is something else.
     """
     value = os.environ.get(name, "")
     if value and not (value.isdecimal() and int(value)):
@@ -212,9 +211,9 @@ def read_count(name: str) -> int | None:
 def batch_size_choices(effective_batch_size: int, section: str = "sft") -> list[int]:
     """The batch sizes that a process may take, largest first.
 
-    They, times the processes, divide the effective batch size of a section of params.yaml.
-    PER_DEVICE_TRAIN_BATCH_SIZE in the environment leaves that number alone. Raises InputError where
-    the processes, or it, do not divide.
+    Times the number of processes, each divides the effective batch size of a section of
+    params.yaml. PER_DEVICE_TRAIN_BATCH_SIZE in the environment leaves only that size. Raises
+    InputError if it, or the number of processes, does not divide the effective batch size.
     """
     count = processes().num_processes
     if effective_batch_size % count:
@@ -242,9 +241,9 @@ def plan_training(
     longest: LongestLengths,
     most_rows: int | None = None,
 ) -> Plan:
-    """The largest batch size, `most_rows` at most, that is predicted to fit; the same everywhere.
+    """Choose the largest batch size, at most `most_rows`, predicted to fit on every process.
 
-    Raises InputError where one row is too much, with what would fit and how much that takes.
+    Raises InputError if one row does not fit, with the changes that would and their memory.
     """
     sizes = read_sizes(config_dir, settings.adapter)
     device = pick_device()
@@ -277,7 +276,10 @@ def choose_batch_size(
     choices: Sequence[int],
     free: int,
 ) -> tuple[int, MemoryEstimate] | Misfit:
-    """The first batch size whose training step fits, with its prediction; or what would fit."""
+    """Choose the first batch size whose training step fits, or list what would fit if none does.
+
+    `choices` are the batch sizes, largest first. Returns the batch size with its prediction.
+    """
     for rows in choices:
         predicted = predict_training(sizes, settings, rows, longest.length, longest.answer)
         if fits(predicted, free):
@@ -296,7 +298,7 @@ def choose_batch_size(
 def _training_alternatives(
     sizes: Sizes, settings: ComputeSettings, longest: LongestLengths, rows: int, free: int
 ) -> Iterator[Alternative]:
-    """Changes of one thing that could make a training step fit; not all of them do."""
+    """Single changes that could make a training step fit; the caller checks which do."""
 
     def need(
         sizes: Sizes = sizes,
@@ -306,7 +308,7 @@ def _training_alternatives(
     ) -> MemoryEstimate:
         return predict_training(sizes, settings, rows, length, longest.answer)
 
-    if rows > 1:  # or fewer would have been tried
+    if rows > 1:  # smaller batch sizes were set aside by the environment
         change = "PER_DEVICE_TRAIN_BATCH_SIZE=1 in the environment, or unset"
         yield Alternative(change, need(rows=1))
     if settings.quantization == "none":
@@ -341,7 +343,7 @@ def _training_alternatives(
 
 
 def _smaller_models(sizes: Sizes, adapter: Adapter) -> list[tuple[str, HubModel, Sizes]]:
-    """Models of a hub with fewer parameters, the largest first."""
+    """Hub models with fewer parameters, largest first."""
     smaller = []
     for name in list_models():
         model_file = load_model_file(name)
@@ -354,8 +356,8 @@ def _smaller_models(sizes: Sizes, adapter: Adapter) -> list[tuple[str, HubModel,
 
 @dataclass(frozen=True)
 class Way:
-    """Another way to ask, as a user chooses it: how it computes, how long prompts then are, and
-    where config.json lies if it is another model's.
+    """Another way to answer, as a user would choose it: settings, prompt lengths, and the folder of
+    config.json if it is another model's.
     """
 
     change: str
@@ -365,25 +367,25 @@ class Way:
 
 
 def offloaded_ways(settings: ComputeSettings, longest: LongestLengths) -> list[Way]:
-    """Asking with the layers' frozen weights in the computer's memory, where that saves any."""
+    """Answering with the layers' frozen weights in main memory, if that saves any."""
     if not can_offload(settings):
         return []
     return [Way("FSDP=offload in the environment", offload(settings), longest)]
 
 
 def unadapted(settings: ComputeSettings) -> ComputeSettings:
-    """The same without an adapter."""
+    """The settings without an adapter."""
     return replace(settings, adapter=Adapter(0, "all-linear"))
 
 
 def merged(settings: ComputeSettings) -> ComputeSettings:
-    """How `load_merged` loads a model on the same device: whole, neither quantized nor adapted."""
+    """How `load_merged` loads a model on the same device: neither quantized nor adapted."""
     whole = replace(settings, held_share=1.0, gathered_layers=0.0)
     return replace(unadapted(whole), quantization="none")
 
 
 def on_cpu(settings: ComputeSettings) -> ComputeSettings:
-    """The same on the CPU, in its type."""
+    """The settings on the CPU, in its computing type."""
     return replace(settings, device_type="cpu", dtype=torch.float32)
 
 
@@ -396,11 +398,12 @@ def plan_answering(
     instead: str = "model={}",
     shown: bool = True,
 ) -> int:
-    """Tokens of a batch when answering, padding included, `most_tokens` at most.
+    """Tokens of a batch when answering, padding included, at most `most_tokens`.
 
-    TOKENS_PER_BATCH in the environment, or what is predicted to fit. Raises InputError where one
-    row is too much, with what would fit: the first of each of `ways`, and smaller models, a name
-    said as `instead`. What the environment says is not refused, and warned of.
+    It is TOKENS_PER_BATCH in the environment, or what is predicted to fit. Raises InputError if one
+    row does not fit, with what would: the first fitting one of each of `ways`, and smaller models,
+    whose names are put into `instead`. A size from the environment is never refused, only warned
+    about.
     """
     sizes = read_sizes(config_dir, settings.adapter)
     free = measure_free(pick_device())
@@ -439,8 +442,8 @@ def plan_answering(
 def plan_dequantizing(
     config_dir: Path, settings: ComputeSettings, longest: LongestLengths, tokens: int
 ) -> bool:
-    """Whether to dequantize 4-bit weights once before answering: where batches of so many tokens
-    fit all the same. Layers that FSDP shards or offloads stay in 4 bits.
+    """Whether to dequantize 4-bit weights once before answering: if batches of `tokens` tokens
+    still fit. Layers that FSDP shards or offloads stay in 4 bits.
     """
     if settings.quantization != "nf4" or find_sharding() is not None:
         return False
@@ -486,7 +489,7 @@ def _fitting_models(
 ) -> list[Alternative]:
     fitting = []
     for name, model_file, other in _smaller_models(sizes, settings.adapter):
-        # what is merged is not quantized, whichever model it is of
+        # a merged model is not quantized, whichever it is
         kept = settings.adapter.r == 0 and settings.quantization == "none"
         changed = replace(settings, quantization="none" if kept else model_file.quantization)
         if fits(predicted := _predict_row(other, changed, longest), free):
@@ -495,9 +498,9 @@ def _fitting_models(
 
 
 def check_merging(config_dir: Path, adapter: Adapter) -> None:
-    """Log what merging needs of the computer's memory.
+    """Log how much main memory merging needs.
 
-    Raises InputError where there is less, with the models that would fit.
+    Raises InputError if less is free, with the models that would fit.
     """
     sizes = read_sizes(config_dir, adapter)
     free = free_beside(pick_device())
