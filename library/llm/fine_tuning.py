@@ -55,7 +55,7 @@ def fine_tune(params: Params, checkpoints: Path) -> tuple[CheckedTrainer, dict[s
     validation = read_formatted("validation")
     steps = count_steps(len(train), params.sft)
     log.info(
-        "%d train rows, %g epochs: at most %d optimizer steps, validation every %d steps",
+        "%d train rows, epochs: %g, at most %d optimizer steps, validation every %d steps",
         *(len(train), params.sft.num_train_epochs, steps, params.sft.eval_steps),
     )
 
