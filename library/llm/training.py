@@ -1,4 +1,4 @@
-"""Fine-tuning with TRL: the trainer that params.yaml describes, and what is kept of its run."""
+"""Fine-tuning with TRL: the trainer that params.yaml describes, and what is saved of its run."""
 
 import shutil
 import tempfile
@@ -37,10 +37,10 @@ from library.records import FormattedRow
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained on, and how: all but how much goes through the device at once.
+    """What to train on, and how; the batch size is chosen separately.
 
-    Checkpoints go to `output_dir`. With `padding_free` the rows of a batch stand one after the
-    other, which is for attention that needs no mask to keep them apart.
+    Checkpoints go to `output_dir`. With `padding_free` the rows of a batch are concatenated; the
+    attention must keep them apart without a mask.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -54,10 +54,10 @@ class TrainingTask:
 
 
 def logging_steps(eval_steps: int, steps: int) -> int:
-    """How often the training loss is logged: about ten times in all, and once at each evaluation.
+    """How often to log the training loss: about ten times in all, and at each evaluation.
 
-    It divides `eval_steps`: a run that goes on from a checkpoint then logs the same means as one
-    that was never stopped.
+    It divides `eval_steps`, so that a resumed run logs the same means as one that was never
+    stopped.
     """
     wanted = max(1, min(eval_steps // 4, steps // 10))
     return next(every for every in range(wanted, 0, -1) if eval_steps % every == 0)
@@ -66,8 +66,9 @@ def logging_steps(eval_steps: int, steps: int) -> int:
 def shared_arguments(
     output_dir: Path, params: SftParams | DpoParams, per_device: int, device: torch.device
 ) -> dict[str, Any]:
-    """What TRL's configurations have in common here, with `per_device` rows at a time in each
-    process, as many times as make the effective batch size.
+    """The arguments that SFT and DPO share, with batch size `per_device` in each process.
+
+    Gradient accumulation makes up the effective batch size.
     """
     dtype = pick_dtype(device)
     return {
@@ -87,14 +88,14 @@ def shared_arguments(
         "restore_callback_states_from_checkpoint": True,
         "report_to": "none",
         "dataloader_pin_memory": device.type == "cuda",
-        "disable_tqdm": True,  # Progress has its own
+        "disable_tqdm": True,  # Progress shows its own bar
     }
 
 
 def training_arguments(task: TrainingTask, per_device: int, device: torch.device) -> SFTConfig:
-    """TRL's configuration of a task, with `per_device` rows at a time in each process.
+    """TRL's configuration of a task, with batch size `per_device` in each process.
 
-    The adapter with the least validation loss is the one that training ends with.
+    Training ends with the adapter that has the lowest validation loss.
     """
     params = task.params
     steps = count_steps(len(task.train), params)
@@ -104,13 +105,13 @@ def training_arguments(task: TrainingTask, per_device: int, device: torch.device
         warmup_steps=params.warmup_steps,
         weight_decay=params.weight_decay,
         max_grad_norm=params.max_grad_norm,
-        max_length=None,  # TRL would cut; check_dataset holds the rows to format.max_length
+        max_length=None,  # TRL would truncate; check_dataset enforces format.max_length
         gradient_checkpointing=task.gradient_checkpointing,
         padding_free=task.padding_free,
         eval_strategy="steps",
         eval_steps=params.eval_steps,
         save_steps=params.eval_steps,
-        # the best one, the last that is marked complete, and the one that is being written
+        # the best, the last complete one, and the one being written
         save_total_limit=3,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
@@ -121,7 +122,7 @@ def training_arguments(task: TrainingTask, per_device: int, device: torch.device
 
 
 def lora_config(model: PreTrainedModel, params: SftLoraParams) -> LoraConfig:
-    """The adapter that params.yaml describes, on those of a model's layers that can have one."""
+    """The LoRA configuration of params.yaml, for those layers of the model that can be adapted."""
     everywhere = params.target_modules == "all-linear"
     excluded = find_unadaptable(model) if everywhere else []
     return LoraConfig(
@@ -130,9 +131,9 @@ def lora_config(model: PreTrainedModel, params: SftLoraParams) -> LoraConfig:
 
 
 def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -> CheckedTrainer:
-    """A trainer on a loaded base model, with a new LoRA adapter in float32 and every row checked.
+    """Build a trainer on a base model, with a new float32 LoRA adapter and every row checked.
 
-    It takes `per_device` rows at a time in each process, as many times as make the effective batch
+    Each process takes batches of `per_device` rows and accumulates them to the effective batch
     size.
     """
     disable_progress_bars()  # five bars of half a second each
@@ -144,7 +145,7 @@ def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -
         train_dataset=to_dataset(task.train, task.tokenizer),
         eval_dataset=to_dataset(task.validation, task.tokenizer),
         processing_class=task.tokenizer,
-        # given here, not applied before: only then TRL seeds before the adapter is initialized
+        # passed here, because only then TRL sets the seed before the adapter is initialized
         peft_config=lora_config(model, task.params.lora),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=patience), MarkComplete()],
     )
@@ -162,7 +163,7 @@ def build_trainer(model: PreTrainedModel, task: TrainingTask, per_device: int) -
 
 
 def check_magnitudes(model: torch.nn.Module) -> None:
-    """Raise InputError where DoRA would divide by 0: a layer has a row of zeros."""
+    """Raise InputError if a layer has a row of zeros, because DoRA would divide by 0."""
     for name, value in model.named_parameters():
         if "lora_magnitude_vector" in name and (value == 0).any():
             layer = name.partition(".lora_magnitude_vector")[0].removeprefix("base_model.model.")
@@ -173,8 +174,8 @@ def check_magnitudes(model: torch.nn.Module) -> None:
 
 
 def keep_initial_adapter(model: Any, folder: Path) -> None:
-    """Save the adapter as it begins, for `save_adapter`, where the base's weights lack it from then
-    on.
+    """Save the initial adapter. `save_adapter` needs it if the base's weights were changed to make
+    it.
     """
     if processes().is_main_process:
         model.save_pretrained(folder)
@@ -182,8 +183,8 @@ def keep_initial_adapter(model: Any, folder: Path) -> None:
 
 
 def prepare_adapters(trainer: Any, device: torch.device) -> None:
-    """Have a new trainer keep what it trains in float32, read adapters by way of the CPU, and shard
-    its model's layers where FSDP asks for it.
+    """Prepare a new trainer: train in float32, read adapters through the CPU, and shard the model's
+    layers if FSDP asks for it.
     """
     keep_adapter_in_float32(trainer.model)
     read_adapters_on_cpu(trainer.model)
@@ -194,10 +195,10 @@ def prepare_adapters(trainer: Any, device: torch.device) -> None:
 def history_csv(
     log_history: Iterable[Mapping[str, Any]], measures: Sequence[str] = ("loss", "eval_loss")
 ) -> str:
-    """The trainer's log as CSV: step, epoch, losses or other measures, learning rate and gradient
+    """The trainer's log as CSV: step, epoch, losses or other measures, learning rate, gradient
     norm.
 
-    Seconds are left out: nothing here may change when nothing changed.
+    Times are left out, so that the file is the same in every run.
     """
     columns = ["step", "epoch", *measures, "learning_rate", "grad_norm"]
     entries = pd.DataFrame(list(log_history)).reindex(columns=columns)
@@ -206,12 +207,12 @@ def history_csv(
 
 
 def save_adapter(model: Any, adapter_dir: Path, started_from: Path | None = None) -> None:
-    """Save the adapter, the manifest of its base and what it was trained on; the same adapter gives
-    the same bytes. One that was taken out of the base's weights becomes LoRA of twice its rank, for
-    the base as it is published.
+    """Save the adapter, with the manifest of its base model and training data.
 
-    PEFT holds names of modules as sets, whose order changes from process to process, and notes the
-    base's folder on this disk. `started_from` is the adapter that training went on from.
+    The same adapter gives the same bytes: module names are sorted, because PEFT's sets have another
+    order in each process, and the base's local folder is replaced by its name. An adapter that was
+    taken out of the base's weights is saved as LoRA of twice its rank, for the published base.
+    `started_from` is the adapter that training continued from.
     """
     shutil.rmtree(adapter_dir, ignore_errors=True)
     adapter_dir.parent.mkdir(parents=True, exist_ok=True)

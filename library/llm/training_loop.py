@@ -1,6 +1,4 @@
-"""The training loop: memory is proved on the longest rows before the first step; later it may run
-out once.
-"""
+"""The training loop: it checks memory on the longest rows first, and survives one out of memory."""
 
 import gc
 import logging
@@ -32,9 +30,9 @@ T = TypeVar("T", bound=EachRowOnce)
 
 @torch.no_grad()
 def measure_answer(model: PreTrainedModel, length: int) -> int:
-    """The most bytes in tensors while an answer of two tokens ends at `length`.
+    """The most bytes in tensors while two tokens are generated, ending at `length` tokens.
 
-    Keys and values are then as many as ever. Raises torch.OutOfMemoryError where it does not fit.
+    Keys and values are then at their largest. Raises torch.OutOfMemoryError if it does not fit.
     """
     model.eval()
     same_steps = takes_same_steps()
@@ -61,12 +59,12 @@ def train_within_memory(
     stage: str = "sft",
     unit: str = "rows",
 ) -> tuple[T, dict[str, Any]]:
-    """A trainer that has trained to the end, and what that took, for the report.
+    """Train to the end; returns the trainer, and the plan and memory measured, for the report.
 
-    It goes on from the last whole checkpoint where there is one. `plan_rows` says how many rows go
-    through the device at once, at most so many where a number is given; `build` makes the trainer.
-    Before the first step it is proved on the longest rows, and takes fewer until it fits; later,
-    memory may run out once. Messages begin with the stage, and call what it trains on by `unit`.
+    Resumes from the last complete checkpoint if there is one. `plan_rows` plans the batch size, at
+    most the given number; `build` makes the trainer. Before the first step, memory is measured on
+    the longest rows, and the batch size lowered until they fit. Later, training may run out of
+    memory once. Messages name the `stage` and what it trains on (`unit`).
     """
     most_rows: int | None = None
     measured: dict[str, int] | None = None
@@ -85,7 +83,7 @@ def train_within_memory(
                 if measured is None:
                     measured = _prove(trainer, length)
                 _train(trainer, checkpoints)
-                # to two digits: the rest differs from run to run
+                # two digits: the rest differs between runs
                 measured_mb = {
                     name: int(float(f"{size / 1e6:.2g}")) for name, size in measured.items()
                 }
@@ -100,7 +98,7 @@ def train_within_memory(
                     f"{length} tokens"
                 )
                 raise InputError(_explain(said, plan)) from None
-        # here, not above: the exception holds on to what was computed
+        # outside the handler, because the exception holds on to what was computed
         log.warning(
             "out of memory %s with batch size %d; continuing with a smaller one (the effective "
             "batch size stays the same)",

@@ -1,4 +1,4 @@
-"""What the trainer trains on: TRL's rows, checked, each once an epoch."""
+"""The training rows: TRL's dataset, checked, with each row once an epoch."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +13,15 @@ from library.errors import InputError
 from library.llm.chat_template import prompt_completion_ids
 from library.params import SftParams
 
-IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+IGNORED = -100  # the label that PyTorch's cross entropy ignores
 BLANK = "blank"  # the id of the row without a label
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Formatted rows as TRL takes them that are tokenized already: the prompt that is asked, and
-    labels on the answer and its end-of-turn token alone.
+    """Formatted rows as a tokenized TRL dataset, with labels only on the answer and its end-of-turn
+    token.
 
-    TRL's own tokenization would train on whatever the chat template puts between the two.
+    TRL's own tokenization would also train on what the chat template puts before the answer.
     """
 
     def encode(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,10 +38,10 @@ def check_dataset(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> None:
-    """Raise InputError where what TRL made of the rows is not what they ask: see each message.
+    """Raise InputError if TRL's dataset differs from the rows; each message says how.
 
-    TRL cuts overlong rows at the end, so the answer goes first, and drops rows that are left
-    without labels.
+    TRL truncates overlong rows at the end, which loses the answer first, and drops rows without
+    labels.
     """
     if len(dataset) != len(rows):
         raise InputError(f"sft: {len(rows)} rows went in, {len(dataset)} came out of tokenization")
@@ -68,9 +68,9 @@ def check_dataset(
 
 
 def count_steps(rows: int, params: SftParams) -> int:
-    """How many optimizer steps training on `rows` rows takes.
+    """The number of optimizer steps for training on `rows` rows.
 
-    Raises InputError where its warm-up would never end.
+    Raises InputError if the warm-up would not end before training does.
     """
     steps = math.ceil(params.num_train_epochs * math.ceil(rows / params.effective_batch_size))
     if params.warmup_steps >= max(1, steps):
@@ -83,11 +83,11 @@ def count_steps(rows: int, params: SftParams) -> int:
 
 
 class EpochSampler(Sampler[int]):
-    """Every row once an epoch, in an order drawn from seed and epoch, then blanks.
+    """Each row once an epoch, shuffled by seed and epoch, then blanks.
 
-    They fill the last optimizer step. A blank is the dataset's last row, without a label. So no row
-    is lost or seen twice, however many rows a process takes at a time and however many processes
-    there are, and all of them make the same steps of the same rows.
+    Blanks fill the last optimizer step. A blank is the dataset's last row, which has no label. So
+    no row is dropped or repeated, and the steps contain the same rows for every batch size and
+    number of processes.
     """
 
     def __init__(self, rows: int, seed: int, effective_batch_size: int) -> None:
