@@ -1,4 +1,4 @@
-"""One fine-tuning run, from formatted rows to the trainer that has ended."""
+"""One fine-tuning run, from formatted rows to the trained adapter."""
 
 import logging
 from dataclasses import replace
@@ -44,11 +44,10 @@ def training_dir(stage: str, params: Params) -> Path:
 
 
 def fine_tune(params: Params, checkpoints: Path) -> tuple[CheckedTrainer, dict[str, Any]]:
-    """Train on the train rows until the validation loss no longer falls; go on from a checkpoint
-    where there is one.
+    """Train until the validation loss stops falling; resumes from a checkpoint if there is one.
 
-    Returns the trainer, whose model has the adapter with the least validation loss, and what memory
-    was predicted and taken. Raises InputError where not even one row fits.
+    Returns the trainer, whose model has the adapter with the lowest validation loss, and the
+    predicted and measured memory. Raises InputError if not even one row fits.
     """
     model_file = load_model_file(params.model)
     train = take_fraction(read_formatted("train"), params.sft.train_fraction)

@@ -1,5 +1,6 @@
-"""Preference tuning with TRL's DPO: it goes on from the adapter of sft, on right answers against
-wrong ones, and is held to the model that sft left.
+"""Preference tuning with TRL's DPO, on right and wrong answers.
+
+It starts from sft's adapter, which is also the reference model.
 """
 
 import gc
@@ -59,7 +60,7 @@ MEASURES = ("loss", "rewards/accuracies", "rewards/margins")  # kept of TRL's lo
 
 @dataclass(frozen=True)
 class PreferenceTask:
-    """What is trained on, and how: all but how much goes through the device at once."""
+    """What to train on, and how; the batch size is chosen separately."""
 
     tokenizer: PreTrainedTokenizerBase
     pairs: Sequence[FormattedRow]
@@ -69,38 +70,38 @@ class PreferenceTask:
 
 
 class PreferenceProgress(Progress):
-    """One bar, and a line for each entry of the log."""
+    """A progress bar, with a line for each entry of the log."""
 
     measure, title = "rewards/margins", "margin of rewards"
 
 
 class PreferenceTrainer(EachRowOnce, DPOTrainer):  # type: ignore[misc]  # TRL ships no types
-    """A DPOTrainer that sees each pair once an epoch, and ends at a loss that is not finite.
+    """A DPOTrainer with each pair once an epoch and an error if a loss is not finite.
 
-    The blanks that fill an epoch's last step are pairs of two empty answers. No gradient comes of
-    them; in that step's logged loss they count as undecided.
+    The blanks that fill an epoch's last step are pairs of two empty answers. They have no gradient;
+    in that step's logged loss they count as undecided.
     """
 
     stage = DPO
     _total_train_tokens: int
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        """The pairs as they are: TRL would tokenize them by the chat template, and train on
-        whatever it puts between prompt and answer.
+        """The pairs unchanged: TRL would tokenize them with the chat template, and train on what
+        that puts between prompt and answer.
         """
         return dataset
 
     def list_ids(self, inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
-        """Prompt and right answer of each pair: TRL puts them before all wrong ones."""
+        """Prompt and right answer of each pair; TRL puts right answers before wrong ones."""
         chosen: list[list[int]] = inputs["input_ids"].chunk(2)[0].tolist()
         return chosen
 
     def count_tokens(self, row: Mapping[str, Any]) -> int:
-        """Tokens of the prompt and the longer answer: a batch is padded to it."""
+        """Tokens of the prompt and the longer answer, to which a batch is padded."""
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        """TRL's, whose means of rewards are put right where they count blanks."""
+        """TRL's loss, with the blanks taken out of the logged means of rewards."""
         found = super()._compute_loss(model, inputs, return_outputs)
         real = inputs["completion_mask"].any(dim=1).float()
         share = self.accelerator.gather(real).mean().item()
@@ -114,7 +115,7 @@ class PreferenceTrainer(EachRowOnce, DPOTrainer):  # type: ignore[misc]  # TRL s
         return found
 
     def compute_proof_loss(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch, the reference's share included; nothing of it is logged."""
+        """The loss of a batch, with the reference's pass; nothing is logged."""
         seen = self._total_train_tokens
         loss: torch.Tensor = self.compute_loss(self.model, inputs)
         self._metrics["train"].clear()
@@ -125,7 +126,7 @@ class PreferenceTrainer(EachRowOnce, DPOTrainer):  # type: ignore[misc]  # TRL s
 def choose_pairs(rows: Iterable[FormattedRow]) -> list[FormattedRow]:
     """The rows that have a right and a wrong answer.
 
-    Raises InputError where there are none.
+    Raises InputError if there are none.
     """
     pairs = [row for row in rows if row["negative"] is not None]
     if not pairs:
@@ -138,8 +139,8 @@ def choose_pairs(rows: Iterable[FormattedRow]) -> list[FormattedRow]:
 
 
 def to_pairs(rows: Iterable[FormattedRow], tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Formatted rows as TRL's collator takes them: token ids of the prompt that is asked, and of
-    both answers with their end-of-turn token. `input_ids`, of the right one, find the row.
+    """Formatted rows for TRL's collator: token ids of the prompt, and of both answers with their
+    end-of-turn token. `input_ids`, with the right answer, identify the row.
     """
 
     def encode(row: FormattedRow) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def pair_record(
 
 
 def preference_arguments(task: PreferenceTask, per_device: int, device: torch.device) -> DPOConfig:
-    """TRL's configuration of a task, with `per_device` pairs at a time in each process."""
+    """TRL's configuration of a task, with batch size `per_device` in each process."""
     params = task.params
     steps = math.ceil(
         params.num_train_epochs * math.ceil(len(task.pairs) / params.effective_batch_size)
@@ -175,10 +176,10 @@ def preference_arguments(task: PreferenceTask, per_device: int, device: torch.de
         **shared_arguments(task.output_dir, params, per_device, device),
         beta=params.beta,
         lr_scheduler_type="linear",
-        max_length=None,  # TRL would cut
+        max_length=None,  # TRL would truncate
         gradient_checkpointing=task.gradient_checkpointing,
         save_steps=SAVE_STEPS,
-        # the last that is marked complete, and the one that is being written
+        # the last complete one, and the one being written
         save_total_limit=2,
         logging_steps=logging_steps(steps),
     )
@@ -187,8 +188,8 @@ def preference_arguments(task: PreferenceTask, per_device: int, device: torch.de
 
 
 def logging_steps(steps: int) -> int:
-    """How often the log has an entry: about ten times, and at each checkpoint, so that a run that
-    goes on from one logs the same means.
+    """How often to log: about ten times, and at each checkpoint, so that a resumed run logs the
+    same means.
     """
     return max(every for every in (1, 2, 4, 5, 10, 20) if every == 1 or every <= steps / 10)
 
@@ -196,8 +197,9 @@ def logging_steps(steps: int) -> int:
 def build_preference_trainer(
     model: Any, task: PreferenceTask, per_device: int
 ) -> PreferenceTrainer:
-    """A trainer on a base model with the adapter that training goes on from, in float32; a frozen
-    copy of it, TRL's own, is the reference.
+    """Build a trainer on a base model with the float32 adapter that training continues from.
+
+    The reference is TRL's own frozen copy of that adapter.
     """
     disable_progress_bars()
     device = pick_device()
@@ -218,10 +220,10 @@ def build_preference_trainer(
 
 
 def restore_policy(model: torch.nn.Module) -> None:
-    """Have the policy begin where the reference stands.
+    """Reset the policy to the reference's weights.
 
-    TRL rounds the policy of a quantized model to bfloat16 once it has copied the reference from it:
-    see `keep_adapter_in_float32`.
+    TRL rounds a quantized model's policy to bfloat16 after it has copied the reference: see
+    `keep_adapter_in_float32`.
     """
     tensors = dict(model.named_parameters())
     for name, value in tensors.items():
@@ -230,15 +232,15 @@ def restore_policy(model: torch.nn.Module) -> None:
 
 
 def load_policy(quantization: Any) -> PreTrainedModel:
-    """The fine-tuned model, with an adapter that can be trained on."""
+    """Load the fine-tuned model with a trainable adapter."""
     return load_model(BASE_DIR, quantization, ADAPTER_DIR, shard=False, trainable=True)
 
 
 def tune_on_preferences(params: Params) -> None:
-    """Train, keep adapter, history and memory, and ask the result the test rows.
+    """Train, save adapter, history and memory, and ask the tuned model the test rows.
 
-    It goes on after a kill. Raises InputError where no row has a wrong answer, where one is longer
-    than the model reads, or where one pair does not fit into memory, before anything is loaded.
+    A killed run resumes. Raises InputError before anything is loaded if no row has a wrong answer,
+    a row has more tokens than the model has positions, or one pair does not fit into memory.
     """
     state = start_processes()
     if state.is_main_process:
@@ -300,9 +302,7 @@ def tune_on_preferences(params: Params) -> None:
 
 
 def check_positions(pairs: Iterable[FormattedRow]) -> None:
-    """Raise InputError where a row with its longer answer has more tokens than the model has
-    positions.
-    """
+    """Raise InputError if a row with its longer answer exceeds the model's positions."""
     positions = count_positions(BASE_DIR)
     for row in pairs:
         if positions is not None and row["tokens"] > positions:

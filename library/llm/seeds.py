@@ -1,4 +1,4 @@
-"""The fine-tuned model once more for each further seed: trained, and asked the test rows."""
+"""Fine-tune once more with each further seed, and ask the test rows."""
 
 import gc
 import logging
@@ -21,22 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def is_whole(adapter_dir: Path) -> bool:
-    """Whether an adapter is there as it was saved."""
+    """Whether an adapter is there, unchanged since it was saved."""
     record = adapter_dir / ADAPTER_RECORD
     return record.is_file() and read_json(record)["adapter"] == hash_adapter(adapter_dir)
 
 
 def free_memory() -> None:
-    """Give back what the last model took: the next needs it."""
+    """Free the last model's memory for the next."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def repeat_with_seeds(params: Params) -> None:
-    """Train and ask with each of `sft.seeds` beside `sft.seed`, one after the other.
+    """Train and answer with each seed of `sft.seeds` besides `sft.seed`, one after the other.
 
-    A seed's adapter and its answers are kept under checkpoints/: what was done before, and has not
-    changed, is not done again.
+    Each seed's adapter and answers are kept under checkpoints/, and reused if nothing has changed.
     """
     state = start_processes()
     if state.is_main_process:

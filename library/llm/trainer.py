@@ -1,4 +1,4 @@
-"""TRL's trainers, held to every row once an epoch and to losses that are finite."""
+"""TRL's trainers, with each row once an epoch and an error if a loss is not finite."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ from library.llm.training_rows import BLANK, IGNORED, EpochSampler
 
 
 class EachRowOnce:
-    """What stands before one of TRL's trainers among a class's bases: each row once an epoch,
-    losses that are finite, and a step that proves the memory.
+    """A mixin for TRL's trainers: each row once an epoch, finite losses, and a memory check.
 
-    `stage` begins its messages. Its rows have an `id`, and `input_ids` by which they are found.
+    List it before TRL's trainer among a class's bases. `stage` begins its messages. Each row has an
+    `id`, and `input_ids` by which it is found.
     """
 
     stage = "sft"
@@ -35,8 +35,9 @@ class EachRowOnce:
     train_dataset: Dataset
 
     def fill_epochs(self, blank: Mapping[str, Any], effective_batch_size: int) -> None:
-        """Append the row that EpochSampler fills the last step of an epoch with; of the others its
-        columns are kept.
+        """Append the blank row with which EpochSampler fills the last step of an epoch.
+
+        The dataset keeps only the blank's columns.
         """
         rows: Dataset = self.train_dataset.select_columns(list(blank))
         self.order = EpochSampler(len(rows), self.args.seed, effective_batch_size)
@@ -46,7 +47,7 @@ class EachRowOnce:
         )
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        """Leave a model where it is that is sharded before it fits."""
+        """Leave a model that will be sharded where it is: whole, it may not fit."""
         if find_sharding() is None:
             cast(Any, super())._move_model_to_device(model, device)
 
@@ -54,21 +55,21 @@ class EachRowOnce:
         return self.order
 
     def list_ids(self, inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
-        """The input ids of a batch row by row, maybe padded."""
+        """The input ids of a batch, row by row, possibly padded."""
         return split_batch(inputs)
 
     def count_tokens(self, row: Mapping[str, Any]) -> int:
-        """Tokens that a row of the dataset takes in a batch."""
+        """Tokens of a dataset row in a batch."""
         return len(row["input_ids"])
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """One forward and backward pass of one batch.
+        """Run the forward and backward pass of one batch.
 
-        Raises InputError where its loss is not finite.
+        Raises InputError if its loss is not finite.
         """
-        ids = self.list_ids(inputs)  # before the model may change the mapping
+        ids = self.list_ids(inputs)  # read first, because the model may change the mapping
         loss: torch.Tensor = cast(Any, super()).training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             rows = ", ".join(row for row in find_row_ids(self.train_dataset, ids) if row != BLANK)
@@ -79,16 +80,15 @@ class EachRowOnce:
         return loss
 
     def compute_proof_loss(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch, by all that a training step computes."""
+        """The loss of a batch, computed with everything that a training step needs."""
         raise NotImplementedError
 
     def measure_training_step(self) -> int:
         """The most bytes in tensors during one whole optimizer step on the longest train rows.
 
-        Nothing remains of it. It is a step in the midst of training: Adam's moments are there, and
-        where several batches make a step also the gradients of those before. Raises InputError
-        where the loss of these rows is not finite, torch.OutOfMemoryError where the step does not
-        fit.
+        Weights and random state stay as they were. The step is as large as any: Adam's moments are
+        there, and so are earlier gradients if several batches make a step. Raises InputError if the
+        loss of these rows is not finite, torch.OutOfMemoryError if the step does not fit.
         """
         if self.args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(
@@ -136,17 +136,17 @@ class EachRowOnce:
 
 
 class CheckedTrainer(EachRowOnce, SFTTrainer):  # type: ignore[misc]  # TRL ships no types
-    """An SFTTrainer that sees each row once an epoch, and ends at a loss that is not finite."""
+    """An SFTTrainer with each row once an epoch and an error if a loss is not finite."""
 
     control: TrainerControl
 
     def add_blank(self, pad_token_id: int, effective_batch_size: int) -> None:
-        """Append the row without a label that EpochSampler fills the last step of an epoch with."""
+        """Append the row without a label that fills the last step of an epoch: see EpochSampler."""
         blank = {"id": BLANK, "input_ids": [pad_token_id], "labels": [IGNORED]}
         self.fill_epochs(blank, effective_batch_size)
 
     def compute_proof_loss(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch by the fused head."""
+        """The loss of a batch, computed by the fused head."""
         loss: torch.Tensor = self.model(**inputs, use_cache=False, fused_lm_head=True).loss
         return loss
 
@@ -156,12 +156,11 @@ class CheckedTrainer(EachRowOnce, SFTTrainer):  # type: ignore[misc]  # TRL ship
         ignore_keys: Sequence[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The validation loss: the mean over rows of each row's own, by what scores answers, as
-        many rows at a time as a training step takes tokens.
+        """The validation loss: the mean of the rows' own losses, as answers are scored.
 
-        transformers' own would take the mean over the tokens of a batch, so that the loss that
-        chooses the adapter would depend on which rows share one. Raises InputError where it is not
-        finite.
+        A batch takes as many tokens as one in training. transformers averages over the tokens of
+        each batch, so its loss, which selects the adapter, would depend on which rows share a
+        batch. Raises InputError if a loss is not finite.
         """
         self.model.eval()
         rows = list(self.eval_dataset if eval_dataset is None else eval_dataset)
@@ -194,9 +193,9 @@ class CheckedTrainer(EachRowOnce, SFTTrainer):  # type: ignore[misc]  # TRL ship
 
 
 def split_batch(inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
-    """The input ids of a batch row by row.
+    """The input ids of a batch, row by row.
 
-    A batch without padding is one row in which positions begin anew.
+    In a batch without padding, a row begins wherever positions restart.
     """
     if "attention_mask" in inputs:
         return cast(list[list[int]], inputs["input_ids"].tolist())
@@ -205,7 +204,7 @@ def split_batch(inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
 
 
 def find_row_ids(dataset: Dataset, batch: Sequence[Sequence[int]]) -> list[str]:
-    """The `id` of the dataset's row behind each padded row of input ids."""
+    """The `id` of the dataset row for each padded row of input ids."""
     known = {tuple(row["input_ids"]): str(row["id"]) for row in dataset}
     longest = max(map(len, known))
 

@@ -1,4 +1,4 @@
-"""What happens around the trainer's steps: the epoch's order, progress, marked checkpoints."""
+"""Callbacks of the trainer: each epoch's order, progress, and marks on complete checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ class AdvanceEpoch(TrainerCallback):  # type: ignore[misc]  # transformers ships
         self.order = order
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw the order of the epoch that begins, or that a resumed run is in."""
+        """Set the epoch that begins, or that a resumed run is in, for the sampler's order."""
         self.order.epoch = int(state.epoch or 0)
 
 
 class Progress(ProgressCallback):  # type: ignore[misc]
-    """One bar, and a line for each evaluation."""
+    """A progress bar, with a line for each evaluation."""
 
     loss = float("nan")
     measure, title = "eval_loss", "validation loss"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin the bar, which need not move at every step."""
+        """Start the bar, and limit how often it is redrawn."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.mininterval = SECONDS_BETWEEN_UPDATES
@@ -39,7 +39,7 @@ class Progress(ProgressCallback):  # type: ignore[misc]
         """Show no bar for an evaluation."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Say what was logged last, once there is a validation loss beside it."""
+        """Write the last logged loss next to each validation loss."""
         self.loss = logs.get("loss", self.loss)
         if self.measure in logs and self.training_bar is not None:
             self.training_bar.write(
@@ -49,10 +49,10 @@ class Progress(ProgressCallback):  # type: ignore[misc]
 
 
 class MarkComplete(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint once all of it is written: a kill can leave half of one."""
+    """Marks each checkpoint once it is completely written; a kill can leave half of one."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the mark into the checkpoint that was just written, by all processes."""
+        """Mark the checkpoint just written, once all processes have finished it."""
         processes().wait_for_everyone()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
