@@ -1,7 +1,7 @@
-"""Rows through the model in batches, within memory.
+"""Run rows through the model in batches that fit into memory.
 
-Batches are sorted by length, so little is padding; they are spread over the processes, and each is
-kept once it is done, so that a killed stage goes on where it was.
+Batches are sorted by length, to save padding, and spread over the processes. Each is kept once it
+is done, so that a killed stage resumes there.
 """
 
 import gc
@@ -26,25 +26,25 @@ from library.progress import SECONDS_BETWEEN_UPDATES
 
 log = logging.getLogger(__name__)
 
-SECONDS = "-seconds.json"  # the end of the name of a file beside what is kept
+SECONDS = "-seconds.json"  # file name suffix for the time per row, next to the kept results
 
 
 @dataclass(frozen=True)
 class Batching:
-    """How much goes through the model at once, and where what is done is kept.
+    """How much goes through the model at once, and where finished batches are kept.
 
     Neither changes a result beyond rounding.
     """
 
     tokens: int = 8192  # of a batch, padding included
     kept_dir: Path | None = None
-    shown: bool = True  # how far it is, and in what batches
+    shown: bool = True  # whether to show progress and log batch sizes
 
 
 def make_batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Indices in batches, longest first, each of at most `limit` tokens, padding included.
+    """Indices in batches, longest first, each of at most `limit` tokens with padding.
 
-    A member that is longer than the limit makes a batch of its own.
+    A row longer than the limit makes a batch of its own.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -62,12 +62,12 @@ def run_batches(
     work: Callable[[list[int]], list[Any]],
     batching: Batching,
 ) -> list[Any]:
-    """What `work` makes of each index, in their order.
+    """Run `work` on batches of indices, and return a result for each index, in order.
 
-    It takes a batch of indices and gives a JSON value for each. Every process does its share of the
-    batches, or all of them together where layers are sharded, and returns everything. What stands
-    under `name` in the batching's `kept_dir` is not done again. A batch that is too much for the
-    device's memory is halved. Raises InputError where one row alone is too much.
+    `work` maps a batch of indices to one JSON value each. Each process does its share of the
+    batches, or all of them together if layers are sharded; every process returns everything.
+    Batches kept under `name` in `kept_dir` are not repeated. A batch that runs out of device memory
+    is halved. Raises InputError if one row alone is too much.
     """
     if not lengths:
         return []
@@ -77,7 +77,7 @@ def run_batches(
         _log_batches(name, lengths, todo)
     kept_dir = batching.kept_dir
     done = _read_done(name, kept_dir)
-    # a batch is done whole or not at all: in another batch, a row would be rounded otherwise
+    # a batch is repeated as a whole: in another batch, its rows would be rounded differently
     missing = [batch for batch in todo if not all(index in done for index in batch)]
     share = missing if together else missing[state.process_index :: state.num_processes]
     mine: dict[int, Any] = {}
@@ -114,7 +114,7 @@ def _log_batches(name: str, lengths: Sequence[int], batches: Sequence[list[int]]
 
 
 def _read_done(name: str, kept_dir: Path | None) -> dict[int, Any]:
-    """What a run that was killed has done, by index; the main process reads it for all."""
+    """The results of a killed run by index; the main process reads them for all."""
     done: dict[int, Any] = {}
     if kept_dir is not None and processes().is_main_process:
         for path in kept_dir.glob(f"{name}-*.jsonl"):
@@ -144,7 +144,7 @@ def _halve_until_it_fits(
             raise InputError(
                 f"{name}: out of memory with {rows} of {lengths[batch[0]]} tokens; {remedy}"
             ) from None
-    # here, not above: the exception holds on to what was computed
+    # outside the handler, because the exception holds on to what was computed
     gc.collect()
     torch.cuda.empty_cache()
     log.warning(
@@ -161,7 +161,7 @@ def _halve_until_it_fits(
 def pad(
     rows: Sequence[Sequence[int]], filler: int, side: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and attention mask, each (rows, longest), padded on `side`, "left" or "right"."""
+    """Input ids and attention mask, each (rows, longest), padded on `side`: "left" or "right"."""
     width = max(map(len, rows))
     gaps = [[filler] * (width - len(row)) for row in rows]
     ids = [

@@ -1,18 +1,21 @@
-"""Whether CUDA computes the same bytes twice: decided here for all, as `pick_device` is asked.
+"""Make CUDA compute the same bytes twice; `pick_device` sets it up.
 
-`DETERMINISTIC=0` in the environment turns it off for speed. It is no parameter: like all hardware
-it must not enter params.yaml or dvc.lock. On a CPU nothing is changed: two runs are equal anyway.
+`DETERMINISTIC=0` in the environment turns it off for speed. It is not a parameter, because hardware
+must not enter params.yaml or dvc.lock. On a CPU nothing changes: two runs are equal anyway.
 
-What that takes, by what computes (read in PyTorch 2.13, TRL 1.16 and bitsandbytes 0.50):
+What each library needs (read in PyTorch 2.13, TRL 1.16 and bitsandbytes 0.50):
 
-- cuBLAS has to be given one of CUBLAS_WORKSPACES before CUDA starts, or PyTorch refuses.
-- Attention's backward pass adds up one sum from many blocks in any order. Told so, PyTorch takes
-  flash attention's deterministic form, one split of the keys in the memory-efficient kernel, and no
-  cuDNN (aten/src/ATen/native/transformers/cuda). The flash_attn package is told by a variable.
-- TRL's fused head: each Triton program owns its token, products are cuBLAS's. No atomics.
-- bitsandbytes' 4-bit products: a warp or tile owns each output and adds in a fixed order.
+- cuBLAS needs one of CUBLAS_WORKSPACES before CUDA starts, or PyTorch raises an error.
+- Attention's backward pass sums over many blocks in any order. In deterministic mode, PyTorch uses
+  flash attention's deterministic form, a single split of the keys in the memory-efficient kernel,
+  and no cuDNN (aten/src/ATen/native/transformers/cuda). The flash_attn package reads an environment
+  variable.
+- TRL's fused head needs nothing: each Triton program owns its token, products are cuBLAS's, and
+  there are no atomics.
+- bitsandbytes' 4-bit products need nothing: a warp or tile owns each output and adds in a fixed
+  order.
 
-transformers' `full_determinism` sets CUDA_LAUNCH_BLOCKING, too, which waits for every kernel.
+transformers' `full_determinism` also sets CUDA_LAUNCH_BLOCKING, which waits for every kernel.
 """
 
 import os
@@ -23,7 +26,8 @@ import torch
 from library.errors import InputError
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
-# bytes of each that PyTorch takes for deterministic: with little, cuBLAS has fewer ways to compute
+# the settings that PyTorch accepts as deterministic, in bytes; small ones leave cuBLAS fewer
+# algorithms
 CUBLAS_WORKSPACES = {":4096:8": 8 * 4096 * 1024, ":16:8": 8 * 16 * 1024}
 
 
@@ -31,15 +35,15 @@ DEFAULT_WORKSPACE = ":4096:8"
 
 
 class Determinism(TypedDict, total=False):
-    """What a stage's record says on CUDA, and does not on a CPU."""
+    """What a stage's record says about determinism on CUDA; empty on a CPU."""
 
     deterministic: bool
 
 
 def wants_determinism() -> bool:
-    """What DETERMINISTIC in the environment says: 1, as where it is not set, or 0.
+    """Whether to compute deterministically: DETERMINISTIC in the environment is 1 (default) or 0.
 
-    Raises InputError where it says something else.
+    Raises InputError if it is anything else.
     """
     value = os.environ.get("DETERMINISTIC", "")
     if value not in ("", "0", "1"):
@@ -48,9 +52,9 @@ def wants_determinism() -> bool:
 
 
 def cublas_workspace() -> int:
-    """Bytes of cuBLAS's workspace, of which each thread has one, when computing deterministically.
+    """Bytes of cuBLAS's workspace in each thread when computing deterministically.
 
-    Raises InputError where CUBLAS_WORKSPACE_CONFIG in the environment says another.
+    Raises InputError if CUBLAS_WORKSPACE_CONFIG in the environment is not deterministic.
     """
     value = os.environ.get(CUBLAS_VARIABLE, DEFAULT_WORKSPACE)
     if value not in CUBLAS_WORKSPACES:
@@ -62,11 +66,10 @@ def cublas_workspace() -> int:
 
 
 def compute_deterministically() -> None:
-    """Have CUDA compute the same bytes twice, unless DETERMINISTIC says no.
+    """Make CUDA compute the same bytes twice, unless DETERMINISTIC is 0.
 
-    Before the first product: PyTorch looks at cuBLAS's workspace once.
-
-    Raises InputError where CUBLAS_WORKSPACE_CONFIG in the environment forbids it.
+    Call it before the first matrix product: PyTorch reads cuBLAS's setting only once. Raises
+    InputError if CUBLAS_WORKSPACE_CONFIG in the environment is not deterministic.
     """
     if not wants_determinism() or not torch.cuda.is_available():
         return
@@ -74,12 +77,12 @@ def compute_deterministically() -> None:
     os.environ.setdefault(CUBLAS_VARIABLE, DEFAULT_WORKSPACE)
     os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
     torch.use_deterministic_algorithms(True)
-    # it is for finding what reads memory before it is written; a kernel more for each tensor
+    # for finding reads of uninitialized memory; it costs one more kernel per tensor
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def describe_determinism(device: torch.device) -> Determinism:
-    """What is decided, for a stage's record: nothing on a CPU."""
+    """A record of whether computation is deterministic; empty on a CPU."""
     if device.type != "cuda":
         return {}
     return {"deterministic": torch.are_deterministic_algorithms_enabled()}

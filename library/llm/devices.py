@@ -1,4 +1,4 @@
-"""What is computed on, and in which type."""
+"""Choose the device and the type to compute in."""
 
 import platform
 import re
@@ -15,9 +15,9 @@ from library.records import Computation
 
 
 def pick_device() -> torch.device:
-    """The CUDA device of the process that asks, or the CPU where there is none.
+    """The CUDA device of this process, or the CPU if there is none.
 
-    Everything that computes asks here first, and CUDA computes the same bytes twice from then on.
+    Everything that computes asks here first, which also makes CUDA compute deterministically.
     """
     compute_deterministically()
     return (
@@ -28,17 +28,15 @@ def pick_device() -> torch.device:
 
 
 def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether a card computes no bfloat16 of its own: compute capability below 8.0, such as the GTX
-    1650's 7.5.
-    """
+    """Whether a GPU lacks bfloat16: compute capability below 8.0, such as the GTX 1650's 7.5."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """What to compute in: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU.
+    """The computing type: bfloat16 from compute capability 8.0, float16 below, float32 on a CPU.
 
-    `torch.cuda.is_bf16_supported` counts emulation and says yes to older cards. CPUs without
-    AVX512-BF16 are thirty times slower in bfloat16 than in float32.
+    `torch.cuda.is_bf16_supported` also accepts older GPUs, because it counts emulation. CPUs
+    without AVX512-BF16 are thirty times slower in bfloat16 than in float32.
     """
     if device.type == "cpu":
         return torch.float32
@@ -46,16 +44,14 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 
 def describe_device() -> str:
-    """What is computed on, and in which type: results of one and another do not mix."""
+    """The device and computing type, because results of different ones must not be mixed."""
     device = pick_device()
     how = ", deterministic" if describe_determinism(device).get("deterministic") else ""
     return f"{device.type}, {pick_dtype(device)}{how}"
 
 
 def describe_computation(model: PreTrainedModel) -> Computation:
-    """What a model computes on, and in which type, as people call them; on CUDA also whether
-    deterministically.
-    """
+    """A record of a model's device and computing type; on CUDA also whether it is deterministic."""
     return {
         "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -64,7 +60,7 @@ def describe_computation(model: PreTrainedModel) -> Computation:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as people call it; of a CPU what rounding depends on: maker and instructions."""
+    """The device's name; for a CPU the maker and instruction set, which affect rounding."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({_cpu_maker()}, {torch.backends.cpu.get_cpu_capability()})"
@@ -72,8 +68,9 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def _cpu_maker() -> str:
-    """Who made the CPU, as Linux says it; elsewhere the architecture. MKL computes otherwise on
-    AMD's than on Intel's.
+    """The CPU's maker, as Linux gives it; elsewhere the architecture.
+
+    MKL computes differently on AMD's CPUs than on Intel's.
     """
     with suppress(OSError):
         found = re.search(r"vendor_id\s*: *(\S+)", Path("/proc/cpuinfo").read_text())

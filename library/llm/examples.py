@@ -11,17 +11,17 @@ from library.llm.prompts import build_messages, build_prompt
 from library.params import FormatParams
 from library.records import CleanRow, FormattedRow, Message
 
-MOST_OF_THE_BUDGET = 0.5  # that examples take where its own passages would fill the prompt
+MOST_OF_THE_BUDGET = 0.5  # for examples, if the row's own passages would fill the prompt
 
 
 def choose_examples(question: str, train: Sequence[FormattedRow], count: int) -> list[FormattedRow]:
-    """The train rows whose questions are most like a question (BM25), the most like it first."""
+    """The train rows with the questions most similar to a question (BM25), most similar first."""
     ranked = rank_passages([row["question"] for row in train], question)
     return [train[index] for index in ranked[:count]]
 
 
 def example_turns(template: Template, row: FormattedRow, with_passage: bool) -> list[Message]:
-    """A train row as it was asked, with its best passage alone or with none, and its answer."""
+    """A train row as two turns: its question, with its best passage or none, and its answer."""
     passages = [row["best_passage"]] if row["best_passage"] and with_passage else []
     return [
         build_messages(template, passages, row["question"])[-1],
@@ -37,11 +37,11 @@ def with_examples(
     template: Template,
     params: FormatParams,
 ) -> tuple[FormattedRow, int]:
-    """A test row asked after as many examples as there is room for, and how many these are. The one
-    that is most like its question stands next to it.
+    """A test row with as many examples before it as fit, and their number.
 
-    Room is what its own passages leave of the prompt's budget, or half of that. Where it holds no
-    example with its passage, examples are questions and answers alone.
+    The most similar example comes last, next to the question. Examples may take what the row's own
+    passages leave of the prompt's budget, or half of the budget if that is more. If not even one
+    example fits with its passage, they have none.
     """
     budget = params.max_length - params.max_new_tokens
     system = [turn for turn in clean["turns"] if turn["role"] == "system"]
@@ -73,7 +73,7 @@ def with_examples(
         *(tokenizer, template, row["question"], clean["anchor"], budget, params.passage_characters),
         *(turns(count, with_passages), lambda passages, question: row["ranked"]),
     )
-    longer = row["tokens"] - row["prompt_tokens"]  # the longer of its answers
+    longer = row["tokens"] - row["prompt_tokens"]  # of its answers
     return {
         **row,
         "messages": prompt.messages,
@@ -94,9 +94,7 @@ def few_shot_rows(
     template: Template,
     params: FormatParams,
 ) -> tuple[list[FormattedRow], list[int]]:
-    """Test rows asked after `count` train rows each, or as many as there is room for; and how many
-    each has.
-    """
+    """Test rows with `count` examples each, or as many as fit; and how many each row has."""
     made, counts = [], []
     for row in rows:
         examples = choose_examples(row["question"], train, count)

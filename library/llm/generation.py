@@ -1,4 +1,4 @@
-"""Greedy answers."""
+"""Generate greedy answers."""
 
 from collections.abc import Collection, Sequence
 
@@ -21,8 +21,9 @@ def generate_ids(
     batching: Batching = Batching(),
     name: str = "answers",
 ) -> list[list[int]]:
-    """What a model writes after prompts, greedily, all as token ids and in their order: up to one
-    of `ends`, which is the last, or `max_new_tokens`.
+    """Generate greedily after prompts; all are token ids, results in the prompts' order.
+
+    Generation stops after one of `ends`, which is included, or after `max_new_tokens`.
     """
     ends = sorted(ends)
 
@@ -53,9 +54,9 @@ def generate_answers(
     batching: Batching = Batching(),
     name: str = "answers",
 ) -> list[Answer]:
-    """Greedy answers to prompts given as token ids, in their order.
+    """Generate greedy answers to prompts given as token ids, in their order.
 
-    A `finish_reason` is "stop" at an end-of-turn token, and "length" where `max_new_tokens` cut the
+    `finish_reason` is "stop" at an end-of-turn token, and "length" if `max_new_tokens` cut the
     answer off.
     """
     ends = model.generation_config.eos_token_id

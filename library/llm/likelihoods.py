@@ -1,4 +1,4 @@
-"""How likely the model finds given answers."""
+"""Compute how likely the model finds given answers."""
 
 import copy
 import math
@@ -19,9 +19,9 @@ from library.llm.architectures import find_decoder, keeps_states, logit_changes
 from library.llm.batching import Batching, pad, run_batches
 from library.llm.memory.formula import SCORING_HEAD_BYTES
 
-MOST_DIFFERENCE = 1e-4  # nats a token, from the model's own log-likelihoods
-CHECKED_TOKENS = 64  # of a prompt, its last
-PARTS = 4  # in which what follows a beginning is scored, shortest first: little is padding then
+MOST_DIFFERENCE = 1e-4  # nats per token, from the model's own log-likelihoods
+CHECKED_TOKENS = 64  # last tokens of a prompt
+PARTS = 4  # in which completions are scored, shortest first, to save padding
 
 
 @torch.no_grad()
@@ -32,12 +32,12 @@ def score_completions(
     batching: Batching = Batching(),
     name: str = "likelihoods",
 ) -> list[list[float]]:
-    """Log-likelihoods in nats of completions after their prompts, all as token ids.
+    """Log-likelihoods in nats of completions after their prompts, summed over each one's tokens.
 
-    They are summed over a completion's tokens. A request is a list of (prompt, completion); what
-    its prompts have in common at their beginning is read once, where there are several and no layer
-    keeps states, which can't be shared out among rows. Raises InputError where they would not be
-    the model's own, since its architecture changes its logits in a way not known here.
+    A request is a list of (prompt, completion), all as token ids. The prompts' common prefix is
+    read only once, unless every request has one completion or a layer keeps states, which rows
+    cannot share. Raises InputError if the results would differ from the model's own because its
+    architecture changes logits in an unknown way.
     """
     scorer = _Scorer(model, tokenizer.pad_token_id)
     if requests:
@@ -76,9 +76,9 @@ def score_completions(
 
 @dataclass(frozen=True)
 class _Rest:
-    """What follows a beginning that was read: the rest of a prompt, and its completion.
+    """What follows a common prefix: the rest of a prompt, and its completion.
 
-    `owner` is the beginning's place in the batch.
+    `owner` is the prefix's index in the batch.
     """
 
     owner: int
@@ -91,15 +91,15 @@ class _Rest:
 
     @property
     def ids(self) -> list[int]:
-        """All but the last token, which nothing follows."""
+        """All tokens but the last, which predicts nothing."""
         return self.prompt + self.completion[:-1]
 
 
 class _Scorer:
-    """A model taken apart into decoder and head.
+    """A model split into decoder and head.
 
-    Logits are computed for the completions' positions alone, SCORING_HEAD_BYTES of them at most at
-    a time and in float32: a vocabulary of 150,000 makes 600 kB for each token.
+    Logits are computed in float32 and only at the completions' positions, at most
+    SCORING_HEAD_BYTES at a time: with a vocabulary of 150,000 they take 600 kB per token.
     """
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
@@ -110,7 +110,7 @@ class _Scorer:
         self.at_once = max(1, SCORING_HEAD_BYTES // (4 * self.head.weight.shape[0]))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The model's logits in float32, as its own forward makes them of the decoder's states."""
+        """Compute logits in float32 from the decoder's states, as the model's own forward does."""
         logits: torch.Tensor = self.head(hidden)
         if self.scale != 1:
             logits = logits * self.scale
@@ -119,9 +119,9 @@ class _Scorer:
         return logits.float()
 
     def check_logits(self, prompt: Sequence[int]) -> None:
-        """Raise InputError where they are not the model's own on a prompt's last tokens.
+        """Raise InputError if the logits of a prompt's last tokens differ from the model's own.
 
-        Both are made in the same shapes and the same type, so that rounding is no reason.
+        Both are computed in the same shapes and type, so rounding is not the reason.
         """
         ids = torch.tensor([prompt], device=self.device)
         count = min(CHECKED_TOKENS, len(prompt))
@@ -144,7 +144,7 @@ class _Scorer:
             )
 
     def read(self, beginnings: Sequence[Sequence[int]]) -> tuple[DynamicCache, torch.Tensor]:
-        """Keys and values of token ids that are padded on the left, and their attention mask."""
+        """Keys and values of token ids, padded on the left, and their attention mask."""
         ids, mask = pad(beginnings, self.pad_token_id, "left", self.device)
         cache = DynamicCache(config=self.base.config)
         self.decoder(
@@ -159,9 +159,9 @@ class _Scorer:
     def score(
         self, rests: Sequence[_Rest], cache: DynamicCache | None, mask: torch.Tensor | None
     ) -> list[float]:
-        """The log-likelihood of each completion after its beginning and the rest of its prompt.
+        """The log-likelihood of each completion after its prefix and the rest of its prompt.
 
-        Without a cache the rest is all of the prompt.
+        Without a cache there is no prefix, and the rest is the whole prompt.
         """
         ids, inner = pad([rest.ids for rest in rests], self.pad_token_id, "right", self.device)
         given = {"input_ids": ids, "attention_mask": inner, "use_cache": False}
@@ -196,9 +196,9 @@ class _Scorer:
 
 
 def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with alike.
+    """The number of tokens in all prompts' common prefix.
 
-    Less one where that is a whole prompt: what follows it is asked of its last.
+    One less if that is a whole prompt, because its last token predicts the completion's first.
     """
     count = 0
     for tokens in zip(*prompts, strict=False):

@@ -1,7 +1,6 @@
-"""Put the base model into memory: quantized or not, with an adapter or without, set up to answer
-and nothing else.
+"""Load the base model, quantized or not, with an adapter or without, ready to answer.
 
-No code of a model's author is ever run, and weights are safetensors alone.
+No code of a model's author ever runs, and weights are read from safetensors only.
 """
 
 import re
@@ -32,9 +31,7 @@ from library.paths import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS, DPO_A
 
 
 def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
-    """Raise InputError where base or adapter is not there, is not as it was written, or does not
-    belong to the other.
-    """
+    """Raise InputError if base or adapter is missing or changed, or if they do not match."""
     made_by = {base_dir / "manifest.json": "base"}
     maker = "dpo" if adapter_dir == DPO_ADAPTER_DIR else "sft"
     if adapter_dir is not None:
@@ -54,9 +51,9 @@ def check_artifacts(base_dir: Path, adapter_dir: Path | None) -> None:
 
 
 def greedy_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Greedy answers up to an end-of-turn token.
+    """The configuration for greedy answers that end at an end-of-turn token.
 
-    Qwen's own configuration would bring sampling and a repetition penalty.
+    It replaces the model's own: Qwen's would add sampling and a repetition penalty.
     """
     ends = model.generation_config.eos_token_id
     known = [ends] if isinstance(ends, int) else ends or []
@@ -76,9 +73,9 @@ def _read_weights(
 ) -> PreTrainedModel:
     """Load the weights of the model `name` to a device.
 
-    Raises InputError where they don't fit (with `advice`), can't be read, or are not exactly those
-    that config.json asks for: transformers fills missing weights with random numbers, and, when it
-    quantizes, weights of another shape too.
+    Raises InputError if they do not fit (with `advice`), cannot be read, or differ from what
+    config.json asks for. transformers would fill missing weights with random numbers and, when it
+    quantizes, also weights of another shape.
     """
     own = pick_device()
     config = read_config(folder)
@@ -96,8 +93,8 @@ def _read_weights(
             )
     except InputError:
         raise
-    except Exception as error:  # of whatever kind: its files, or transformers on them, are at fault
-        reason = re.split(r"(?<=\w)[.] (?=[A-Z])", describe_error(error))[0]  # then comes advice
+    except Exception as error:  # any kind: the files are broken, or transformers cannot read them
+        reason = re.split(r"(?<=\w)[.] (?=[A-Z])", describe_error(error))[0]  # without advice
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than config.json says"
         raise InputError(f"{name}: can't be loaded: {reason}") from error
@@ -123,12 +120,11 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model that the manifest in `base_dir` names, ready to answer.
 
-    With an adapter on it if one is given, to be trained on where it is `trainable`. Where FSDP in
-    the environment asks for it, its layers are sharded; with `shard` off it waits for that on the
-    CPU, since what adds an adapter must see the weights whole. With `dequantize` 4-bit weights are
-    dequantized once, which takes the memory of whole ones: `plan_dequantizing` says whether there
-    is room. Raises InputError where files changed, or where the adapter was trained on another
-    base.
+    An adapter, if given, is put on it, and can be trained if `trainable`. Layers are sharded if
+    FSDP in the environment asks for it; with `shard` off they wait on the CPU instead, because
+    adding an adapter needs whole weights. `dequantize` dequantizes 4-bit weights once, which takes
+    the memory of unquantized ones: `plan_dequantizing` says whether it fits. Raises InputError if
+    files changed, or if the adapter was trained on another base.
     """
     check_artifacts(base_dir, adapter_dir)
     manifest = read_json(base_dir / "manifest.json")
@@ -139,7 +135,7 @@ def load_model(
     if lacks_bfloat16(device):
         repeat_key_value_heads()
     sharded = find_sharding() is not None
-    # FSDP takes floating-point types alone
+    # FSDP only takes floating-point types
     config = nf4_config(dtype, dtype if sharded else torch.uint8)
     model = _read_weights(
         folder,
@@ -151,14 +147,14 @@ def load_model(
     keep_weights_unpacked(model)
     model.generation_config = greedy_config(model, load_tokenizer(base_dir))
     if adapter_dir is not None:
-        # by way of the CPU: PEFT would read it to the first card, whichever is this process's own
+        # through the CPU, because PEFT would read it to the first GPU in every process
         model = PeftModel.from_pretrained(
             *(model, adapter_dir),
             is_trainable=trainable,
             local_files_only=True,
             torch_device="cpu",
         )
-    if dequantize:  # after the adapter: PEFT's 4-bit layer adds up what it adds in 16 bits
+    if dequantize:  # after the adapter, because PEFT's 4-bit layer adds in 16 bits
         dequantize_once(model)
     if shard:
         shard_layers(model, device)
@@ -167,7 +163,7 @@ def load_model(
 
 
 def load_merged(folder: Path) -> PreTrainedModel:
-    """A model folder, not quantized, ready to answer as `load_model` makes it."""
+    """Load a model folder, not quantized, ready to answer as `load_model` makes it."""
     device = pick_device()
     if lacks_bfloat16(device):
         repeat_key_value_heads()

@@ -1,4 +1,4 @@
-"""A fine-tuned model as one folder that needs no adapter."""
+"""Merge a fine-tuned model into one folder that needs no adapter."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,11 @@ from library.llm.manifest import check_manifest, find_model_folder
 
 
 def merge_adapter(base_dir: Path, adapter_dir: Path, folder: Path) -> None:
-    """Write the base model with the adapter's weights added to its own: weights in bfloat16,
-    configuration and tokenizer.
+    """Write the base model with the adapter merged in: bfloat16 weights, configuration, tokenizer.
 
-    The base is loaded as it is published, not quantized, and in float32, which takes four bytes a
-    parameter of the processor's memory: sums are rounded once, when all is done. Raises InputError
-    as `check_made` does, or where files changed.
+    The base is loaded as published, not quantized, and in float32, so that sums are rounded only
+    once, at the end. That takes four bytes of main memory per parameter. Raises InputError as
+    `check_made` does, or if files changed.
     """
     check_artifacts(base_dir, adapter_dir)
     manifest = json.loads((base_dir / "manifest.json").read_text())
@@ -36,7 +35,7 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, folder: Path) -> None:
     merged.generation_config = greedy_config(merged, tokenizer)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # how the tokenizer was loaded here is nothing to pass on
+    # drop settings from how the tokenizer was loaded here
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     write_json(
         folder / "tokenizer_config.json",

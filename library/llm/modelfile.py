@@ -1,4 +1,4 @@
-"""A Modelfile: how Ollama is to ask a model that lies beside it, as it was asked here.
+"""Write a Modelfile, which makes Ollama ask a model as it was asked here.
 
 Ollama's templates are Go's: https://docs.ollama.com/modelfile and https://pkg.go.dev/text/template.
 """
@@ -13,25 +13,23 @@ from library.llm.chat_template import render
 from library.records import Message
 
 ROLES = ("system", "user", "assistant")
-# texts that stand for what is said, to be found again in what a chat template makes of them
+# placeholders for messages, to be found in a chat template's output
 SAID = {"system": "Ssystem", "user": "Uuser", "assistant": "Aassistant"}
 
 
 @dataclass(frozen=True)
 class Turns:
-    """What a chat template writes before and after a message of each role, and where the answer is
-    to begin.
-    """
+    """What a chat template writes before and after each role's messages, and before the answer."""
 
     around: Mapping[str, tuple[str, str]]
     asking: str
 
 
 def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
-    """What the tokenizer's chat template writes around messages; None where it is not the same
-    around each message of a role, and so no list of turns.
+    """Read what the tokenizer's chat template writes around messages.
 
-    The beginning-of-sequence token is left out: llama.cpp and Ollama put it there themselves.
+    None if that differs between messages of a role, so that it is not a plain list of turns. The
+    beginning-of-sequence token is left out, because llama.cpp and Ollama add it themselves.
     """
     short, long = _conversation("system", "user"), _conversation(*ROLES, "user")
     try:
@@ -45,7 +43,7 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
         return None
     (head, middle, tail), (_, _, answered, again, _) = parts, more
     first = str(tokenizer.bos_token or "")
-    if first in middle:  # it begins each turn, as SmolLM2's
+    if first in middle:  # it begins each turn, as in SmolLM2
         first = ""
     first = first if head.startswith(first) else ""
     head = head.removeprefix(first)
@@ -69,7 +67,7 @@ def read_turns(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
 
 
 def write_turns(turns: Turns, messages: Sequence[Message]) -> str:
-    """Messages as a list of turns, up to where the answer begins."""
+    """Write messages as a list of turns, up to where the answer begins."""
     written = [
         f"{turns.around[message['role']][0]}{message['content']}{turns.around[message['role']][1]}"
         for message in messages
@@ -78,7 +76,7 @@ def write_turns(turns: Turns, messages: Sequence[Message]) -> str:
 
 
 def write_go_template(turns: Turns) -> str | None:
-    """The same as a template of Go's; None where a turn holds what is none of its text there."""
+    """Write the turns as a Go template; None if a turn's text has a special meaning there."""
     texts = [text for around in turns.around.values() for text in around]
     if any(sign in text for text in [*texts, turns.asking] for sign in ("{{", '"""')):
         return None
@@ -97,12 +95,11 @@ def render_modelfile(
     max_new_tokens: int,
     stop: Sequence[str],
 ) -> str:
-    """A Modelfile for the model at `source`, as seen from where the Modelfile lies.
+    """Write a Modelfile for the model at `source`, a path relative to the Modelfile.
 
-    It asks greedily, in `max_length` tokens, with the system message of `messages`, which are those
-    of any row. Where the chat template is no list of turns, it says so and leaves the prompt to
-    what Ollama makes of the model's own template. A comment says where the system message can't be
-    in it.
+    It decodes greedily, with a context of `max_length` tokens and the system message of `messages`,
+    those of any row. A comment says so if the chat template is not a plain list of turns, in which
+    case Ollama reads the model's own, or if the system message cannot be included.
     """
     turns = read_turns(tokenizer)
     template = write_go_template(turns) if turns else None
@@ -140,8 +137,8 @@ def _conversation(*roles: str) -> list[Message]:
 
 
 def _split(written: str, messages: Sequence[Message]) -> list[str] | None:
-    """What stands around the messages, which are one more part than messages; None where one is
-    missing, or there twice.
+    """The text around the messages, one part more than there are messages; None if a message is
+    missing or occurs twice.
     """
     parts = []
     for message in messages:

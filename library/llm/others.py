@@ -1,6 +1,4 @@
-"""What else a fine-tuned model is compared with: its base with examples or thinking, and other
-models.
-"""
+"""Ask the systems to compare with: the base with examples or thinking, and other models."""
 
 import gc
 import logging
@@ -46,16 +44,16 @@ log = logging.getLogger(__name__)
 
 
 def ask_others(params: Params) -> None:
-    """Ask each system that `evaluate` names the test rows, one after the other; what was asked
-    before, and has not changed, is not asked again.
+    """Ask each system that `evaluate` names the test rows, one after the other.
 
-    Raises InputError where a system can't be asked.
+    Systems that have not changed since they were asked are skipped. Raises InputError if one cannot
+    be asked.
     """
     state = start_processes()
     if state.is_main_process:
         shutil.rmtree(OTHERS_PATH.parent, ignore_errors=True)
     test = read_formatted("test")
-    # what can be refused is refused before anything is asked
+    # check all systems before asking any
     thinking = _load_thinking_tokenizer(params) if params.evaluate.thinking_tokens else None
     examples: dict[str, float] = {}
     with_examples: list[FormattedRow] = []
@@ -99,7 +97,7 @@ def _check_memory(
     thinking_tokens: int = 0,
     instead: str = "model={}",
 ) -> None:
-    """Raise InputError, beginning with `title`, where the longest row is too much for memory."""
+    """Raise InputError, beginning with `title`, if the longest row does not fit into memory."""
     try:
         plan_rows(base_dir, load_model_file(model), params, rows, thinking_tokens, instead)
     except InputError as error:
@@ -137,13 +135,13 @@ def _ask_thinking(
 
 
 def _open(**asked: Any) -> AnsweringSession:
-    gc.collect()  # this model needs the memory of the last
+    gc.collect()  # free the last model
     torch.cuda.empty_cache()
     return open_session("others", **asked)
 
 
 def _close(session: AnsweringSession, system: str, answers: Sequence[Prediction]) -> None:
-    # what was answered is kept: another system, and this one need not be asked again
+    # answers are kept: changing one system does not repeat the others
     session.close(other_name(system), {other_name(system): answers})
 
 
@@ -175,9 +173,9 @@ def _rows_in_tokens(
     name: str,
     room: int = 0,
 ) -> list[FormattedRow]:
-    """The same messages in another tokenizer's tokens, with room for so many more.
+    """The same messages tokenized for another model, with `room` tokens for its output.
 
-    Raises InputError, beginning with `name`, where the model has too few positions.
+    Raises InputError, beginning with `name`, if the model has too few positions.
     """
     positions = count_positions(base_dir)
     rows: list[FormattedRow] = []

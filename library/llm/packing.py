@@ -1,6 +1,6 @@
-"""A GGUF file of a model, by llama.cpp's own converter.
+"""Write a model as a GGUF file with llama.cpp's own converter.
 
-The converter, convert_hf_to_gguf.py, is no package: it comes with llama.cpp's source.
+The converter, convert_hf_to_gguf.py, is not a package: it comes with llama.cpp's source.
 """
 
 import logging
@@ -21,16 +21,16 @@ UNKNOWN_TOKENIZER = "pre-tokenizer was not recognized"
 
 @dataclass(frozen=True)
 class Packing:
-    """How a GGUF file is made: the converter, and how weights are stored, as llama.cpp names it."""
+    """How to make a GGUF file: the converter, and the weights' type as llama.cpp names it."""
 
     converter: Path
     kind: str
 
 
 def read_packing() -> Packing | None:
-    """What GGUF and LLAMA_CPP in the environment ask for; None where they ask for nothing.
+    """What GGUF and LLAMA_CPP in the environment ask for; None if they ask for nothing.
 
-    Raises InputError where a type is unknown, or the converter is not there.
+    Raises InputError if a type is unknown, or the converter is missing.
     """
     kind, source = os.environ.get("GGUF", ""), os.environ.get("LLAMA_CPP", "")
     if not kind and not source:
@@ -52,7 +52,7 @@ def read_packing() -> Packing | None:
 def pack(folder: Path, path: Path, packing: Packing) -> None:
     """Write a GGUF file of the model in a folder.
 
-    Raises InputError with the converter's last line where it fails.
+    Raises InputError with the converter's last line if it fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, packing.converter, folder.resolve(), "--outtype", packing.kind]

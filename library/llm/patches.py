@@ -1,6 +1,6 @@
-"""Where libraries are made to do otherwise by way of their private parts.
+"""Patches that change libraries' behaviour through their private parts.
 
-Each says what for, and the upstream issue that it waits for. When a pinned version changes, look
+Each names its purpose and the upstream issue that it waits for. When a pinned version changes, look
 here first.
 """
 
@@ -20,21 +20,21 @@ log = logging.getLogger(__name__)
 
 
 def repeat_key_value_heads() -> None:
-    """Have transformers repeat keys and values that heads share before it calls PyTorch's
-    attention.
+    """Make transformers repeat shared keys and values before it calls PyTorch's attention.
 
-    Given them shared, cards below compute capability 8.0 have only the kernel that writes out all
-    heads x S x S scores. Until huggingface/transformers#48635.
+    Otherwise GPUs below compute capability 8.0 only have the kernel that writes out all heads x S x
+    S scores. Until huggingface/transformers#48635.
     """
     sdpa_attention.use_gqa_in_sdpa = lambda *_: False
 
 
 def set_up_fused_head(device: torch.device) -> bool:
-    """Say whether TRL's fused head runs as Triton's kernels in all processes, and see that it runs.
+    """Test whether TRL's fused head runs as Triton kernels in all processes; else use plain
+    PyTorch.
 
-    They take Triton and a C compiler. Where they fail on CUDA, plain PyTorch computes the head
-    instead, in smaller tiles, of which it makes several copies. TRL itself looks no further than
-    whether Triton can be imported.
+    The kernels need Triton and a C compiler. If they fail on CUDA, plain PyTorch computes the head
+    in smaller tiles, of which it makes several copies. TRL itself only checks that Triton can be
+    imported.
     """
     if device.type != "cuda":
         return False
@@ -46,7 +46,7 @@ def set_up_fused_head(device: torch.device) -> bool:
             hidden, torch.zeros_like(hidden), None, targets, 1.0, 2
         )
         losses[0].sum().backward()
-    # of whatever kind: it is Triton's, its compiler's or the driver's
+    # any kind: from Triton, its compiler or the driver
     except Exception as error:  # noqa: BLE001
         reason = str(error).strip().partition("\n")[0]
         log.warning("Triton's kernels do not run here: %s", reason)
@@ -62,7 +62,7 @@ def set_up_fused_head(device: torch.device) -> bool:
 
 
 def use_one_card(args: TrainingArguments) -> None:
-    """One process trains on one card, however many there are; LAUNCHER is for the others.
+    """Train on one GPU in one process, even if there are several; LAUNCHER is for the others.
 
     transformers would wrap the model in DataParallel, which TRL refuses: huggingface/trl#6836.
     """
@@ -70,10 +70,10 @@ def use_one_card(args: TrainingArguments) -> None:
 
 
 def keep_adapter_in_float32(model: torch.nn.Module) -> None:
-    """Cast what is trained to float32, before the optimizer is made.
+    """Cast trainable weights to float32, before the optimizer is made.
 
-    TRL casts the adapter of a quantized model to bfloat16: small updates are lost in it, and
-    float16's gradient scaler fails. Until huggingface/trl#4901.
+    TRL casts the adapter of a quantized model to bfloat16. That loses small updates, and makes
+    float16's gradient scaler fail. Until huggingface/trl#4901.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -81,17 +81,17 @@ def keep_adapter_in_float32(model: torch.nn.Module) -> None:
 
 
 def read_adapters_on_cpu(model: Any) -> None:
-    """Have PEFT read an adapter by way of the CPU, such as the best one at the end of training.
+    """Make PEFT read adapters through the CPU, such as the best one at the end of training.
 
-    It would read it to the first card, whichever is this process's own: huggingface/peft#3793.
+    It would read them to the first GPU in every process: huggingface/peft#3793.
     """
     model.load_adapter = partial(model.load_adapter, torch_device="cpu")
 
 
 def mark_as_sharded(trainer: Any) -> None:
-    """Tell transformers' trainer that the layers are sharded already.
+    """Tell transformers' trainer that the layers are already sharded.
 
-    Then it uses no DDP, which refuses them, and averages the gradients of adapters all the same.
-    What this sets is for models that transformers shards itself; it offers nothing for others.
+    It then skips DDP, which refuses sharded layers, but still averages the adapters' gradients. The
+    flag is meant for models that transformers shards itself; there is no public one for others.
     """
     trainer.is_distributed_loading_by_transformers = True

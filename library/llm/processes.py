@@ -1,4 +1,4 @@
-"""One process or many: started by LAUNCHER in the environment, told apart, and joined again."""
+"""Run a stage in one process or, with LAUNCHER in the environment, in many."""
 
 import logging
 import os
@@ -14,19 +14,18 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from library.errors import InputError
 
-# for a process that has more to do; PyTorch's ten minutes are less than a batch can take
+# for a process that is behind: a batch can take longer than PyTorch's ten minutes
 PATIENCE = timedelta(hours=2)
 
 
 def start_processes() -> PartialState:
-    """Hand over to LAUNCHER where there is one, such as `torchrun --nproc-per-node 4`; in its
-    processes, join the others.
+    """Start the stage under LAUNCHER if it is set, such as `torchrun --nproc-per-node 4`.
 
-    Only the main process says more than warnings.
+    In the launched processes, join the others; only the main process logs more than warnings.
     """
     try:
         launcher = shlex.split(os.environ.get("LAUNCHER", ""))
-    except ValueError as error:  # a quote that is not closed
+    except ValueError as error:  # an unclosed quote
         raise InputError(f"LAUNCHER in the environment: {error}") from None
     if launcher:
         program = shutil.which(launcher[0])
@@ -46,17 +45,15 @@ def start_processes() -> PartialState:
 
 
 def processes() -> PartialState:
-    """The process that asks, among the others: its index, how many there are, and how to wait for
-    them.
-    """
+    """The current process: its index, the number of processes, and how to wait for them."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def broadcast_from_main(value: Any) -> Any:
-    """The main process's value, in every process."""
+    """Return the main process's value in every process."""
     return broadcast_object_list([value])[0]
 
 
 def gather_from_all(values: list[Any]) -> list[Any]:
-    """The values of every process in one list, in every process."""
+    """Return the values of every process as one list, in every process."""
     return list(gather_object(values))

@@ -1,4 +1,4 @@
-"""Four bits a weight, by bitsandbytes."""
+"""Quantize weights to 4 bits with bitsandbytes."""
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -7,7 +7,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
 def nf4_config(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
-    """NF4 with double quantization, stored as numbers of one type and computed in another."""
+    """The configuration of NF4 with double quantization, stored in one type and computed in
+    another.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -20,8 +22,9 @@ def nf4_config(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> BitsAn
 def keep_weights_unpacked(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
-    An evaluation repacks them, and the next training step fails or loses its input gradient. No
-    issue is known upstream; bitsandbytes-foundation/bitsandbytes#2078 is about the same packing.
+    An evaluation repacks them, and the next training step then fails or loses its input gradient.
+    There is no upstream issue for this; bitsandbytes-foundation/bitsandbytes#2078 is about the same
+    packing.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -29,12 +32,12 @@ def keep_weights_unpacked(model: PreTrainedModel) -> None:
 
 
 class DequantizedLinear(torch.nn.Linear):
-    """A 4-bit linear layer whose weights were dequantized once, to the type that it computes in.
+    """A 4-bit linear layer whose weights are dequantized once, to its computing type.
 
-    bitsandbytes dequantizes them for every product, to the same numbers. On a CPU the products are
-    the same bits, too. On CUDA they are where it calls cuBLAS; for few rows it has a kernel of its
-    own, which up to three rounds each weight twice and each product to 16 bits, so that a row alone
-    is rounded otherwise than in a batch. Here it is not.
+    bitsandbytes dequantizes them for every product, to the same numbers, so products are the same
+    bits on a CPU and where it calls cuBLAS. On CUDA its own kernel for few rows (up to three)
+    rounds each weight twice and each product to 16 bits, so a row alone is rounded differently than
+    in a batch. This layer avoids that.
     """
 
     def __init__(self, layer: Linear4bit) -> None:
@@ -46,19 +49,19 @@ class DequantizedLinear(torch.nn.Linear):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's outputs, in the type of its inputs."""
+        """Compute the layer's outputs, in the type of its inputs."""
         bias = None if self.bias is None else self.bias.to(self.weight.dtype)
         product = torch.nn.functional.linear(x.to(self.weight.dtype), self.weight, bias)
         return product.to(x.dtype)
 
 
 def dequantize_once(model: torch.nn.Module) -> None:
-    """Dequantize a model's 4-bit linear layers, in place, under adapters too."""
+    """Dequantize a model's 4-bit linear layers in place, also those under adapters."""
     places = [
         (module, name)
         for module in model.modules()
         for name, layer in module.named_children()
         if isinstance(layer, Linear4bit)
     ]
-    for module, name in places:  # nothing else holds a layer: its 4 bits go as its weights come
+    for module, name in places:  # one by one, so each layer's 4 bits are freed at once
         setattr(module, name, DequantizedLinear(getattr(module, name)))

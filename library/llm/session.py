@@ -1,4 +1,4 @@
-"""A model with the rows it is asked, set up to answer within memory and to go on after a kill."""
+"""Load a model and its rows, and answer them within memory; a killed run resumes."""
 
 import hashlib
 import json
@@ -53,19 +53,19 @@ from library.records import (
 
 log = logging.getLogger(__name__)
 
-ASKED = ("test", "train_sample")  # every test row and, so that over-fitting shows, some train rows
+ASKED = ("test", "train_sample")  # all test rows, and some train rows to show over-fitting
 
 
 @dataclass(frozen=True)
 class AnsweringSession:
-    """The model that one stage asks, the rows, and where what is done is kept meanwhile."""
+    """A model that a stage asks, its rows, and the folder that keeps answers until the end."""
 
     state: PartialState
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rows: Mapping[str, Sequence[FormattedRow]]
     general_text: str
-    longest: int  # tokens that memory was planned for
+    longest: int  # tokens of the longest row that memory was planned for
     max_new_tokens: int
     batching: Batching
     kept_dir: Path
@@ -75,27 +75,27 @@ class AnsweringSession:
     trained: bool  # whether this process trained the adapter
 
     def answer(self, split: str, name: str) -> list[Prediction]:
-        """Answers to a split's rows, with likelihoods; `name` is the system's, for progress."""
+        """Answer a split's rows, with likelihoods; `name` is the system's, for progress."""
         return answer_rows(
             self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
         )
 
     def answer_without_context(self, split: str, name: str) -> list[QuestionAnswer]:
-        """Answers to a split's questions alone."""
+        """Answer a split's questions without their context."""
         return answer_questions(
             self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
         )
 
     def score_general_text(self, name: str) -> list[Likelihood]:
-        """How likely the paragraphs of `evaluate.general_text` are, in their order."""
+        """The likelihood of each paragraph of `evaluate.general_text`, in order."""
         return score_text(
             *(self.model, self.tokenizer, self.general_text, self.longest, self.batching, name)
         )
 
     def close(self, system: str, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Write predictions by name, and what gave them.
+        """Write predictions by name, and a record of the model that made them.
 
-        The main process does; the others wait for it.
+        The main process writes; the others wait for it.
         """
         if self.state.is_main_process:
             for name, records in predictions.items():
@@ -118,7 +118,7 @@ class AnsweringSession:
         self.state.wait_for_everyone()
 
     def _note_costs(self, predictions: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """What an answer of each system cost, outside what DVC knows: it is another each time."""
+        """Record what each system's answers cost; not in DVC, because it differs between runs."""
         costs = read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}
         for name, records in predictions.items():
             system = name.rpartition("/")[2]
@@ -136,22 +136,24 @@ class AnsweringSession:
         write_json(COSTS_PATH, costs)
 
     def _peak(self) -> dict[str, int]:
-        """The most memory that answering took; on a CPU that is known of the whole process alone,
-        and says nothing where it has trained before.
+        """The peak memory of answering.
+
+        On a CPU only the whole process's peak is known, so it is left out if the process has also
+        trained.
         """
         if self.trained and self.model.device.type == "cpu":
             return {}
         return {"peak_mb": round(peak_bytes(self.model.device) / 1e6)}
 
     def forget(self) -> None:
-        """Remove what was kept in case of a kill."""
+        """Remove the answers that were kept for resuming."""
         if self.state.is_main_process:
             shutil.rmtree(self.kept_dir)
         self.state.wait_for_everyone()
 
 
 def describe_dequantizing(once: bool) -> Dequantizing:
-    """Whether 4-bit weights are dequantized once, for a record; nothing on a CPU."""
+    """A record of whether 4-bit weights are dequantized once; empty on a CPU."""
     return {"dequantized": once} if pick_device().type == "cuda" else {}
 
 
@@ -163,16 +165,16 @@ def plan_rows(
     thinking_tokens: int = 0,
     instead: str = "model={}",
 ) -> tuple[int, int]:
-    """Tokens of the longest row, its answer and thoughts included, and of a batch.
+    """Tokens of the longest row, with its answer and thinking, and of a batch.
 
-    Raises InputError where one row does not fit into memory, with what would; another model is said
-    as `instead`.
+    Raises InputError if one row does not fit into memory, with what would. Names of other models
+    are put into `instead`.
     """
     limit = thinking_tokens + params.format.max_new_tokens
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in rows)
     settings = make_settings(model_file, params.sft, pick_device().type)
     least = max(row["question_tokens"] for row in rows) + params.format.max_new_tokens
-    # a rival's tokens may be more than those that format counted
+    # another model's tokenizer may make more tokens than format counted
     ratio = max(1.0, (longest - thinking_tokens) / params.format.max_length)
 
     def shorter() -> Iterator[Way]:
@@ -197,12 +199,13 @@ def open_session(
     general_text: bool = False,
     trained: bool = False,
 ) -> AnsweringSession:
-    """Load a base model, that of params.yaml unless another is named, with an adapter if one is
-    given, to ask it rows for a stage: those of ASKED unless others are given. Before an answer it
-    may write so many tokens of thoughts. With `general_text` it can be asked that, too;
-    `trained` says that this process trained the adapter.
+    """Load a model to ask it rows for a stage.
 
-    Raises InputError where one row does not fit into memory, before anything is loaded.
+    By default it is the base model of params.yaml without an adapter, and the rows are those of
+    ASKED. `thinking_tokens` is how many tokens it may think before each answer. `general_text` also
+    loads the text to score. `trained` says that this process trained the adapter.
+
+    Raises InputError if one row does not fit into memory, before anything is loaded.
     """
     state = start_processes()
     params = load_params()
@@ -221,7 +224,7 @@ def open_session(
     longest, tokens = plan_rows(base_dir, model_file, params, every, thinking_tokens)
     settings = make_settings(model_file, params.sft, pick_device().type)
     once = plan_dequantizing(base_dir, settings, LongestLengths(longest, limit), tokens)
-    if torch.cuda.is_available():  # what the stage did before is no cost of an answer
+    if torch.cuda.is_available():  # the peak of earlier work in this process does not count
         torch.cuda.reset_peak_memory_stats()
     asked = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     kept_dir = checkpoint_dir(

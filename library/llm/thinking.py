@@ -1,4 +1,4 @@
-"""Answers after thoughts: these have a budget of their own, and are no part of the answer."""
+"""Answers after thinking, which has a token budget of its own and is not part of the answer."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from library.llm.chat_template import THINK_END, prompt_ids
 from library.llm.generation import generate_answers, generate_ids
 from library.records import FormattedRow, ThoughtfulPrediction
 
-CLOSING = 8  # tokens at most, of BREAKS and the end of thoughts
-BREAKS = "\n", "\n\n"  # what models write before the end of their thoughts, and before the answer
+CLOSING = 8  # most tokens of BREAKS and the end-of-thinking tag together
+BREAKS = "\n", "\n\n"  # what models write before the end-of-thinking tag, and before the answer
 
 
 def answer_after_thoughts(
@@ -23,10 +23,11 @@ def answer_after_thoughts(
     batching: Batching = Batching(),
     name: str = "rows",
 ) -> list[ThoughtfulPrediction]:
-    """What a model answers to formatted rows once it has thought, in up to `thinking_tokens` and
-    what closes the thoughts; those that come to no end are closed there.
+    """Let a model think about formatted rows, then answer them.
 
-    `tokenizer` is one whose prompts open the thoughts (`adapt_template`).
+    Thinking takes up to `thinking_tokens`, plus the tokens that close it; if it does not end by
+    itself, it is closed there. `tokenizer` is one whose prompts open the thinking
+    (`adapt_template`).
     """
     prompts = [prompt_ids(tokenizer, row["messages"]) for row in rows]
     end = tokenizer.convert_tokens_to_ids(THINK_END)

@@ -1,6 +1,6 @@
-"""A GGUF file, as Ollama and LM Studio keep models, unpacked to what transformers loads.
+"""Unpack a GGUF file, as Ollama and LM Studio store models, for transformers.
 
-Its weights were quantized before; unpacked they have 16 bits again, and what they lost stays lost.
+Its quantized weights become 16 bits wide, but the precision that quantizing lost stays lost.
 """
 
 import logging
@@ -18,26 +18,26 @@ log = logging.getLogger(__name__)
 
 
 def unpacked_folder(sha256: str) -> Path:
-    """Where a GGUF file of this hash is unpacked: beside the hub's cache, for all projects."""
+    """The folder for an unpacked GGUF file: beside the Hub's cache, shared by all projects."""
     return Path(constants.HF_HOME) / "unpacked-gguf" / sha256
 
 
 def read_quantization(path: Path) -> str:
-    """How a GGUF file's weights are stored, as llama.cpp names it: Q4_1, Q8_0, F16.
+    """The type of a GGUF file's weights as llama.cpp names it: Q4_1, Q8_0, F16.
 
-    Raises InputError where it is none.
+    Raises InputError if it is not a GGUF file of a model.
     """
     try:
         kind = GGUFReader(path).fields["general.file_type"].contents()
         return LlamaFileType(kind).name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    except Exception as error:  # of whatever kind: the file is at fault
+    except Exception as error:  # any kind: the file is broken
         raise InputError(f"{path}: not a GGUF file of a model: {describe_error(error)}") from error
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write a GGUF file's model to a folder, in bfloat16, and its tokenizer; whole or not at all.
+    """Write a GGUF file's model, in bfloat16, and its tokenizer to a folder; all or nothing.
 
-    Raises InputError where transformers can't.
+    Raises InputError if transformers cannot.
     """
     log.info("unpacking %s to %s", path, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +49,13 @@ def unpack(path: Path, folder: Path) -> None:
                 gguf_file=path.name,
                 local_files_only=True,
                 dtype=torch.bfloat16,
-                # or the weights stay packed, and can't be saved
+                # otherwise the weights stay packed, and cannot be saved
                 quantization_config=GgufConfig(dequantize=True),
             )
             tokenizer = AutoTokenizer.from_pretrained(
                 path.parent, gguf_file=path.name, local_files_only=True
             )
-        except Exception as error:  # of whatever kind: transformers can't read it
+        except Exception as error:  # any kind: transformers cannot read it
             raise InputError(
                 f"{path}: transformers can't unpack it: {describe_error(error)}; name the model on "
                 "the hub that it was made of"
