@@ -1,11 +1,11 @@
-"""Ask other systems the test questions: the base model with examples or with thinking on, and
-other models zero-shot.
+"""Ask other systems the test questions: the base model with examples or with thinking, and other
+models zero-shot.
 
-`evaluate.few_shot`, `thinking_tokens` and `rivals` name them; there are none by default. Reads
+`evaluate.few_shot`, `thinking_tokens` and `rivals` name them; by default there are none. Reads
 data/clean/rows.jsonl, data/formatted/{test,train}.jsonl, metrics/format.json and artifacts/base/.
-Writes data/predictions/others/: systems.json (which there are), and of each its answers and what
-gave them. A rival that is not in the hub's cache is downloaded. DVC does not watch rivals' files:
-after an edit of one, `dvc repro --force others`.
+Writes data/predictions/others/: systems.json (the list), and for each system its answers and a
+record of the model. Rivals that are not in the Hub's cache are downloaded. DVC does not watch their
+files: after editing one, run `dvc repro --force others`.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Ask them, if there are any."""
+    """Ask the systems, if there are any."""
     params = load_params()
     systems = list_others(params.evaluate)
     if systems:

@@ -1,8 +1,8 @@
 """Ask the fine-tuned model the test questions, with the same code as zeroshot.
 
-Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/, artifacts/adapter/ and the text
-that `evaluate.general_text` names. Writes data/predictions/: sft.jsonl, sft_train.jsonl,
-sft_general.jsonl, sft_model.json (what gave them).
+Reads data/formatted/{test,train_sample}.jsonl, artifacts/base/, artifacts/adapter/ and the text of
+`evaluate.general_text`. Writes data/predictions/: sft.jsonl, sft_train.jsonl, sft_general.jsonl and
+sft_model.json (a record of the model that made them).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """Fine-tune a LoRA adapter on the train rows; the lowest validation loss selects the checkpoint.
 
 Reads data/formatted/train.jsonl, data/formatted/validation.jsonl and artifacts/base/. Writes
-artifacts/adapter/, reports/sft_history.csv and reports/sft_memory.json: what was predicted, what
-one step on the longest rows took, and on CUDA whether it computed deterministically.
+artifacts/adapter/, reports/sft_history.csv and reports/sft_memory.json: the predicted memory, the
+memory of one step on the longest rows and, on CUDA, whether it computed deterministically.
 """
 
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Train and keep the adapter with the least validation loss."""
+    """Train, and save the adapter with the lowest validation loss."""
     state = start_processes()
     params = load_params()
     checkpoints = training_dir("sft", params)
