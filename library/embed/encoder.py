@@ -1,4 +1,4 @@
-"""An embedding model with the pooling, prompts and longest input of its makers."""
+"""An embedding model with its authors' pooling, prompts and maximum length."""
 
 import importlib.util
 import logging
@@ -150,11 +150,10 @@ def load_encoder(model: EmbeddingModel, folder: Path) -> Any:
 
 
 def see_both_ways(model: PreTrainedModel) -> None:
-    """Let each token of a decoder see the tokens after it, as GritLM embeds; an encoder's already
-    do.
+    """Let each token of a decoder attend to later tokens, as GritLM embeds; encoders already do.
 
-    A mask does it where transformers makes one from the config. Without a mask, a flag of the
-    attention layers does.
+    If transformers makes a mask, it reads the config. Without a mask, a flag of the attention
+    layers decides.
     """
     model.config.is_causal = False
     model.config.sliding_window = None
@@ -239,10 +238,10 @@ def count_longest(encoder: Any, queries: Sequence[str], documents: Sequence[str]
 
 
 def save_encoder(encoder: Any, model: EmbeddingModel, folder: Path) -> None:
-    """Write a tuned model as sentence-transformers loads it.
+    """Write a tuned model so that sentence-transformers can load it.
 
-    It has no card, because sentence-transformers' card contains times. An adapter names its base as
-    `model` does, not by a folder of this disk.
+    It has no model card, because sentence-transformers' card contains times. An adapter names its
+    base as `model` does, not by a local folder.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
 """Predict an embedding model's memory from its config, and how many texts fit at once.
 
-Predictions count tensors, in bytes. The coefficients are those of BERT and Mistral layers of
-several widths on a CPU; benchmarks/embedding_memory.py fits them again, and checks them on other
-shapes.
+Predictions are bytes in tensors. The coefficients were fitted to BERT and Mistral layers of several
+widths on a CPU; benchmarks/embedding_memory.py repeats the fit and checks it on other shapes.
 """
 
 import logging
@@ -290,12 +289,12 @@ def plan_step(
     lengths: Sequence[Sequence[int]],
     said: bool = True,
 ) -> list[int]:
-    """The mini-batch sizes to try in training, largest first: those that are predicted to fit.
+    """The mini-batch sizes to try in training, largest first, that are predicted to fit.
 
     `lengths` are, for each kind of pairs, the tokens of the longest question, right text and wrong
-    text: a batch in one piece has all of them in memory. `embed.mini_batch_size` leaves only that
-    size, with a warning if it does not fit. Raises InputError if size 1 does not fit, with what
-    would.
+    text: a batch in one piece holds all of them in memory. `embed.mini_batch_size` leaves only that
+    size, with a warning if it is not predicted to fit. Otherwise raises InputError if size 1 does
+    not fit, with what would.
     """
     length = max(max(kind) for kind in lengths)
     device = pick_device()

@@ -1,4 +1,4 @@
-"""An embedding model put into memory, where it fits."""
+"""Load an embedding model if it fits into memory."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from library.embedding_models import AnyEmbeddingModel, HubEmbeddingModel
 
 
 def open_encoder(model: AnyEmbeddingModel) -> tuple[Any, Path]:
-    """A model loaded, and the folder of its files.
+    """Load a model; returns it and the folder of its files.
 
-    Raises InputError where it is predicted not to fit, before any of it is downloaded.
+    Raises InputError if it is predicted not to fit, before anything is downloaded.
     """
     if isinstance(model, HubEmbeddingModel):
         plan_encoding(model, None, min(SHORTEST, model.max_length))

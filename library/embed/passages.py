@@ -5,7 +5,7 @@ from typing import Any
 from library.corpus.passages import split_passages
 from library.embed.encoder import count_tokens
 
-LEAST_CHARACTERS = 20  # that a passage is cut down to: below, one token can be more than fits
+LEAST_CHARACTERS = 20  # shortest cut of a passage: below, a single token can exceed the limit
 
 
 def cut_context(encoder: Any, context: str, characters: int) -> list[str]:

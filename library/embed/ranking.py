@@ -1,9 +1,9 @@
-"""The ranks of the right texts among all test texts, from which every metric is computed.
+"""Rank the right texts among all test texts; every retrieval metric is computed from these ranks.
 
-Three tasks. `passage`: a question among the passages of all test contexts; any of its own context
-is right. `context`: a question among the contexts, each as near as its nearest passage. `answer`: a
-question among the right answers of all test rows; any of its own is right. Besides, whether a right
-answer is nearer than the row's wrong one.
+There are three tasks. `passage`: a question searches the passages of all test contexts; any passage
+of its own context is right. `context`: a question searches the contexts, each scored by its best
+passage. `answer`: a question searches the right answers of all test rows; any of its own is right.
+Also recorded is whether a right answer is nearer to the question than the row's wrong one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +34,10 @@ class Found(TypedDict):
 
 
 class Ranked(TypedDict):
-    """A test row as a system ranks its texts (data/rankings/SYSTEM.jsonl).
+    """A test row's ranks from one system (data/rankings/SYSTEM.jsonl).
 
-    `nearer` is 1 if the right answer is nearer than the wrong one, one half if equal, None without
-    a wrong one. `top` are the first passages, as context and place in it.
+    `nearer` is 1 if the right answer is nearer than the wrong one, one half if both are equal, None
+    without a wrong one. `top` lists the first passages, each as context and place in it.
     """
 
     id: str

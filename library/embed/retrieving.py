@@ -29,7 +29,7 @@ class Retriever(Section):
     model: dict[str, Any] | None
     """The embedding model, as its file in models/embedding/ has it; null is BM25."""
     tuned: str | None
-    """The SHA-256 of the weights in artifacts/embedder/, or null where the model is as it is."""
+    """The SHA-256 of the weights in artifacts/embedder/; null if the model is not tuned."""
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -47,7 +47,7 @@ def write_retriever(
 
 
 class EmbeddingRanker:
-    """Rank passages by the cosine with the question; ties in document order.
+    """Rank passages by cosine similarity to the question; ties keep document order.
 
     Texts that `read` has encoded are not encoded again.
     """

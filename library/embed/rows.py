@@ -1,4 +1,4 @@
-"""The clean rows by split; the same split as the language model's."""
+"""Read the clean rows by split, split as for the language model."""
 
 import logging
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def read_split_rows(params: SplitParams) -> GroupedRows:
     split = make_split(ties, params)
     try:
         faults = check_split(split, ties, params)
-    except InputError as error:  # its commands are the language model's
+    except InputError as error:  # its commands are for the language model's pipeline
         said = str(error).replace("dvc exp run ", "dvc exp run embedding/dvc.yaml ")
         raise InputError(said) from error
     for fault in faults:
@@ -58,6 +58,6 @@ def read_split_rows(params: SplitParams) -> GroupedRows:
 
 
 def ask(row: CleanRow) -> str:
-    """A row's question, after what was said before it."""
+    """A row's question, with the conversation before it."""
     earlier = [turn["content"] for turn in row["turns"] if turn["role"] == "user"]
     return "\n".join([*earlier, row["query"]])

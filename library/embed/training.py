@@ -49,14 +49,14 @@ from library.units import gib
 log = logging.getLogger(__name__)
 
 METRIC = "eval_validation_cosine_ndcg@10"
-LATER = "validation_ndcg@10_later"  # the same; of equal ones the later step's is the better
+LATER = "validation_ndcg@10_later"  # as METRIC, but the later of equal checkpoints wins
 HISTORY = {"step": "step", "epoch": "epoch", "loss": "loss", METRIC: "ndcg_at_10"}
 
 
 def choose_passage(row: CleanRow, passages: Sequence[str]) -> str:
     """The passage of a train row's context that is most like its question and answer.
 
-    It is trained on, never judged by.
+    It is only used in training, never in evaluation.
     """
     return passages[rank_passages(passages, f"{ask(row)} {row['positive']}")[0]]
 
@@ -126,10 +126,10 @@ class NothingTwice(DefaultBatchSampler):  # type: ignore[misc]  # its types are 
 
 
 class LaterOfEqual(InformationRetrievalEvaluator):  # type: ignore[misc]
-    """The evaluator with nDCG@10 once more, as LATER, which prefers the later of equal checkpoints.
+    """The evaluator, which also reports nDCG@10 as LATER, to prefer the later of equal checkpoints.
 
-    With few validation rows, all can be found from the start; the least trained checkpoint would
-    win.
+    With few validation rows, all can be found from the start; otherwise the least trained
+    checkpoint would win.
     """
 
     def __call__(self, model: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -154,7 +154,7 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
     group_of: Mapping[tuple[str, str], str]
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint, or fail; sentence-transformers would continue without it."""
+        """Load the best checkpoint or raise; sentence-transformers would continue without it."""
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
@@ -203,7 +203,7 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
                 encoder.zero_grad(set_to_none=True)
 
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Do nothing: it would encode texts for a card that is not kept."""
+        """Do nothing: the callback would encode texts for a card that is not kept."""
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, *_: Any, seed: int = 0, **__: Any
@@ -226,10 +226,10 @@ class PairTrainer(SentenceTransformerTrainer):  # type: ignore[misc]
 def fold_small_kinds(
     pairs: Mapping[str, Sequence[Mapping[str, str]]], groups: Mapping[str, str]
 ) -> dict[str, Sequence[Mapping[str, str]]]:
-    """The pairs by kind, without a kind that only one group has: nothing could be told from its
-    texts.
+    """The pairs by kind, without kinds whose pairs are all in one group.
 
-    A pair stays without the wrong answer that is left out. Raises InputError if nothing is left.
+    Such a kind has no wrong texts to learn from. Dropped `contrast` pairs stay as `answer` pairs.
+    Raises InputError if nothing is left.
     """
     kinds = dict(pairs)
     contrast = kinds.get("contrast", ())
@@ -360,7 +360,7 @@ def checkpoint_gradients(encoder: Any) -> None:
     """Turn on gradient checkpointing: keep one tensor per layer, and compute the rest again."""
     model = encoder[0].auto_model
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    # hooks that only the other kind of checkpoints needs, and that BERT's embeddings break on
+    # needed only by the other kind of checkpointing, and BERT's embeddings fail on them
     model.disable_input_require_grads()
 
 
@@ -373,10 +373,10 @@ def build_trainer(
     model: EmbeddingModel,
     output_dir: Path,
 ) -> PairTrainer:
-    """Build a trainer with its data; `prove_memory` gives it its loss.
+    """Build a trainer with its data; `prove_memory` sets its loss.
 
-    It ends with the weights of the best validation nDCG. Raises InputError if a kind of pairs has
-    too few rows.
+    Training ends with the weights of the best validation nDCG. Raises InputError if a kind of pairs
+    has too few rows.
     """
     pairs = fold_small_kinds(pairs, groups)
     if params.lora is not None:
