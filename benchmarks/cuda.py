@@ -1,28 +1,29 @@
-"""What a GPU does that a CPU can't tell: whether two runs are equal, and what makes them faster.
+"""Measure on a GPU what a CPU cannot show: whether two runs are equal, and what is faster.
 
     python -m benchmarks.cuda
     python -m benchmarks.cuda --toy --device cpu --out toy.json
 
-Nine minutes at most (`--minutes`), what tells most first. Each result is written down as it comes:
-a second call goes on where the first was cut off. Cases run in processes of their own, as the
-stages compute (see library.llm.determinism), on models of random weights in the shapes of real
-ones, nothing is downloaded:
+It takes at most nine minutes (`--minutes`), most informative cases first. Each result is written at
+once, and a second call resumes. Cases run in their own processes, computing as the stages do (see
+library.llm.determinism), on randomly initialized models in the shapes of real ones. Nothing is
+downloaded.
 
-- repeat: a LoRA adapter trained twice on the same rows, deterministically and not: same bytes? and
-  how much slower; rows alone (flash attention) and several with padding (memory-efficient).
-- one row: tokens a second of one answer after a long prompt, the adapter on, with 4-bit weights as
-  they are and dequantized once, with a static cache, by continuous batching, and compiled; whether
-  the tokens are those of the first. Random weights are full of ties: the first token that differs
-  says less of an answer than it would of a real model's. And what CUDA takes beside tensors.
-- stages: the pipeline's own stages on the built-in model and data: sft twice, and stopped and gone
-  on with; zeroshot twice.
-- training: tokens a second of this repository's trainer, of a plain TRL script and of the original
-  study's recipe.
-- many rows: answers and validation losses, as zeroshot and sft batch them.
-- 3B: whether Qwen2.5 3B at 2,048 tokens fits on a card of 4 GB, by allocator.
+- repeat: train a LoRA adapter twice on the same rows, deterministically and not. Are the bytes the
+  same, and how much slower is it? Single rows (flash attention) and padded batches
+  (memory-efficient).
+- one row: tokens per second of one answer after a long prompt, with an adapter: 4-bit weights as
+  they are and dequantized once, a static cache, continuous batching, compiled; and whether the
+  tokens are the same. Random weights produce many ties, so the first different token says less than
+  with a real model. Also CUDA's memory besides tensors.
+- stages: the pipeline's stages on the built-in model and data: sft twice, and stopped and resumed;
+  zeroshot twice.
+- training: tokens per second of this repository's trainer, of a plain TRL script and of the
+  original study's recipe.
+- many rows: answers and validation losses, batched as in zeroshot and sft.
+- 3B: whether Qwen2.5 3B at 2,048 tokens fits on a 4 GB GPU, by allocator.
 
-Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets and what library/ imports,
-a C compiler for Triton; neither DVC nor git. Writes benchmarks/cuda.json.
+Needs torch, transformers, peft, bitsandbytes, trl, accelerate, datasets, what library/ imports, and
+a C compiler for Triton, but neither DVC nor git. Writes benchmarks/cuda.json.
 """
 
 import argparse
@@ -79,20 +80,20 @@ Result = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Which models, and how much of what."""
+    """The models, and the sizes of each case."""
 
     half_billion: str
     small: str
     large: str
-    long: int  # tokens of the prompt and answer of one row
-    answer: int  # of these, with a loss
-    decoded: int  # tokens of the one answer that is timed
-    padded: int  # tokens of rows that are trained several at a time
-    rows: int  # that are answered
-    prompt: int  # tokens of each
-    written: int  # tokens of their answers
-    validation: int  # rows
-    steps: int  # of training, the first of which is not timed
+    long: int  # tokens of a row's prompt and answer together
+    answer: int  # tokens of the answer, which has the loss
+    decoded: int  # tokens of the answer that is timed
+    padded: int  # tokens of rows that are trained in padded batches
+    rows: int  # rows to answer
+    prompt: int  # tokens of each prompt
+    written: int  # tokens of each answer
+    validation: int  # validation rows
+    steps: int  # training steps, the first of which is not timed
 
 
 REAL = Shapes(
@@ -103,26 +104,26 @@ TOY = Shapes(*("toy", "toy", "toy"), *(64, 16, 6, 48, 3, 24, 4, 4, 2))
 
 
 class Tokenizer:
-    """All that batching needs of one: rows are tokens already."""
+    """The part of a tokenizer that batching needs; rows are already tokens."""
 
     pad_token_id = 0
 
 
 class Bench:
-    """The device, the shapes, and the model that was asked last."""
+    """The device, the shapes, and the model that was used last."""
 
     def __init__(self, shapes: Shapes, device: torch.device) -> None:
         self.shapes, self.device, self.toy = shapes, device, shapes is TOY
         self.backend = "eager" if self.toy else "inductor"
         self._asked: tuple[str, bool, Any] | None = None
-        self.project: tempfile.TemporaryDirectory[str] | None = None  # that stages run in
+        self.project: tempfile.TemporaryDirectory[str] | None = None  # where stages run
 
     def build(self, name: str) -> PreTrainedModel:
-        """A model of random weights in 4 bits."""
+        """Build a randomly initialized model in 4 bits."""
         return build_model(load_config(name), self.device, pick_dtype(self.device))
 
     def adapted(self, name: str, dequantized: bool) -> Any:
-        """The same with an adapter, to be asked; the last one is kept."""
+        """The model with an adapter, ready to answer; the last one is kept."""
         from peft import LoraConfig, get_peft_model
 
         if self._asked is not None and self._asked[:2] != (name, dequantized):
@@ -135,20 +136,20 @@ class Bench:
             model = get_peft_model(self.build(name), lora).eval()
             if dequantized:
                 dequantize_once(model)
-                # or transformers would still take it for one that can't be compiled
+                # otherwise transformers would refuse to compile it
                 model.get_base_model().hf_quantizer = None
             self._asked = name, dequantized, model
         return self._asked[2]
 
     def free(self) -> None:
-        """Give back what nothing holds on to, and count peaks anew."""
+        """Free unused memory, and reset peak counts."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def time(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds that work takes, and what comes of it."""
+        """Time a call; returns seconds and the call's result."""
         synchronize(self.device)
         began = time.perf_counter()
         made = work()
@@ -156,7 +157,7 @@ class Bench:
         return time.perf_counter() - began, made
 
     def peak(self) -> Result:
-        """The most bytes in tensors, on CUDA."""
+        """The most bytes in tensors; on CUDA only."""
         if self.device.type != "cuda":
             return {}
         return {"peak_bytes": torch.cuda.max_memory_allocated(self.device)}
@@ -164,7 +165,7 @@ class Bench:
 
 @functools.cache
 def load_config(name: str) -> Any:
-    """A model's config from its file in models/, or the toy's."""
+    """A model's config from its file in models/, or the toy model's."""
     if name == "toy":
         return gpu_memory.make_config(name)
     values = yaml.safe_load((ROOT / "models" / name / "model.yaml").read_text())["config"]
@@ -173,12 +174,12 @@ def load_config(name: str) -> Any:
 
 
 def draw(count: int, tokens: int, vocabulary: int) -> list[list[int]]:
-    """Rows of random tokens, the same in every run."""
+    """Draw rows of random tokens, the same in every run."""
     return [row["input_ids"] for row in random_rows(count, tokens, 0, vocabulary)]
 
 
 def fingerprint(value: bytes | str) -> str:
-    """Sixteen hexadecimal digits that tell bytes from others."""
+    """Hash a value to sixteen hexadecimal digits."""
     value = value.encode() if isinstance(value, str) else value
     return hashlib.sha256(value).hexdigest()[:16]
 
@@ -187,7 +188,7 @@ def fingerprint(value: bytes | str) -> str:
 
 
 def make_rows(bench: Bench, count: int, tokens: int, ragged: bool = False) -> list[Result]:
-    """Rows to train on; ragged ones begin later and later, so that a batch needs padding."""
+    """Make rows to train on; ragged ones differ in length, so that a batch needs padding."""
     shapes = bench.shapes
     answer = min(shapes.answer, tokens // 2)
     vocabulary = load_config(shapes.half_billion).vocab_size
@@ -200,7 +201,7 @@ def make_rows(bench: Bench, count: int, tokens: int, ragged: bool = False) -> li
 
 
 def make_plain(model: PreTrainedModel, rows: Sequence[Result], folder: str, per_device: int) -> Any:
-    """TRL's trainer with its defaults and this repository's adapter."""
+    """Make TRL's trainer with its defaults and this repository's adapter."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -220,7 +221,7 @@ def make_plain(model: PreTrainedModel, rows: Sequence[Result], folder: str, per_
 
 
 def make_padder() -> Any:
-    """A tokenizer for padding alone."""
+    """Make a tokenizer that can only pad."""
     from tokenizers import Tokenizer as Words
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -230,7 +231,7 @@ def make_padder() -> Any:
 
 
 def compile_layers(model: torch.nn.Module, backend: str) -> None:
-    """Compile each layer for itself: one compilation serves all that are alike."""
+    """Compile each layer separately, so that equal layers share one compilation."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for module in model.modules():
@@ -247,8 +248,9 @@ def train(
     checkpointing: bool = True,
     compiled: bool = False,
 ) -> Result:
-    """Train once through rows: the adapter's fingerprint, losses and speed, without the first step,
-    and without the second where it was compiled, too.
+    """Train one pass through rows: the adapter's hash, losses and speed.
+
+    The first step is not timed, nor the second if the model was compiled.
     """
     from transformers import TrainerCallback
 
@@ -268,7 +270,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         if way == "original":
             trainer = make_original_trainer(model, rows, folder)
-            per_device = 2  # its rows of one step, one at a time
+            per_device = 2  # the recipe's rows of one step, one at a time
         elif way == "plain TRL":
             trainer = make_plain(model, rows, folder, per_device)
         else:
@@ -302,19 +304,19 @@ def train(
 
 
 def repeat_alone(bench: Bench) -> Result:
-    """Rows one at a time: no mask, so flash attention where the card has it."""
+    """Train with batch size 1: no mask, so flash attention if the GPU has it."""
     shapes = bench.shapes
     return train(bench, make_rows(bench, shapes.steps * 2, shapes.long), 1)
 
 
 def repeat_padded(bench: Bench) -> Result:
-    """Rows several at a time, with a mask."""
+    """Train with padded batches, which need a mask."""
     shapes = bench.shapes
     return train(bench, make_rows(bench, shapes.steps * 8, shapes.padded, ragged=True), 8)
 
 
 def speed(per_device: int, **how: Any) -> Callable[[Bench], Result]:
-    """How fast a way trains so many long rows at a time."""
+    """Measure a training method's speed with a batch size, on long rows."""
 
     def measure(bench: Bench) -> Result:
         shapes = bench.shapes
@@ -328,7 +330,7 @@ def speed(per_device: int, **how: Any) -> Callable[[Bench], Result]:
 
 
 def prepare(model: Any, cache: str | None, compiled: bool, backend: str) -> None:
-    """Set how `generate` goes about it; no token ends an answer but the one that is never drawn."""
+    """Configure `generate`; only a token that is never drawn ends an answer."""
     config = GenerationConfig(do_sample=False, pad_token_id=0, cache_implementation=cache)
     config.disable_compile = not compiled
     if compiled and backend != "inductor":
@@ -340,8 +342,9 @@ def prepare(model: Any, cache: str | None, compiled: bool, backend: str) -> None
 def answer_continuously(
     model: Any, prompts: Sequence[Sequence[int]], new: int, toy: bool
 ) -> list[list[int]]:
-    """The same by transformers' continuous batching, which takes most of the free memory for keys
-    and values, but with a toy.
+    """Answer with transformers' continuous batching.
+
+    Its keys and values take most of the free memory, except with a toy model.
     """
     room = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=256) if toy else None
     config = GenerationConfig(
@@ -365,7 +368,7 @@ def answers(
     compiled: bool = False,
     continuous: bool = False,
 ) -> Callable[[Bench], Result]:
-    """How fast `one row` or `many rows` are answered in one way, after it was done once."""
+    """Measure the speed of answering `one row` or `many rows` in one way, after a warm-up."""
 
     @torch.no_grad()
     def measure(bench: Bench) -> Result:
@@ -384,7 +387,7 @@ def answers(
             batching = Batching(65536, shown=False)
             return generate_ids(model, Tokenizer(), prompts, new, [-1], batching)
 
-        warm = cache is not None or continuous or compiled  # or one token does
+        warm = cache is not None or continuous or compiled  # otherwise two tokens are enough
         first, _ = bench.time(write if warm else lambda: write(2))
         ids = torch.tensor(prompts[:1], device=bench.device)
         read, _ = bench.time(lambda: model(input_ids=ids, logits_to_keep=1) if alone else None)
@@ -404,7 +407,7 @@ def answers(
 
 
 def validation(rows_at_once: int, dequantized: bool) -> Callable[[Bench], Result]:
-    """How long the losses of validation rows take, as sft computes them."""
+    """Measure how long validation losses take, computed as in sft."""
 
     def measure(bench: Bench) -> Result:
         shapes = bench.shapes
@@ -429,8 +432,9 @@ def validation(rows_at_once: int, dequantized: bool) -> Callable[[Bench], Result
 
 
 def context(bench: Bench) -> Result:
-    """Bytes that CUDA takes beside PyTorch's tensors, once it has computed; another program's on
-    the same card would be among them.
+    """Bytes that CUDA takes besides PyTorch's tensors, after it has computed.
+
+    Another program's memory on the same GPU would be included.
     """
     if bench.device.type != "cuda":
         return {"context_bytes": 0}
@@ -452,7 +456,7 @@ def context(bench: Bench) -> Result:
 
 
 def under_limit(bench: Bench) -> Result:
-    """Whether the large model trains on a card of 4 GB that also drives a display."""
+    """Test whether the large model trains on a 4 GB GPU that also drives a display."""
     limit = "card" if bench.device.type == "cuda" else "none"
     case = gpu_memory.Case("training", bench.shapes.large, bench.shapes.long, limit)
     measured = gpu_memory.measure(case, bench.device)
@@ -462,11 +466,11 @@ def under_limit(bench: Bench) -> Result:
 
 
 class StoppedError(Exception):
-    """Raised in the midst of training."""
+    """Raised to stop training in the middle."""
 
 
 def prepare_stages(bench: Bench) -> None:
-    """A project folder of its own with formatted rows, as the working directory; made once."""
+    """Make a project folder with formatted rows, once, and enter it."""
     from library.params import read_yaml
     from stages import base, clean, format
     from standin.sample_rows import make_rows as make_sample
@@ -493,7 +497,7 @@ def prepare_stages(bench: Bench) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """What YAML was read as, in Python's own types."""
+    """Convert values read from YAML to Python's own types."""
     if isinstance(value, Mapping):
         return {str(name): to_plain(part) for name, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -502,7 +506,7 @@ def to_plain(value: Any) -> Any:
 
 
 def stage_sft(stopped: bool = False) -> Callable[[Bench], Result]:
-    """The adapter that sft writes, undisturbed or stopped after its first checkpoint."""
+    """Measure sft, uninterrupted or resumed after a checkpoint: its time and adapter's hash."""
 
     def measure(bench: Bench) -> Result:
         from library.llm.trainer import CheckedTrainer
@@ -536,7 +540,7 @@ def stage_sft(stopped: bool = False) -> Callable[[Bench], Result]:
 
 
 def stage_zeroshot(bench: Bench) -> Result:
-    """The answers and likelihoods that zeroshot writes."""
+    """Measure zeroshot: its time, and the hash of its answers and likelihoods."""
     from library.paths import predictions_path
     from stages import zeroshot
 
@@ -548,7 +552,7 @@ def stage_zeroshot(bench: Bench) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Measurements that share a process, in this order, by name; `seconds` is its time at most."""
+    """Measurements in one process, in this order, by name; `seconds` is its time limit."""
 
     name: str
     variants: Mapping[str, Callable[[Bench], Result]]
@@ -643,9 +647,9 @@ CASES = [
 
 
 def work(case: Case, variants: Sequence[str], bench: Bench) -> None:
-    """Measure variants in this process, and print a line of JSON for each as it ends."""
+    """Measure variants in this process, and print a line of JSON for each when it ends."""
     output = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no result
+    os.dup2(2, 1)  # keep libraries' prints out of the results
     torch.cuda.is_available()
     compute_deterministically()
     for name in variants:
@@ -661,9 +665,7 @@ def work(case: Case, variants: Sequence[str], bench: Bench) -> None:
 
 
 def run(case: Case, variants: Sequence[str], options: argparse.Namespace, seconds: float) -> Any:
-    """The results of a case's variants as they come from a process of its own, which is stopped
-    after so many seconds.
-    """
+    """Yield a case's results as its process writes them; stop the process after `seconds`."""
     command = [sys.executable, "-m", "benchmarks.cuda", "--device", options.device]
     command += ["--case", case.name, "--variants", json.dumps(variants)]
     command += ["--toy"] if options.toy else []
@@ -694,7 +696,7 @@ def run(case: Case, variants: Sequence[str], options: argparse.Namespace, second
 
 
 def missing_variants(case: Case, records: Sequence[Result]) -> list[str]:
-    """Those that no record settles: what failed is tried once more in the next call."""
+    """The variants without a final result; a failed one is tried once more in the next call."""
     settled = {
         record["variant"]
         for record in records
@@ -707,7 +709,7 @@ def missing_variants(case: Case, records: Sequence[Result]) -> list[str]:
 
 
 def find(records: Sequence[Result], case: str, variant: str) -> Result:
-    """The last record of a variant that was measured, or an empty one."""
+    """The last measured record of a variant, or an empty one."""
     found = [
         record
         for record in records
@@ -717,14 +719,14 @@ def find(records: Sequence[Result], case: str, variant: str) -> Result:
 
 
 def same(first: Result, second: Result, key: str) -> str:
-    """Whether two records have the same of something, in a word."""
+    """Say in a word whether two records agree on a key."""
     if not first or not second:
         return "not measured"
     return "same bytes" if first[key] == second[key] else "DIFFERENT"
 
 
 def summarize(records: Sequence[Result]) -> list[str]:
-    """What the records say, a line each, what matters most first."""
+    """Summarize the records, a line each, most important first."""
     lines = []
     for kind in REPEATED:
         first, second = (find(records, f"repeat, {at}", kind) for at in ("first", "second"))
@@ -768,7 +770,7 @@ def summarize(records: Sequence[Result]) -> list[str]:
 
 
 def describe_answers(found: Result, usual: Result) -> str:
-    """The speed of answers, and how many of them are those of the usual way."""
+    """Describe the speed of answers, and how many equal the usual method's."""
     words = f"{found['tokens_per_second']:,.1f} tokens/s"
     if not usual:
         return words
@@ -783,7 +785,7 @@ def describe_answers(found: Result, usual: Result) -> str:
 
 
 def main() -> None:
-    """Measure what is missing, and say what is there."""
+    """Measure what is missing, and print a summary."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cuda", description="Determinism and speed on a GPU."
     )

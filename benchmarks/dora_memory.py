@@ -1,12 +1,11 @@
-"""Where DoRA's coefficients in library.llm.memory.formula come from, and how far off predictions
-with them are.
+"""Fit DoRA's coefficients in library.llm.memory.formula, and measure their error.
 
     python -m benchmarks.dora_memory
 
-On a CPU, in bfloat16 under autocast and in float32: peaks of small Qwen2 models with LoRA and with
-DoRA. What DoRA adds is fitted, by least squares of the error's share of the whole, to bytes per
-token, per element of the widest input squared, and per element of the largest weight. 96 peaks: 3
-minutes on a core. Writes benchmarks/dora_memory.json.
+Measures peaks of small Qwen2 models with LoRA and DoRA on a CPU, in bfloat16 under autocast and in
+float32. What DoRA adds is fitted to bytes per token, per element of the widest input squared, and
+per element of the largest weight, by least squares of the relative error. 96 peaks take 3 minutes
+on one core. Writes benchmarks/dora_memory.json.
 """
 
 import argparse
@@ -46,9 +45,9 @@ HELD: dict[str, Any] = {
 
 
 def measure(shape: Shape, dtype: torch.dtype, what: str, dora: bool) -> int:
-    """Most bytes in tensors beyond the weights."""
+    """Measure the most bytes in tensors beyond the weights."""
     rows = random_rows(shape.rows * STEPS, shape.tokens, shape.answer, shape.vocabulary)
-    # the trainer prints its losses
+    # the trainer prints losses
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         model = build_model(shape.config, CPU, dtype)
         if what != "answering":
@@ -67,7 +66,7 @@ def measure(shape: Shape, dtype: torch.dtype, what: str, dora: bool) -> int:
 
 
 def predict(shape: Shape, dtype: torch.dtype, what: str) -> int:
-    """The same with DoRA by library.llm.memory.formula."""
+    """Predict the same bytes with DoRA by library.llm.memory.formula."""
     adapter = formula.Adapter(r=16, target_modules="all-linear", dora=True)
     sizes = formula.measure_sizes(shape.config, adapter)
     setting = formula.ComputeSettings("nf4", what != "kept", adapter, dtype, "cpu")
@@ -79,8 +78,10 @@ def predict(shape: Shape, dtype: torch.dtype, what: str) -> int:
 
 
 def fit(what: str, size: int, plain: list[int], dora: list[int]) -> list[float]:
-    """Per token hidden and intermediate; per float32 element the widest input squared and the
-    largest weight.
+    """Fit DoRA's coefficients.
+
+    Two are per token, for the hidden and intermediate widths. Two are per float32 element, of the
+    widest input squared and of the largest weight.
     """
     columns = []
     for shape in FITTED:

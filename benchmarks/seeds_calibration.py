@@ -1,14 +1,16 @@
-"""Does the interval over training seeds and test rows hold what it promises? Studies without an
-effect are drawn and judged, as in benchmarks/verdict_calibration.py.
+"""Check the coverage of the interval over training seeds and test rows on simulated studies.
 
     python -m benchmarks.seeds_calibration 1000
 
-A row's difference is what verdict_calibration draws, plus what its seed adds to all rows, plus what
-seed and row add together (half the standard deviation of the first). `spread` is the seeds'
-standard deviation, in units of the first's: 0, 0.1 (as much as the choice of 100 rows), and 0.3.
-`binary` rows are right or wrong, and all three are added to what decides that. For each: how often
-the interval held the truth, how often a difference was found that is not there, and the same of the
-interval of the first seed alone. Writes benchmarks/seeds_calibration.json.
+The studies have no effect, and are drawn and judged as in benchmarks/verdict_calibration.py. A
+row's difference is what verdict_calibration draws, plus an effect of its seed on all rows, plus an
+effect of seed and row together, with half the standard deviation of the first. `spread` is the
+standard deviation of the seeds' effect, in units of the first: 0, 0.1 (as much as the choice of 100
+rows) and 0.3. `binary` rows are right or wrong, decided by the sum of all three.
+
+For each setting: how often the interval contained the true difference, how often a difference was
+found although there is none, and both for the interval of the first seed alone. Writes
+benchmarks/seeds_calibration.json.
 """
 
 import argparse
@@ -31,8 +33,9 @@ RESIDUAL = 0.5
 def draw_table(
     rng: Generator, kind: str, spread: float, rows: int, seeds: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Scores of the baseline by row and of the candidate by seed and row, and the rows' groups; the
-    expected difference is 0.
+    """Draw the baseline's scores by row, the candidate's by seed and row, and the rows' groups.
+
+    The expected difference is 0.
     """
     groups = draw_groups(rng, rows)
     shared, own = rng.normal(size=(2, rows))
@@ -43,7 +46,7 @@ def draw_table(
         return np.zeros(rows), 0.1 * (latent + training), names
     if kind == "skewed":
         return np.zeros(rows), 0.1 * (np.exp(latent - 0.5) - 1 + training), names
-    # right or wrong, by the row's difficulty and noise of the same spread in both systems
+    # right or wrong, from the row's difficulty plus noise of the same spread in both systems
     noise = math.sqrt(1 + spread**2 + RESIDUAL**2)
     before = latent + noise * rng.normal(size=rows) > 0
     after = latent + rng.normal(size=rows) + training > 0
@@ -51,7 +54,7 @@ def draw_table(
 
 
 def calibrate(kind: str, spread: float, rows: int, seeds: int, studies: int) -> dict[str, float]:
-    """How often the interval held the truth and a verdict was wrong, over all seeds and by one."""
+    """How often the interval contained the truth, and a verdict was wrong; by all seeds and one."""
     rng = np.random.default_rng(seeds)
     found = []
     for study in range(studies):
@@ -70,7 +73,7 @@ def calibrate(kind: str, spread: float, rows: int, seeds: int, studies: int) -> 
 
 
 def main() -> None:
-    """Judge the studies and record how often each interval held the truth."""
+    """Judge the studies, and record how often each interval contained the truth."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.seeds_calibration", description="Simulated studies, judged."
     )
