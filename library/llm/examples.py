@@ -41,7 +41,7 @@ def with_examples(
 
     The most similar example comes last, next to the question. Examples may take what the row's own
     passages leave of the prompt's budget, or half of the budget if that is more. If not even one
-    example fits with its passage, they have none.
+    example fits with its passage, examples come without passages.
     """
     budget = params.max_length - params.max_new_tokens
     system = [turn for turn in clean["turns"] if turn["role"] == "system"]

@@ -137,8 +137,9 @@ def _conversation(*roles: str) -> list[Message]:
 
 
 def _split(written: str, messages: Sequence[Message]) -> list[str] | None:
-    """The text around the messages, one part more than there are messages; None if a message is
-    missing or occurs twice.
+    """Split a text at the messages, into one part more than there are messages.
+
+    None if a message is missing or occurs twice.
     """
     parts = []
     for message in messages:

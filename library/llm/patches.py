@@ -29,8 +29,7 @@ def repeat_key_value_heads() -> None:
 
 
 def set_up_fused_head(device: torch.device) -> bool:
-    """Test whether TRL's fused head runs as Triton kernels in all processes; else use plain
-    PyTorch.
+    """Return whether TRL's fused head runs as Triton kernels in all processes.
 
     The kernels need Triton and a C compiler. If they fail on CUDA, plain PyTorch computes the head
     in smaller tiles, of which it makes several copies. TRL itself only checks that Triton can be
@@ -62,7 +61,7 @@ def set_up_fused_head(device: torch.device) -> bool:
 
 
 def use_one_card(args: TrainingArguments) -> None:
-    """Train on one GPU in one process, even if there are several; LAUNCHER is for the others.
+    """Train on one GPU in one process, even if there are several; LAUNCHER uses the others.
 
     transformers would wrap the model in DataParallel, which TRL refuses: huggingface/trl#6836.
     """
