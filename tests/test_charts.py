@@ -89,7 +89,7 @@ def test_of_many_dots_a_part_is_drawn_and_all_are_averaged(monkeypatch):
     monkeypatch.setattr(charts, "MOST_DOTS", 3)
     chart = plot_dots("Seen.", {"a": [(at, at / 2) for at in range(8)]}, "length", "score", "Note.")
     assert [row["x"] for row in chart.spec["data"]["values"]] == [0, 3, 6]
-    assert chart.note == "Note. Drawn is one in 3 of 8."
+    assert chart.note == "Note. One in 3 of 8 is drawn."
     assert chart.rows == [
         ["0 to 1", "2", "0.250"],
         ["2 to 3", "2", "1.250"],
@@ -102,7 +102,7 @@ def test_of_a_long_line_a_part_and_its_end_are_drawn(monkeypatch):
     monkeypatch.setattr(charts, "MOST_DOTS", 3)
     chart = plot_lines("Seen.", {"a": [(at, 1.0) for at in range(8)], "b": [(5, 2.0)]}, "x", "y")
     assert [row[0] for row in chart.rows] == ["0", "3", "5", "6", "7"]
-    assert chart.note == "Drawn is one in 3 of 8."
+    assert chart.note == "One in 3 of 8 is drawn."
 
 
 def test_the_library_is_inlined_once_and_is_the_same_each_time():

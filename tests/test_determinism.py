@@ -164,7 +164,7 @@ def test_a_card_that_is_not_here_is_planned_for_with_the_larger_workspace(switch
     ("records", "beginning"),
     [
         ([ON_CPU, ON_CPU], "yes: the same CPU"),
-        ([ON_CPU, ON_CARD | {"deterministic": True}], "yes: computed by deterministic"),
+        ([ON_CPU, ON_CARD | {"deterministic": True}], "yes: computed with deterministic"),
         ([ON_CARD | {"deterministic": True}, ON_CARD | {"deterministic": False}], "no: "),
         ([ON_CARD], "no: "),
     ],

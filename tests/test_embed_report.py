@@ -247,7 +247,7 @@ def test_a_short_training_log_is_drawn_as_far_as_it_goes(ranked, history, drawn)
     embed_report.main()
     page = text("embedding.html")
     assert page.count('class="plot"') == 1 + drawn
-    assert ("What has too few steps is not drawn" in page) == (drawn < 2)
+    assert ("A curve with too few steps is not drawn" in page) == (drawn < 2)
     assert ("The training log has no evaluation" in page) == ("0.9" not in history)
 
 
@@ -332,7 +332,7 @@ def test_a_card_is_what_a_hub_reads(ranked):
     edit_yaml("params.yaml", embed__lora=lora)
     embed_report.main()
     assert "base_model_relation: adapter" in text("embedding_card.md")
-    assert "It is an adapter: to load it, the base model is needed" in text("embedding_card.md")
+    assert "It is an adapter: loading it needs the base model" in text("embedding_card.md")
     assert "site-packages" not in text("embedding_card.md")
     edit_yaml("params.yaml", embed__model="minilm")
     embed_report.main()

@@ -185,15 +185,13 @@ def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_i
         },
     }
     (said,) = others_statements({"others": {"qwen2.5-3b": judged}}, "rouge_l")
-    assert "room for" not in said.detail
+    assert "fitted" not in said.detail
     fewer = judged | {"examples": {"asked": 3, "mean": 1.74, "rows_without": 2}}
     (told,) = others_statements({"others": {"qwen2.5-3b": fewer}}, "rouge_l")
-    assert (
-        "Of 3 examples a row there was room for 1.7 on average, and 2 rows had none" in told.detail
-    )
+    assert "Of 3 examples a row, 1.7 fitted on average, and 2 rows had none" in told.detail
     assert said.claim == claim
     assert (
         "ROUGE-L is 0.400 fine-tuned against 0.300 (+0.100, interval +0.050 to +0.150"
         in said.detail
     )
-    assert "70% of its rows speak for the right answer, 90% of the fine-tuned." in said.detail
+    assert "70% of its rows favour the right answer, 90% of the fine-tuned." in said.detail

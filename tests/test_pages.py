@@ -464,7 +464,7 @@ def test_that_most_of_a_gain_is_that_answers_end_is_said_where_half_is_gone_with
     said = ending(cut_at_repetition=0.1, cut_at_length=0.1)
     assert said.claim == "Most of the gain is that answers end"
     assert "goes from 0.700 to 0.800 (+0.100" in said.detail
-    assert "where it is +0.846 on whole answers. 80% of the zero-shot answers" in said.detail
+    assert "against +0.846 on whole answers. 80% of the zero-shot answers" in said.detail
     said = ending(cut_at_repetition=0.8, cut_at_length=0.1)
     assert said.claim == "Most of the gain is that answers are no longer than the references"
 
@@ -531,7 +531,7 @@ def test_a_verdict_on_sound_answers_says_no_more():
     [
         (
             {"empty": {"zeroshot": 1.0, "sft": 0.0}},
-            "100% of the zero-shot answers are empty. Against such answers a gain can come from",
+            "100% of the zero-shot answers are empty. With such answers to beat, the prompt alone",
         ),
         (
             {"repetition": {"zeroshot": 0.91, "sft": 0.1}},
@@ -543,7 +543,7 @@ def test_a_verdict_on_sound_answers_says_no_more():
         ),
         (
             {"wordless_references": 1},
-            "Of 98 references 1 holds signs alone and no word: ROUGE-L is",
+            "Of 98 references 1 holds only signs and no word: ROUGE-L is",
         ),
         ({"groups": 2, "detectable": 0.4}, "too few groups to show any difference"),
         ({"groups": 7, "detectable": 1.499}, "too few groups to show any difference"),

@@ -205,8 +205,8 @@ def test_numbers_come_from_the_files_alone(judged):
     assert metrics["verdict"] == 0
     said = Path("reports/report.md").read_text()
     assert (
-        "There is no evidence that fine-tuning changed how like the references the answers are"
-        in said
+        "There is no evidence that fine-tuning changed how similar the answers are to the "
+        "references" in said
     )
     assert "These are too few groups to show any difference" in said
     assert "<img" not in said
@@ -298,9 +298,8 @@ def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
         "contrastive_no_question": result,
         "answer_only": {"zeroshot": 0.5, "sft": 0.5},
     }
-    assert (
-        "the question alone speaks for the right answer more than for the wrong one in 60% of 9 "
-        "rows" in str(knowledge_statement(control | {"with_passages": 0}, 0.95))
+    assert "the question alone favours the right answer over the wrong one in 60% of 9 rows" in str(
+        knowledge_statement(control | {"with_passages": 0}, 0.95)
     )
     assert "The passages alone" not in str(
         knowledge_statement(control | {"with_passages": 0}, 0.95)

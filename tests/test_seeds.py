@@ -109,7 +109,7 @@ def test_dpo_is_compared_with_the_seed_that_it_went_on_from():
     assert against["few_shot"]["rouge_l"]["delta"] == pytest.approx(0.2)
     assert against["few_shot"]["rouge_l"]["seeds"] == 3
     dpo, few_shot = map(str, others_statements(judged, "rouge_l"))
-    assert "Both are of the first seed, which DPO went on from." in dpo
+    assert "Both are of the first seed: DPO started from its adapter." in dpo
     assert "first seed" not in few_shot
 
 

@@ -1,4 +1,4 @@
-"""Words and pictures: reports, cards, comments and their templates. Computes nothing.
+"""Reports, cards, comments, charts and their templates. Computes no metrics.
 
-Of the other wings it imports `verdict` and `corpus`; no code reads what is written here.
+Of the sibling packages it imports `verdict` and `corpus`; no code reads what is written here.
 """

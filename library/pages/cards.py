@@ -1,5 +1,5 @@
-"""Cards: of the adapter or of what is shipped (what it was made of, how to ask it, what was
-measured), and of the data.
+"""The model card (what it was made of, how to ask it, what was measured) of the adapter or of the
+merged model that is shipped, and the data card.
 """
 
 import io
@@ -33,8 +33,7 @@ from library.versions import package_versions
 
 QUANTIZATIONS = {"nf4": "4 bits (NF4)", "none": "16 bits, or 32 on a CPU"}
 
-# Nothing is escaped on the way: this is Markdown. The template itself says where text of the user's
-# stands.
+# No autoescaping: this is Markdown. The user's texts are escaped or fenced before they get here.
 _cards = Environment(
     loader=FileSystemLoader(TEMPLATES_DIR),
     autoescape=False,
@@ -46,13 +45,13 @@ _cards = Environment(
 
 
 def fence(text: str, language: str = "") -> str:
-    """Text as a Markdown code block, between more backticks in a row than it holds itself."""
+    """Text as a Markdown code block, fenced by more backticks in a row than it contains."""
     marks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{marks}{language}\n{text.rstrip()}\n{marks}"
 
 
 def to_yaml(value: Mapping[str, Any]) -> str:
-    """A mapping as YAML, in its own order."""
+    """A mapping as YAML, in the order of its keys."""
     yaml = YAML()
     yaml.width = 10_000  # a text is not folded
     stream = io.StringIO()
@@ -61,7 +60,7 @@ def to_yaml(value: Mapping[str, Any]) -> str:
 
 
 def front_matter(source: Mapping[str, str], library: str) -> str:
-    """What a hub reads of a card. The base model is named where it is one of a hub."""
+    """The metadata that a hub reads. The base model is named if it comes from a hub."""
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if "id" in source:
         fields |= {
@@ -72,8 +71,8 @@ def front_matter(source: Mapping[str, str], library: str) -> str:
 
 
 def describe_base(manifest: Mapping[str, Any]) -> str:
-    """The base model and its revision; of a folder its name, and the hashes of its weights, but not
-    where it lies.
+    """The base model and its revision. For a local folder: its name and the hashes of its weights,
+    not its path.
     """
     source = manifest["source"]
     if "id" in source:
@@ -96,7 +95,7 @@ def describe_base(manifest: Mapping[str, Any]) -> str:
 def shipped_statement(shipped: Mapping[str, Any]) -> Statement:
     """Is what is shipped worse than what was measured?
 
-    `shipped` is what `compare_shipped` of the export makes.
+    `shipped` is the result of `compare_shipped` in the export.
     """
     metrics = shipped["metrics"]
     worse, better = (
@@ -139,10 +138,10 @@ def shipped_table(shipped: Mapping[str, Any], metrics: Mapping[str, Any]) -> str
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model was made of and how it did: all of a card but what computed its answers.
+    """What a model was made of and how it scored: all of a card but the devices that answered.
 
-    `metrics` is metrics/evaluation.json, `splits` metrics/format.json, `prompt` the template's own
-    text, `versions` those of the packages.
+    `metrics` is metrics/evaluation.json, `splits` metrics/format.json, `prompt` the template's
+    text, `versions` the packages' versions.
     """
 
     params: Params
@@ -155,7 +154,7 @@ class ModelFacts:
 
 
 def read_model_facts(params: Params) -> ModelFacts:
-    """The facts of the model that the pipeline made last, from its files."""
+    """Read the facts of the model that the pipeline made last."""
     return ModelFacts(
         params=params,
         quantization=load_model_file(params.model).quantization,
@@ -175,9 +174,9 @@ def render_card(
 ) -> str:
     """The model's card as Markdown with YAML front matter.
 
-    It is the adapter's, or the merged model's where one was `shipped`. `devices` are what computed
-    the `measured` and the `shipped` answers, `messages` what the template makes of two passages and
-    a question. No path of this machine's goes into it.
+    It describes the merged model if one was `shipped`, else the adapter. `devices` computed the
+    `measured` and the `shipped` answers, `messages` are the template's for two passages and a
+    question. No path on this machine goes into it.
     """
     params, metrics = facts.params, facts.metrics
     return _cards.get_template("card.md.jinja").render(
@@ -218,9 +217,9 @@ def render_data_card(
     columns: Mapping[str, str | None],
     sha256: str,
 ) -> str:
-    """The data's card as Markdown, from the metrics of profile, clean and format.
+    """The data card as Markdown, from the metrics of profile, clean and format.
 
-    `columns` and `sha256` are the file's.
+    `columns` and `sha256` describe the data file.
     """
     return _cards.get_template("data_card.md.jinja").render(
         name=escape(PurePath(params.data.path).name),
@@ -239,7 +238,7 @@ def render_data_card(
 def load_and_ask(messages: Sequence[Message], max_new_tokens: int) -> str:
     """Python that loads the folder with transformers and asks it.
 
-    The same prompt, the same greedy answer.
+    It uses the same prompt and gives the same greedy answer.
     """
     return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,7 +1,7 @@
-"""The charts of all pages, as Vega-Lite specifications: from values, without markup.
+"""The charts of all pages, as Vega-Lite specifications made from values.
 
-https://vega.github.io/vega-lite/docs/. Colours are the page's own CSS variables, so that a chart
-follows the page into the dark and onto paper.
+https://vega.github.io/vega-lite/docs/. Colours are the page's CSS variables, so that charts follow
+dark mode and print styles.
 """
 
 import textwrap
@@ -20,19 +20,19 @@ from library.pages.rendering import render_page
 Spec = dict[str, Any]
 Dot = tuple[float, float]
 
-LINE_CHARACTERS = 22  # of a label at the left: more leave a phone no room for the chart
-MOST_DOTS = 1000  # of a series: more make a page slow, and show no more
+LINE_CHARACTERS = 22  # in a label at the left: longer ones leave a phone no room for the chart
+MOST_DOTS = 1000  # per series: more slow the page down and show nothing new
 COLOURS = ("--bar", "--mark", "--third", "--fourth", "--fifth", "--quiet")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 DASHES = ([1, 0], [6, 4], [2, 3], [9, 3, 2, 3])
-# what looks the same in every chart, by its place among colours and shapes
+# names with the same look in every chart: their index into colours and shapes
 FIXED = {"fine-tuned": 0, "zero-shot": 1, "neither": 5}
 FIXED |= {"correct": 0, "partly": 5, "not correct": 1}
 WITH_INTERVAL: Spec = {"transform": [{"filter": "isValid(datum.low)"}]}
 CONFIG: Spec = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
-    "aria": False,  # screen readers have the table of values
+    "aria": False,  # screen readers get the table of values
     "view": {"stroke": None},
     "axis": {
         "domainColor": "var(--quiet)",
@@ -61,8 +61,8 @@ CONFIG: Spec = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot: what there is to see in a sentence, how it is drawn, its values in words under
-    `heads` for those who do not see it, and how to read it.
+    """A chart. `title` states its finding, `spec` draws it, `heads` and `rows` are its values as a
+    table for those who can't see it, and `note` says how to read it.
     """
 
     title: str
@@ -74,7 +74,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value of a series, at a label or a number, with its interval where it has one."""
+    """A value of a series, at a label or a number, with its interval if it has one."""
 
     at: str | float
     series: str
@@ -83,7 +83,7 @@ class Mark:
     high: float | None = None
 
     def say(self, number: str) -> tuple[str, str]:
-        """Value and interval in words, by a format of numbers."""
+        """Value and interval as text, in a number format."""
         if self.low is None or self.high is None:
             return format(self.value, number), ""
         return format(self.value, number), f"{self.low:{number}} to {self.high:{number}}"
@@ -91,15 +91,15 @@ class Mark:
 
 @cache
 def chart_library() -> str:
-    """Vega-Lite as JavaScript, as it stands in each page with charts: vegaEmbed and no more."""
+    """Vega-Lite as JavaScript to inline in each page with charts: vegaEmbed only."""
     library: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    assert "</script" not in library.lower()  # it is not escaped
+    assert "</script" not in library.lower()  # it is inlined without escaping
     return library
 
 
 def render_chart_page(template: str, **context: Any) -> str:
-    """One of the templates in templates/ that show charts. What draws them is inlined once, so the
-    page opens without a network.
+    """Render a template with charts. The library that draws them is inlined once, so the page needs
+    no network.
     """
     library = Markup(chart_library())
     return render_page(template, chart_library=library, chart_config=CONFIG, **context)
@@ -114,7 +114,7 @@ def plot_marks(
     zero: float | None = None,
     note: str = "",
 ) -> Chart:
-    """Values beside their labels, top down, with intervals where they have one, and a line at
+    """Values beside their labels, top to bottom, with intervals if they have any, and a line at
     `zero`. `number` is the format of a value.
     """
     labels = {str(mark.at): _wrap(str(mark.at)) for mark in marks}
@@ -152,8 +152,8 @@ def plot_growth(
     level: tuple[str, float],
     note: str = "",
 ) -> Chart:
-    """Values over numbers that double, with intervals, a line through those of the first series,
-    and a dashed one at `level`, which has a name.
+    """Values with intervals over a logarithmic axis of base 2, a line through the first series, and
+    a dashed line at `level`, a name and a value.
     """
     names = [*_list_series(marks), level[0]]
     ticks = sorted({mark.at for mark in marks})
@@ -197,9 +197,9 @@ def plot_lines(
     zero: bool = True,
     note: str = "",
 ) -> Chart:
-    """Lines by name, each of points from left to right. `number` is the format of a y. With
-    `doubling` every x is a tick, on a logarithmic axis; with `zero` the y axis begins there. Of
-    more than MOST_DOTS points a part is drawn, and the note says so.
+    """Lines by name, each of points from left to right. `number` is the format of y values. With
+    `doubling`, the x axis is logarithmic and every x a tick; with `zero`, the y axis starts at 0.
+    Of more than MOST_DOTS points, a part is drawn, and the note says so.
     """
     most = max(map(len, lines.values()))
     every = -(-most // MOST_DOTS)
@@ -236,7 +236,7 @@ def plot_lines(
     few = max(map(len, lines.values())) <= 60
     layers = [
         _draw("line", common | {"strokeDash": dash}, strokeWidth=2),
-        # with many points they are there for the pointer alone
+        # many points are invisible, and only there for the tooltip
         _draw("point", common | {"tooltip": tip}, size=36 if few else 60, opacity=int(few)),
     ]
     data = [
@@ -260,8 +260,8 @@ def plot_dots(
     y_title: str,
     note: str = "",
 ) -> Chart:
-    """Many dots by name. Of more than MOST_DOTS a part is drawn, evenly spaced by x, and the note
-    says so; the table has the means of four parts.
+    """Many dots by name. Of more than MOST_DOTS, a part is drawn, evenly spaced in order of x, and
+    the note says so. The table has the means of four parts.
     """
     names, ordered = list(dots), {name: sorted(series) for name, series in dots.items()}
     most = max(map(len, dots.values()))
@@ -298,7 +298,7 @@ def plot_dots(
 def plot_bins(
     title: str, bins: Sequence[tuple[float, float, int]], x_title: str, y_title: str
 ) -> Chart:
-    """A histogram of bins, each from, to and count."""
+    """A histogram of bins, each given as from, to and count."""
     data = [
         {
             "low": _round(low),
@@ -330,7 +330,7 @@ def plot_shares(
     value_title: str,
     note: str = "",
 ) -> Chart:
-    """Parts of a whole by label, as bars from 0% to 100%."""
+    """Shares of a whole by label, as stacked bars from 0% to 100%."""
     names = list(dict.fromkeys(part for parts in shares.values() for part in parts))
     data = [
         {"label": _wrap(label), "series": part, "order": at, "value": _round(share)}
@@ -362,7 +362,7 @@ def plot_ranks(
     note: str = "",
 ) -> Chart:
     """How often each pair of ranks occurs, as the area of a dot on logarithmic axes, with a dashed
-    line where both ranks are the same. The table counts by bands of ranks.
+    line for equal ranks. The table counts by bands of ranks.
     """
     last = max(10, *(rank for pair in pairs for rank in pair))
     steps = (1, 2, 5) if last <= 100 else (1,)
@@ -418,7 +418,7 @@ def plot_ranks(
 
 
 def _spec(data: Sequence[Spec], layers: Sequence[Spec], height: int) -> Spec:
-    """A specification as wide as its place in the page; `height` is in pixels, without axes."""
+    """A specification as wide as its container; `height` is in pixels, without axes."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",
@@ -445,7 +445,7 @@ def _logarithmic(base: int) -> Spec:
 
 
 def _label_axis(title: str) -> Spec:
-    """An axis of labels whose lines `_wrap` has broken."""
+    """An axis of labels that `_wrap` has broken into lines."""
     lines = "split(datum.label, '\\n')"
     return {
         "title": title,
@@ -463,19 +463,19 @@ def _wrap(label: str) -> str:
 
 
 def _break(title: str) -> list[str]:
-    """The title of an axis beside which labels take their room."""
+    """An axis title, broken into lines because labels take part of the width."""
     return textwrap.wrap(title, LINE_CHARACTERS)
 
 
 def _scale(names: Sequence[str], looks: Sequence[Any]) -> Spec:
-    """What each name looks like; names beyond the looks look like the first ones again."""
+    """A scale that gives each name a look; with more names than looks, they repeat."""
     free = count(2 if set(names) & FIXED.keys() else 0)
     places = [FIXED[name] if name in FIXED else next(free) for name in names]
     return {"domain": list(names), "range": [looks[at % len(looks)] for at in places]}
 
 
 def _by_series(names: Sequence[str], looks: Sequence[Any], **legend: Any) -> Spec:
-    """What each series looks like, with a legend where there are several."""
+    """The encoding that tells series apart, with a legend if there are several."""
     encoding = {"field": "series", "type": "nominal", "scale": _scale(names, looks)}
     if len(names) == 1:
         return encoding | {"legend": None}
@@ -507,7 +507,7 @@ def _record(mark: Mark, number: str) -> Spec:
 def _list_marks(
     marks: Sequence[Mark], titles: tuple[str, str], number: str
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: where, which, value, interval."""
+    """Heads and rows of the table of values: label, series, value, interval."""
     rows = []
     for mark in marks:
         at = mark.at if isinstance(mark.at, str) else f"{mark.at:,.0f}"
@@ -516,10 +516,10 @@ def _list_marks(
 
 
 def _note_part(note: str, every: int, most: int) -> str:
-    """The note, and that only one point in `every` is drawn."""
-    return f"{note} Drawn is one in {every} of {most:,}.".strip() if every > 1 else note
+    """The note, and whether only one point in `every` is drawn."""
+    return f"{note} One in {every} of {most:,} is drawn.".strip() if every > 1 else note
 
 
 def _round(value: float) -> float:
-    """Six significant digits: more are not seen, and make a page larger."""
+    """A value with six significant digits: more would be invisible and make the page larger."""
     return float(f"{value:.6g}")

@@ -1,9 +1,9 @@
-"""What is said of a pull request, as one Markdown comment: what was changed, what that did, and
-whether it can be compared.
+"""The comment on a pull request, as Markdown: what was changed, what that did, and whether it can
+be compared.
 
-Whatever comes from data, parameters or file names stands in code spans: there GitHub makes nothing
-of Markdown, HTML, mentions or addresses. Tables hold our own words and numbers alone, since a `|`
-ends even a code span there.
+Text from data, parameters and file names goes into code spans, where GitHub renders no Markdown,
+HTML, mentions or links. Tables hold only our own words and numbers, since a `|` ends a cell even
+inside a code span.
 """
 
 import math
@@ -34,10 +34,10 @@ Change = Mapping[str, Any]
 
 
 def code(text: str, characters: int = SHOWN_CHARACTERS) -> str:
-    """Text on one line as a code span, between more backticks than it holds in a row, shortened to
-    `characters`.
+    """Text on one line as a code span, shortened to `characters`, between more backticks than it
+    has in a row.
 
-    Signs that can't be seen, such as those that turn the direction of text, are shown as �.
+    Invisible characters, such as those that change the text's direction, are shown as �.
     """
     line = " ".join(text.split())
     if len(line) > characters:
@@ -51,40 +51,40 @@ def code(text: str, characters: int = SHOWN_CHARACTERS) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many there are beyond."""
+    """The first few names, and how many more there are."""
     more = len(names) - NAMES_SHOWN
     return ", ".join(map(code, names[:NAMES_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def format_number(value: Any) -> str:
-    """A number of a metrics file, short; a whole one as it is."""
+    """A number of a metrics file: four significant digits, or all of a whole number."""
     if not isinstance(value, int | float):
         return "none" if value is None else code(str(value))
     return f"{value:,}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def format_change(before: float | None, after: float | None, form: str = "{:.3f}") -> str:
-    """A number on the base and here, once where it reads the same."""
+    """A number on the base and here; written once if both read the same."""
     first, second = ("none" if value is None else form.format(value) for value in (before, after))
     return second if first == second else f"{first} → {second}"
 
 
 def alert(kind: str, paragraph: str) -> str:
-    """A paragraph in one of GitHub's coloured boxes; elsewhere a quotation."""
+    """A paragraph as a GitHub alert; other renderers show a quotation."""
     return f"> [!{kind}]\n> {paragraph}"
 
 
 def shortened(lines: Sequence[str], rest: str) -> list[str]:
-    """The first lines, and how many there are beyond."""
+    """The first lines, and how many more there are."""
     more = len(lines) - LINES_SHOWN
     return [*lines[:LINES_SHOWN], f"- … and {more} more: {rest}"] if more > 0 else list(lines)
 
 
 def draw_curve(losses: Sequence[float], width: int = CURVE_WIDTH) -> str:
-    """Losses as a row of bars from the smallest to the largest, by their logarithms: else the first
-    ones dwarf the others.
+    """Losses as a row of bars on a logarithmic scale: on a linear one, the first losses dwarf the
+    rest.
 
-    More of them than bars are averaged, neighbours together.
+    If there are more losses than bars, neighbours are averaged.
     """
     values = [math.log(max(loss, 1e-6)) for loss in losses]
     count = min(width, len(values))
@@ -98,7 +98,7 @@ def draw_curve(losses: Sequence[float], width: int = CURVE_WIDTH) -> str:
 
 
 def render_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Training and validation loss by name, each as pairs of step and loss, as text."""
+    """Loss curves as text. `history` has pairs of step and loss by name of the loss."""
     lines = []
     for name, points in history.items():
         losses = [loss for _, loss in points]
@@ -111,10 +111,9 @@ def render_curves(history: Mapping[str, Sequence[tuple[int, float]]]) -> str:
 
 
 def render_inputs(params: Mapping[str, Mapping[str, Change]], files: Mapping[str, str]) -> str:
-    """Parameters and files that the pipeline depends on and that differ.
+    """List the changed parameters and files among the pipeline's dependencies.
 
-    `params` are by file and name, each with `old` and `new`, `files` by path, each with what became
-    of it.
+    `params` has `old` and `new` values by file and name, `files` says by path what happened to it.
     """
     lines = [
         f"- {code(name)}{'' if path == 'params.yaml' else f' of {code(path)}'}: "
@@ -132,9 +131,7 @@ def render_inputs(params: Mapping[str, Mapping[str, Change]], files: Mapping[str
 def change_cells(
     before: Mapping[str, Any], after: Mapping[str, Any], systems: Sequence[str] = SYSTEMS
 ) -> str:
-    """Cells of a table: a metric's mean of each system, its gain and the interval of that, on the
-    base and here.
-    """
+    """Table cells for a metric, base and here: each system's mean, the gain and its interval."""
     cells = [format_change(before.get(system), after.get(system)) for system in systems]
     cells.append(format_change(before.get("delta"), after.get("delta"), "{:+.3f}"))
     intervals = [format_interval(result) if result else "none" for result in (before, after)]
@@ -145,10 +142,10 @@ def change_cells(
 def render_effect(
     head: Mapping[str, Any], base: Mapping[str, Any], changes: Mapping[str, Change], primary: str
 ) -> str:
-    """The claims that moved as a table, the primary metric first, and the names of what moved
-    beside them.
+    """A table of the claims that changed, the primary metric first, then the names of the other
+    metrics that changed.
 
-    `changes` are those of metrics/evaluation.json by dotted name.
+    `changes` are the changes in metrics/evaluation.json by dotted name.
     """
     moved = [
         name
@@ -165,14 +162,12 @@ def render_effect(
         lower = ", lower is better" if name in LOWER_IS_BETTER else ""
         lines.append(f"| {title(name)}{' (primary)' if name == primary else ''}{lower} | {cells} |")
     others = "; ".join(title(name) for name in moved if name not in claims)
-    also = (
-        f" Beside these moved what describes answers, or is a control: {others}." if others else ""
-    )
+    also = f" Also changed, as descriptions or controls: {others}." if others else ""
     return "\n".join(lines) + f"\n\nBase → here, on each side's own test rows.{also}"
 
 
 def render_counts(changes: Mapping[str, Mapping[str, Change]]) -> str:
-    """Numbers of rows, rejects and splits that changed, by file and dotted name."""
+    """List the counts of rows, rejects and splits that changed, by file and dotted name."""
     lines = [
         f"- {code(path)}: {code(name)} {format_number(value.get('old'))} → "
         f"{format_number(value.get('new'))}"
@@ -188,8 +183,8 @@ def render_counts(changes: Mapping[str, Mapping[str, Change]]) -> str:
 
 
 def render_rejects(rejected: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Rows that are rejected here and not on the base, and the other way round, each by its id
-    where it has one, and its place.
+    """List the rows that are rejected here but not on the base, or the other way round, each with
+    its place and, if it has one, its id.
     """
     lines = []
     for said, records in rejected.items():
@@ -202,7 +197,7 @@ def render_rejects(rejected: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def tuned_statement(comparison: Comparison, primary: str, confidence: float) -> Statement:
-    """The fine-tuned answers here against those of the base, row by row."""
+    """The fine-tuned answers here against those on the base, row by row."""
     words = {
         1: "better here than on the base",
         -1: "worse here than on the base",
@@ -227,10 +222,10 @@ def render_examples(
     primary: str,
     summary: str,
 ) -> str:
-    """Rows that gained and rows that lost most from one system to another, folded away.
+    """The rows that gained and that lost most from one system to another, folded away.
 
-    Nothing where none moved. `names` say what the two systems are called, in this order; `answers`
-    are by system and row id.
+    Empty if no row changed. `names` has the two systems' names, in order; `answers` are by system
+    and row id.
     """
     before, after = names
     gained, lost = (
@@ -257,9 +252,9 @@ def render_examples(
 def render_comment(
     headline: str, sections: Sequence[tuple[str, Sequence[str]]], examples: Sequence[str]
 ) -> str:
-    """Headline and sections, each a heading (or none) with paragraphs.
+    """The comment: headline and sections, each a heading (or none) with paragraphs.
 
-    Those without any are left out. Examples go in before the last section, where there is room.
+    Empty sections are left out. Examples go before the last section, if there is room.
     """
 
     def joined(parts: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -282,7 +277,7 @@ def render_comment(
 
 
 def render_retrieval(head: Mapping[str, Any], base: Mapping[str, Any], primary: str) -> str:
-    """Every task of an embedding model on the base and here as a table, the primary one first."""
+    """A table of every task of an embedding model, base and here, the primary one first."""
     lines = [
         "| task | BM25 | zero-shot | fine-tuned | gain | interval of the gain |",
         "|---|--:|--:|--:|--:|--:|",

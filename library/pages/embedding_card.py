@@ -1,4 +1,4 @@
-"""The card of a tuned embedding model, for whoever meets it without this project."""
+"""The card of a tuned embedding model, for readers who do not have this project."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ QUERY, DOCUMENT = "Of what is the valve made?", "The valve is made of brass."
 
 
 def front_matter(model: AnyEmbeddingModel, adapter: bool) -> str:
-    """What a hub reads of the card. The base model is named where it is one of a hub, the licence
-    where the hub knows it.
+    """The metadata that a hub reads. The base model is named if it comes from a hub, the licence if
+    the hub knows it.
     """
     license = model.license.lower()
     fields: dict[str, Any] = {
@@ -62,8 +62,8 @@ def adapter_sentence(model: AnyEmbeddingModel) -> str:
     if isinstance(model, PackagedEmbeddingModel):
         where = f": put the path of {escape(model.folder)} in your site-packages there"
     return (
-        "It is an adapter: to load it, the base model is needed, too, by `base_model_name_or_path` "
-        f"in `adapter_config.json`{where}. "
+        "It is an adapter: loading it needs the base model, which `base_model_name_or_path` in "
+        f"`adapter_config.json` names{where}. "
     )
 
 
@@ -74,14 +74,14 @@ def render_embedding_card(
     facts: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> str:
-    """The card as Markdown with YAML front matter; `facts` are the report's. No path of this
-    machine's goes into it.
+    """The card as Markdown with YAML front matter; `facts` are the report's. No path on this
+    machine goes into it.
     """
     adapter, confidence = params.embed.lora is not None, params.evaluate.confidence
     statements = result_statements(metrics, params.embed.primary, confidence)
     prompts = to_yaml({"query": model.query_prompt, "document": model.document_prompt})
     made_of = {
-        "base model": f"{describe_base(model)}; licence: {model.license}, which holds for this "
+        "base model": f"{describe_base(model)}; licence: {model.license}, which applies to this "
         "model, too",
         **{name: facts[name] for name in ("data", "tuned", "trained on", "training")},
         "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -98,8 +98,8 @@ def render_embedding_card(
         f"this split (seed {params.split.seed}) and this training (seed {params.embed.seed}). "
         "Other texts and other kinds of questions were not measured.",
         unseen_sentences(metrics, model.max_length),
-        "The right text was looked for among the test rows' texts; among more of them it is "
-        "harder to find.",
+        "The search was among the test rows' texts; among more texts, the right one is harder to "
+        "find.",
     ]
     if metrics["verdict"] == 0:
         limits.append(
@@ -123,7 +123,7 @@ def render_embedding_card(
         f"{confidence:.0%}. The verdict is about “{TASKS[params.embed.primary].title}”.",
         markdown_tables(metrics, params.embed.primary),
         "\n".join(f"- {line}" for line in tasks),
-        "Intervals and p draw whole groups of rows that share a text, never single rows. p (Holm) "
+        "Intervals and p go by whole groups of rows that share a text, not by rows. p (Holm) "
         "is corrected over all claims but the primary one.",
         "## Limits",
         "\n".join(f"- {limit}" for limit in limits),

@@ -1,4 +1,4 @@
-"""What an embedding model is, how it was tuned and what it was asked, by name."""
+"""Facts about an embedding model, by name: what it is, how it was tuned, what it was asked."""
 
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -19,7 +19,7 @@ POOLING = {
 
 
 def describe_base(model: AnyEmbeddingModel) -> str:
-    """The model that was tuned, by its file; of a folder its name, but not where it lies."""
+    """The base model, by its YAML file. For a local folder: its name, not its path."""
     if isinstance(model, HubEmbeddingModel):
         return f"{model.id} at revision {model.revision}"
     if isinstance(model, PackagedEmbeddingModel):
@@ -48,8 +48,8 @@ def gather_facts(
     rows: Mapping[str, int],
     texts: Mapping[str, Any],
 ) -> dict[str, str]:
-    """What the numbers are about. `rows` counts them by split, `texts` is data/rankings/texts.json.
-    No path of this machine's is among it.
+    """Collect what the numbers are about. `rows` has the count of rows by split, `texts` is
+    data/rankings/texts.json. No path on this machine is among the facts.
     """
     embed = params.embed
     passages = sum(map(len, texts["passages"].values()))
@@ -73,11 +73,11 @@ def gather_facts(
         "looked for": " and ".join(looked_for),
         "tuned": describe_adapter(embed.lora)
         + (" on weights in 4 bits (NF4)" if model.quantization == "nf4" else ""),
-        "trained on": "each question with its answer, and the wrong one where there is one, and "
-        "with the passage of its context that question and answer are most like; "
+        "trained on": "each question with its answer, with the wrong answer if there is one, and "
+        "with the passage of its context that is most like question and answer; "
         "MultipleNegativesRankingLoss",
         "training": f"num_train_epochs {embed.num_train_epochs:g}, batch_size {embed.batch_size}, "
         f"learning_rate {rate:g}, warmup_steps {embed.warmup_steps:g}, weight_decay "
-        f"{embed.weight_decay:g}, seed {embed.seed}; kept are the weights of the best validation "
-        "nDCG@10",
+        f"{embed.weight_decay:g}, seed {embed.seed}; the weights of the best validation nDCG@10 "
+        "were kept",
     }

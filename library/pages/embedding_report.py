@@ -1,4 +1,4 @@
-"""The report on an embedding model: gathered once as data, rendered as a page and as Markdown."""
+"""The report on an embedding model: one data structure, rendered as HTML and as Markdown."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,11 +32,11 @@ from library.verdict.retrieval import BM25, CUT_OFF, PRIMARY_METRIC, score_found
 
 SHOWN = 5  # questions that gained most, and that lost most
 HOW_TO_READ = (
-    "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
-    "two systems group by group. p (Holm) is corrected over all claims but the primary one: each "
-    "task's nDCG@10, and the share of right answers that are nearer, against zero-shot and against "
-    "BM25. What says “describes” is no claim. “Detectable” is the smallest true difference that "
-    "would have been found with a chance of 80%."
+    "Intervals resample groups of rows that share a text, never single rows; p is from swapping "
+    "the two systems group by group. p (Holm) is corrected over all claims but the primary one: "
+    "each task's nDCG@10, and the share of right answers that are nearer, against zero-shot and "
+    "against BM25. “Describes” marks a metric without a claim. “Detectable” is the smallest "
+    "true difference that would have been found with a chance of 80%."
 )
 
 
@@ -58,7 +58,7 @@ class Question:
 
     @property
     def gain(self) -> float:
-        """What tuning did to its nDCG@10."""
+        """The change of its nDCG@10 by tuning."""
         return self.ndcg[SFT] - self.ndcg[ZEROSHOT]
 
 
@@ -66,9 +66,9 @@ class Question:
 class EmbeddingReport:
     """All that the report shows.
 
-    `metrics` is metrics/embedding.json, `facts` are listed by name, `ranked` has the test rows'
-    rankings by system (data/rankings/), `questions` are those that have the primary task, `history`
-    is reports/embed_history.csv, `max_length` the model's longest input in tokens.
+    `metrics` is metrics/embedding.json, `facts` are texts by name, `ranked` has the test rows'
+    rankings by system (data/rankings/), `questions` are those with the primary task, `history` is
+    reports/embed_history.csv, `max_length` the model's longest input in tokens.
     """
 
     metrics: Mapping[str, Any]
@@ -83,7 +83,7 @@ class EmbeddingReport:
 
     @property
     def statements(self) -> list[Statement]:
-        """What is said first."""
+        """The statements at the top."""
         return result_statements(self.metrics, self.primary, self.confidence)
 
 
@@ -93,10 +93,10 @@ def make_questions(
     passages: Mapping[str, Sequence[str]],
     primary: str,
 ) -> list[Question]:
-    """The test questions that have the primary task. `asked` has the test rows with what was asked,
-    `passages` are by context.
+    """The test questions that have the primary task. `asked` has the test rows with the text that
+    was asked, `passages` are by context.
 
-    Raises InputError where the rankings are of other rows or passages.
+    Raises InputError if the rankings are of other rows or passages.
     """
     for system, rankings in ranked.items():
         if [ranking["id"] for ranking in rankings] != [row["id"] for row, _ in asked]:
@@ -139,14 +139,14 @@ def pick_moved(questions: Iterable[Question]) -> tuple[list[Question], list[Ques
 
 
 def ceiling_sentence(ranked: Sequence[Mapping[str, Any]], task: str) -> str:
-    """How many texts are right, where that keeps recall below 1, or nothing."""
+    """How many texts are right, if that keeps recall below 1; else empty."""
     found = [row["tasks"][task] for row in ranked if task in row["tasks"]]
     best = mean(min(CUT_OFF, one["right"]) / one["right"] for one in found) if found else 1
     if best == 1:
         return ""
     return (
         f"On average {mean(one['right'] for one in found):.0f} of {found[0]['among']:,} are right, "
-        f"so recall@10 can be {best:.3f} at most; nDCG@10 is 1 where the first ten are all right."
+        f"so recall@10 can be {best:.3f} at most; nDCG@10 is 1 if the first ten are all right."
     )
 
 
@@ -169,14 +169,14 @@ def chart_ranks(questions: Sequence[Question], thing: str) -> Chart:
         "rank before tuning",
         "rank after tuning",
         "questions",
-        note="A dot is all questions with the same two ranks; its area is how many. 1 is best, and "
-        "both axes are logarithmic. Below the dashed line, tuning made it come earlier; above, "
-        "later.",
+        note="A dot stands for all questions with the same two ranks; its area is their number. 1 "
+        "is best, and both axes are logarithmic. Below the dashed line, the text ranks higher "
+        "after tuning; above it, lower.",
     )
 
 
 def read_line(history: pd.DataFrame, column: str) -> list[tuple[float, float]]:
-    """A column of the training log, as steps and values; empty where it has none."""
+    """A column of the training log as pairs of step and value; empty if it has none."""
     if column not in history:
         return []
     known = history[["step", column]].dropna().to_numpy(dtype=float).tolist()
@@ -186,7 +186,7 @@ def read_line(history: pd.DataFrame, column: str) -> list[tuple[float, float]]:
 def chart_training(
     loss: Sequence[tuple[float, float]], ndcg: Sequence[tuple[float, float]]
 ) -> list[Chart]:
-    """Training loss and validation nDCG@10 by optimizer step, each where it has a value."""
+    """Training loss and validation nDCG@10 by optimizer step, each if it has a value."""
     charts = []
     step = "optimizer step"
     if loss:
@@ -207,8 +207,8 @@ def kept_sentence(line: Sequence[tuple[float, float]]) -> str:
         return "The training log has no evaluation."
     step, best = max(line, key=lambda point: point[1])
     return (
-        f"The weights of step {step:.0f} were kept: validation nDCG@10 {best:.3f}, among the "
-        "answers and passages of the validation rows alone."
+        f"The weights of step {step:.0f} were kept: validation nDCG@10 {best:.3f}, searching "
+        "only the answers and passages of the validation rows."
     )
 
 

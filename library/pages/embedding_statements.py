@@ -1,4 +1,4 @@
-"""What is said of an embedding model: its tasks, its numbers, and the verdict on its tuning."""
+"""Statements about an embedding model: its tasks, its numbers, the verdict on its tuning."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ METRIC_TITLES = {
     "accuracy": "share of rows",
 }
 EXPLANATIONS = {
-    PRIMARY_METRIC: "right texts among the first ten, earlier ones count more; at most 1",
+    PRIMARY_METRIC: "right texts among the first ten, earlier ones count more; 1 is best",
     "mrr_at_10": "1 over the rank of the first right text, 0 beyond the tenth",
     "recall_at_1": "share of the right texts that come first",
     "recall_at_5": "share of the right texts among the first five",
@@ -37,8 +37,8 @@ BM25_HEADS = ("task", "BM25", "fine-tuned", "difference", "interval", "p (Holm)"
 
 @dataclass(frozen=True)
 class Task:
-    """A task in words: its `title` and in short, what is asked, the metric that its claim is about,
-    what is looked for (`thing`), and how a claim names it (`found`).
+    """A task in words: long and short title, what it measures (`about`), the metric of its claim,
+    what is searched for (`thing`), and the subject of its claim (`found`).
     """
 
     title: str
@@ -50,7 +50,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Title and metric, as a row of a table has them."""
+        """Title and metric, for a table row."""
         return f"{self.title}: {METRIC_TITLES[self.metric]}"
 
 
@@ -58,9 +58,9 @@ TASKS = {
     "passage": Task(
         "question → passage of its own context",
         "question → passage",
-        "Each question is compared with the passages of all test contexts. Right is any passage of "
-        "its own context: no row says which of them holds the answer, so a gain can also be that "
-        "contexts are told apart better.",
+        "Each question is compared with the passages of all test contexts. Any passage of its own "
+        "context is right: no row says which of them holds the answer, so a gain can also mean "
+        "that contexts are told apart better.",
         *(PRIMARY_METRIC, "passage", "passages of the right context are"),
     ),
     "context": Task(
@@ -72,15 +72,15 @@ TASKS = {
     "answer": Task(
         "question → its answer",
         "question → answer",
-        "Each question is compared with the right answers of all test rows. Right is any of its "
-        "own.",
+        "Each question is compared with the right answers of all test rows. Any of its own is "
+        "right.",
         *(PRIMARY_METRIC, "answer", "the right answer is"),
     ),
     "nearer": Task(
         "right answer nearer than the wrong one",
         "right answer nearer",
-        "Of a row's two answers, is the right one nearer to the question? Where they are as near, "
-        "the row counts half; 0.5 is chance.",
+        "Of a row's two answers, is the right one nearer to the question? If both are equally "
+        "near, the row counts half; 0.5 is chance.",
         *("accuracy", "answer", "the right answer is"),
     ),
 }
@@ -100,7 +100,7 @@ def claimed(metrics: Mapping[str, Any], task: str) -> Mapping[str, Any]:
 def result_statements(
     metrics: Mapping[str, Any], primary: str, confidence: float
 ) -> list[Statement]:
-    """What is said of metrics/embedding.json wherever it is said, the verdict first."""
+    """The statements about metrics/embedding.json, the verdict first."""
     others = (name for name, _ in tasks_with_numbers(metrics) if name != primary)
     return [
         tuning_statement(metrics, primary, confidence),
@@ -157,7 +157,7 @@ def bm25_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
 
 
 def task_statement(metrics: Mapping[str, Any], name: str, confidence: float) -> Statement:
-    """What tuning changed at a task that the verdict is not about."""
+    """What tuning changed in a task other than the primary one."""
     result, task = claimed(metrics, name), TASKS[name]
     nearer = name == "nearer"
     what = "Right answers are told from wrong ones" if nearer else f"{task.found} found"
@@ -178,7 +178,7 @@ def task_statement(metrics: Mapping[str, Any], name: str, confidence: float) -> 
 
 
 def metric_rows(metrics: Mapping[str, Any], task: str, primary: str) -> list[list[str]]:
-    """A task's metrics under METRIC_HEADS."""
+    """Table rows of a task's metrics, under METRIC_HEADS."""
     rows = []
     for name, title in METRIC_TITLES.items():
         if name not in metrics[task]:
@@ -199,7 +199,7 @@ def metric_rows(metrics: Mapping[str, Any], task: str, primary: str) -> list[lis
 
 
 def bm25_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The tuned model beside BM25, by the metric that is claimed of each task, under BM25_HEADS."""
+    """Table rows of the tuned model against BM25, by each task's metric, under BM25_HEADS."""
     rows = []
     for name, task in tasks_with_numbers(metrics):
         result = metrics["against_bm25"][name]
@@ -213,7 +213,7 @@ def bm25_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def task_rows(metrics: Mapping[str, Any], primary: str) -> list[list[str]]:
-    """The tasks by the metric that is claimed of each, under TASK_HEADS."""
+    """Table rows of the tasks, by each task's metric, under TASK_HEADS."""
     rows = []
     for name, task in tasks_with_numbers(metrics):
         result = claimed(metrics, name)
@@ -228,7 +228,7 @@ def task_rows(metrics: Mapping[str, Any], primary: str) -> list[list[str]]:
 
 
 def markdown_tables(metrics: Mapping[str, Any], primary: str) -> str:
-    """Both as Markdown tables."""
+    """The tables of tasks and of BM25 as Markdown."""
     tables = []
     for heads, rows in (
         (TASK_HEADS, task_rows(metrics, primary)),
@@ -240,11 +240,11 @@ def markdown_tables(metrics: Mapping[str, Any], primary: str) -> str:
 
 
 def unseen_sentences(metrics: Mapping[str, Any], max_length: int) -> str:
-    """What of the test texts the model does not see."""
+    """How much of the test texts the model does not see."""
     longer, rows = metrics["longer"], metrics["n"]
     return (
-        f"The model sees {max_length:,} tokens of a text, prompt included, and not the end of a "
-        f"longer one. Longer are {longer['questions']:,} of {rows:,} test questions and "
-        f"{longer['answers']:,} of {rows:,} right answers. Contexts are cut into passages that it "
-        "sees whole. BM25 sees all of every text."
+        f"The model sees the first {max_length:,} tokens of a text, prompt included. "
+        f"{longer['questions']:,} of {rows:,} test questions and {longer['answers']:,} of {rows:,} "
+        "right answers are longer. Contexts are cut into passages that it sees whole. BM25 sees "
+        "all of every text."
     )

@@ -1,4 +1,4 @@
-"""Would more rows help? The learning curve as a page and as text."""
+"""Would more rows help? The learning curve as HTML and as text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from library.verdict.statistics import Comparison
 
 @dataclass(frozen=True)
 class Point:
-    """A size of the train rows: its `gain` is over zero-shot, on the same test rows."""
+    """A size of the training set. `gain` is over zero-shot, on the same test rows."""
 
     rows: int
     groups: int
@@ -23,8 +23,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points by size, each step to the next one with its verdict, and forecasts: `hidden` of the
-    last point from those before, `more` of twice its rows; None where there are too few sizes.
+    """Points by size, the step from each to the next with its verdict, and two forecasts: `hidden`
+    for the last point from those before, `more` for twice its rows. Both None if sizes are too few.
     """
 
     metric: str
@@ -40,7 +40,7 @@ class Curve:
 
     @property
     def fits(self) -> bool:
-        """Whether the law runs through the last point, as near as its gain is known."""
+        """Whether the law passes the last point within the half width of its gain's interval."""
         gain = self.points[-1].gain
         return (
             self.more is not None
@@ -49,13 +49,13 @@ class Curve:
 
     @property
     def foreseen(self) -> bool:
-        """Whether a law holds: it fits, and through the other sizes foresees the last one."""
+        """Whether the law holds: it fits, and from the other sizes it predicts the last one."""
         last = self.points[-1].gain.candidate
         return self.hidden is not None and self.fits and self.hidden.low <= last <= self.hidden.high
 
     @property
     def verdict(self) -> int:
-        """1 where twice the rows would likely help: the last step did, and the law goes on."""
+        """1 if twice the rows would likely help: the last step did, and the law predicts more."""
         if not (self.foreseen and self.more and self.steps):
             return 0
         sign = -1 if self.lower else 1
@@ -64,17 +64,17 @@ class Curve:
 
 
 def span(low: float, high: float) -> str:
-    """An interval of changes."""
+    """An interval of changes as text."""
     return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) else "no interval"
 
 
 def say(curve: Curve) -> Iterator[Statement]:
-    """What the curve says: of twice the rows, of the last step, and what it does not cover."""
+    """Statements on twice the rows, on the last step, and on what the intervals do not cover."""
     name, last = title(curve.metric), curve.points[-1]
     if curve.more is None or curve.hidden is None:
         yield Statement(
             "Too few sizes for a forecast",
-            ": three fix a power law, and a fourth is needed to test it.",
+            ": three determine a power law, and a fourth is needed to test it.",
         )
     elif not curve.fits:
         yield Statement(
@@ -88,7 +88,7 @@ def say(curve: Curve) -> Iterator[Statement]:
             "No forecast for more rows",
             f": from the smaller sizes, {name} at {last.rows:,} rows was expected between "
             f"{curve.hidden.low:.3f} and {curve.hidden.high:.3f}, and is {last.gain.candidate:.3f}."
-            " The curve follows no power law that could be carried on.",
+            " The curve follows no power law that could be extrapolated.",
         )
     else:
         more = curve.more
@@ -101,9 +101,9 @@ def say(curve: Curve) -> Iterator[Statement]:
             claim,
             f": with about {2 * last.rows:,} train rows, {name} is expected at {more.score:.3f} "
             f"({more.low:.3f} to {more.high:.3f}), a change of {more.change:+.3f} "
-            f"({span(more.change_low, more.change_high)}). The law foresaw the last point: "
+            f"({span(more.change_low, more.change_high)}). The law predicted the last point: "
             f"{curve.hidden.low:.3f} to {curve.hidden.high:.3f} was expected, "
-            f"{last.gain.candidate:.3f} came.",
+            f"{last.gain.candidate:.3f} measured.",
         )
     if curve.steps:
         step, verdict = curve.steps[-1]
@@ -120,14 +120,15 @@ def say(curve: Curve) -> Iterator[Statement]:
         )
     yield Statement(
         "What no interval here covers",
-        ": the chance of training. Each size is one run with one seed; a small step can be the "
-        "seed's. Smaller sizes take fewer optimizer steps, since each row is seen as often.",
+        ": the chance of training. Each size is one run with one seed; a small step can be due to "
+        "the seed. Smaller sizes take fewer optimizer steps, since the number of epochs stays "
+        "the same.",
     )
 
 
 def table(curve: Curve) -> list[list[str]]:
-    """Head and rows: by size, the metric, the gain over zero-shot, and the step from the size
-    before.
+    """The heads, then a row for each size: the metric, the gain over zero-shot, and the step from
+    the size before.
     """
     heads = ["train rows", "groups", title(curve.metric), "gain over zero-shot", "interval"]
     rows = [[*heads, "step", "interval", "p (Holm)"]]
@@ -143,7 +144,7 @@ def table(curve: Curve) -> list[list[str]]:
 
 
 def render_text(curve: Curve) -> str:
-    """For a terminal: the table, then what it says."""
+    """The table and the statements, for a terminal."""
     rows = table(curve)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -155,8 +156,8 @@ def render_text(curve: Curve) -> str:
 
 
 def chart_curve(curve: Curve) -> Chart:
-    """The metric by size with the intervals of its gain, zero-shot, and the forecast if there is
-    one.
+    """The metric by size with the interval of its gain, the level of zero-shot, and the forecast if
+    there is one.
     """
     marks = []
     for point in curve.points:
@@ -179,14 +180,14 @@ def chart_curve(curve: Curve) -> Chart:
         "train rows (log scale)",
         f"{name}{' (lower is better)' if curve.lower else ''}",
         ("zero-shot", curve.zeroshot),
-        note=f"Bars: the {curve.confidence:.0%} interval of the gain over zero-shot, set off from "
-        f"there, on {about}.{forecast} Sizes share their test rows: whether two differ is in the "
-        "table, paired, not in overlapping bars.",
+        note=f"Bars: the {curve.confidence:.0%} interval of the gain over zero-shot, added to "
+        f"zero-shot, on {about}.{forecast} All sizes share their test rows: whether two differ is "
+        "in the table, paired. Overlapping bars do not tell.",
     )
 
 
 def render_curve(curve: Curve) -> str:
-    """The page."""
+    """The learning curve as HTML."""
     return render_chart_page(
         "learning_curve.html.jinja",
         statements=list(say(curve)),

@@ -21,7 +21,7 @@ BINS = 24
 @dataclass(frozen=True)
 class Insight:
     """One thing to know: what was counted, whether it calls for a decision, what it means, and
-    where to look.
+    examples of it.
     """
 
     title: str
@@ -40,7 +40,7 @@ def list_insights(
 ) -> list[Insight]:
     """The fourteen things, those that call for a decision first.
 
-    `rules` are those of cleaning that are on.
+    `rules` are the cleaning rules that are on.
     """
     max_length, max_new_tokens = format["max_length"], format["max_new_tokens"]
     window = profile["forecast"][str(max_length)]
@@ -57,17 +57,17 @@ def list_insights(
             "Contexts in more than one row",
             plural(profile["shared_contexts"], "context"),
             profile["shared_contexts"] > 0,
-            f"They stand in {plural(profile['rows_of_shared_contexts'], 'row')}. Split row by row, "
-            "a test question's context would have been trained on. The split here goes by group.",
+            f"They occur in {plural(profile['rows_of_shared_contexts'], 'row')}. A split row by "
+            "row would train on the contexts of test questions. The split here goes by group.",
             examples["shared_contexts"],
         ),
         Insight(
             "Independent groups",
             plural(groups, "group"),
             groups < 100,
-            "Rows that share a context, or an answer that is long enough to be remembered, are one "
-            "group, and count as one draw in every interval. Below a hundred groups only large "
-            "differences can be shown.",
+            "Rows that share a context, or an answer long enough to be remembered, form one group, "
+            "which every interval draws as a whole. Below a hundred groups only large differences "
+            "can be shown.",
             examples["largest_group"] if largest > 1 else (),
         ),
         Insight(
@@ -76,7 +76,7 @@ def list_insights(
             bool(examples["shares"]),
             "Whole groups are drawn for training, validation and test; "
             + " / ".join(f"{split['asked_share']:.0%}" for split in profile["splits"].values())
-            + " were asked for. Where a split misses its share by more than a quarter, or test has "
+            + " were asked for. If a split misses its share by more than a quarter, or test has "
             "too few groups for a verdict, format stops and says what to change.",
             examples["shares"],
         ),
@@ -85,34 +85,34 @@ def list_insights(
             plural(profile["positive_here_negative_there"], "text"),
             profile["positive_here_negative_there"] > 0,
             "The same text is the right answer of one row and the wrong one of another. "
-            f"{plural(given_away, 'row')} outside of training would have a wrong answer that "
-            "training holds as right, or a right one that is wrong there: they are asked, and "
-            "judged without it.",
+            f"{plural(given_away, 'row')} outside training would have a wrong answer that is right "
+            "in training, or a right one that is wrong there: they are judged without their wrong "
+            "answer.",
             examples["positive_here_negative_there"],
         ),
         Insight(
             "Pairs that swap their answers",
             plural(profile["swapped_pairs"], "pair"),
             False,
-            "Of one context, each other's wrong answer is the right one: only the question "
-            "decides. They are judged as pairs.",
+            "Two rows share a context, and each one's wrong answer is the other's right one: only "
+            "the question decides. They are judged as pairs.",
             examples["swapped_pairs"],
         ),
         Insight(
             "Contradictory labels",
             plural(profile["contradictory"], "row"),
             profile["contradictory"] > 0,
-            "The same question about the same context, the answers exchanged: one of the two must "
-            "be wrong. They are never repaired, but flagged; clean.on_contradiction: drop leaves "
-            "them out.",
+            "Two rows ask the same question about the same context, with right and wrong answer "
+            "swapped: one of the two must be mislabelled. They are flagged, never repaired; "
+            "clean.on_contradiction: drop leaves them out.",
             examples["contradictory"],
         ),
         Insight(
             "Contexts that are nearly the same",
             plural(profile["near_duplicate_contexts"], "pair"),
             profile["near_duplicate_contexts"] > 0,
-            "They share four fifths of their word sequences, but not every letter. Their rows are "
-            "one group, unless split.near_duplicate_contexts is false.",
+            "They share four fifths of their word sequences, but are not identical. Their rows "
+            "form one group, unless split.near_duplicate_contexts is false.",
             examples["near_duplicate_contexts"],
         ),
         Insight(
@@ -123,49 +123,49 @@ def list_insights(
             examples["duplicates"],
         ),
         Insight(
-            "Texts for nothing",
+            "Texts that say nothing",
             plural(profile["nothing"], "row"),
             profile["nothing"] > 0,
-            "Their context, question or answer is a word such as N/A (clean.nothing). Trained on, "
-            "it would be learned as an answer.",
+            "Their context, question or answer is a placeholder such as N/A (clean.nothing). In "
+            "training, it would be learned as an answer.",
             examples["nothing"],
         ),
         Insight(
             "Rows that can't be used",
             plural(profile["unusable"], "row"),
             profile["unusable"] > 0,
-            "They are rejected with their reason in data/clean/rejected.jsonl.",
+            "They are rejected; data/clean/rejected.jsonl has the reason of each.",
             examples["unusable"],
         ),
         Insight(
             f"Contexts in a window of {max_length:,} tokens",
             f"{window['context_kept']:.0%} of a context",
             window["context_kept"] < 1,
-            f"Question, answer and whole context fit in {window['whole']:.0%} of the rows. Of the "
-            "others the passages that the question is about are kept, by BM25. Cut at the end "
-            "instead, they would lose the question and the answer.",
+            f"Question, answer and whole context fit in {window['whole']:.0%} of the rows. In the "
+            "others, BM25 keeps the passages that match the question. Cutting the end off instead "
+            "would lose the question and the answer.",
         ),
         Insight(
             "Answers beyond max_new_tokens",
             plural(profile["answers_beyond_max_new_tokens"], "answer"),
             profile["answers_beyond_max_new_tokens"] > 0,
-            f"The reserve is {max_new_tokens:,} tokens, the end of the turn included. In training "
-            "they take their place from their own passages; in test a model's answer is cut there, "
+            f"The reserve is {max_new_tokens:,} tokens, the end of the turn included. In training, "
+            "longer answers leave less room for passages; in test, a model's answer is cut there, "
             "and counted as cut.",
         ),
         Insight(
             "The longer answer is the right one",
             f"{longer:.0%}" if profile["with_negative"] else "no negatives",
             profile["with_negative"] > 0 and abs(longer - 0.5) > 0.1,
-            "Far from one half, a judge that only looks at length looks clever. The controls of "
-            "the evaluation show how far.",
+            "If this is far from one half, length alone gives the right answer away. The "
+            "evaluation's controls show how much.",
         ),
         Insight(
             "Defects in the text",
             plural(found, "place"),
             found > 0,
-            "What the rules of cleaning that are on find, all fields together; each is on or off "
-            "in params.yaml, and every change is in data/clean/changes.jsonl.",
+            "What the active cleaning rules find in all fields. params.yaml turns each rule on or "
+            "off; every change is in data/clean/changes.jsonl.",
             defects,
         ),
     ]
@@ -173,7 +173,7 @@ def list_insights(
 
 
 def show_marks(text: str) -> str:
-    """The text with what can't be seen, and what is stacked on a letter, written as an escape."""
+    """The text with invisible and combining characters written as escapes."""
 
     def seen(character: str) -> bool:
         return character in " \n" or (
@@ -186,7 +186,7 @@ def show_marks(text: str) -> str:
 
 
 def histogram(lengths: "pd.Series[float]") -> list[tuple[float, float, int]]:
-    """From, to and count of up to 24 bins of equal width."""
+    """Up to 24 bins of equal width, each as from, to and count."""
     if lengths.empty:
         return []
     counts, edges = np.histogram(
@@ -199,7 +199,7 @@ def histogram(lengths: "pd.Series[float]") -> list[tuple[float, float, int]]:
 
 
 def chart_length(name: str, tokens: "pd.Series[float]") -> Chart:
-    """A field's lengths, of which there is one at least."""
+    """A histogram of a field's lengths; there must be at least one."""
     said = (
         f"{name}: half of the texts have {tokens.median():,.0f} tokens or more, the longest "
         f"{tokens.max():,.0f}."
@@ -208,7 +208,7 @@ def chart_length(name: str, tokens: "pd.Series[float]") -> Chart:
 
 
 def chart_windows(forecast: Mapping[str, Mapping[str, float]], max_length: int) -> Chart:
-    """What context windows hold, by their length in tokens."""
+    """What a context window holds, by its length in tokens."""
     kept = forecast[str(max_length)]["context_kept"]
     lines = {
         said: [(float(window), share[name]) for window, share in forecast.items()]
@@ -228,8 +228,8 @@ def chart_windows(forecast: Mapping[str, Mapping[str, float]], max_length: int) 
 
 
 def render_rows(rows: pd.DataFrame) -> Markup:
-    """The rows as skrub's interactive table, which escapes what it shows; the same rows give the
-    same text.
+    """The rows as skrub's interactive table, which escapes what it shows. Deterministic: the same
+    rows give the same HTML.
     """
     report = TableReport(
         rows, title="rows", verbose=0, plot_distributions=False, compute_associations=False
@@ -238,7 +238,7 @@ def render_rows(rows: pd.DataFrame) -> Markup:
     for number, drawn in enumerate(
         dict.fromkeys(re.findall(r'id="(?:report_)?([0-9a-f]{8})[-"]', snippet))
     ):
-        # skrub draws the names of its elements at random
+        # skrub gives its elements random ids
         snippet = snippet.replace(drawn, f"{number:08x}")
     return Markup(snippet)
 
@@ -247,10 +247,10 @@ def render_rows(rows: pd.DataFrame) -> Markup:
 class ProfileData:
     """What the page shows.
 
-    `columns` are the file's own, `advice` says which lengths take how many rows, `format` holds
-    format's parameters, `rules` those of cleaning that are on, `profile` is
-    metrics/profile.json, `examples` are places by its numbers, `defects` one example by rule,
-    `tokens` has a column by field, `rows` are those of the table.
+    `columns` has the file's column by field, `advice` says which lengths take how many rows,
+    `format` has format's parameters, `rules` are the cleaning rules that are on, `profile` is
+    metrics/profile.json, `examples` has places by what was counted, `defects` one example by rule,
+    `tokens` a column of lengths by field, `rows` the table's rows.
     """
 
     path: Path

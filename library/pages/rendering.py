@@ -1,11 +1,11 @@
-"""The pages' common ground: text from data that stays what it is, and plurals."""
+"""What all pages need: templates that escape text from data, and plurals."""
 
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Signs that turn the direction of what follows, the page's own words among it.
+# Characters that change the direction of the text after them, the page's own included.
 _DIRECTIONS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "�")
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 
@@ -18,20 +18,20 @@ _pages = Environment(
     finalize=lambda value: show_directions(value) if isinstance(value, str) else value,
 )
 
-# JSON inside <script>: no text may end the element, whatever it holds
+# JSON inside <script>: tojson escapes what could end the element
 _pages.policies["json.dumps_kwargs"] = {"sort_keys": True, "ensure_ascii": False}
 
 
 def render_page(template: str, **context: Any) -> str:
-    """One of the templates in templates/, as a self-contained page.
+    """Render a template of templates/ as a self-contained page.
 
-    Text from data is escaped, and can't turn the direction of what stands around it.
+    Text from data is escaped, and can't change the direction of the text around it.
     """
     return _pages.get_template(template).render(**context)
 
 
 def show_directions(text: str) -> str:
-    """The text, markup or not, with a sign that can be seen for each that turns its direction."""
+    """The text, markup or not, with � for each character that changes its direction."""
     return text.translate(_DIRECTIONS)
 
 

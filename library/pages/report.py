@@ -1,4 +1,4 @@
-"""The report: gathered once as data, and rendered as Markdown, as a page and for a terminal."""
+"""The report: one data structure, rendered as Markdown, as HTML and for a terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,39 +48,39 @@ from library.records import SYSTEMS, Answerer, FormattedRow, ScoredRow
 from library.verdict.metrics import METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
-STAND_IN, SAMPLE_DIR = "tiny", Path("data/sample")  # what the built-in model can read
+STAND_IN, SAMPLE_DIR = "tiny", Path("data/sample")  # the built-in model, the rows it can read
 SYSTEMS_HEADS = ("system", "{}", "against zero-shot", "Holm p", "fine-tuned against it", "Holm p")
 BASELINE_NAMES = {
     "no_context": "zero-shot, asked without the passages",
     "best_passage": "the best passage, copied",
     "longer": "the longer answer wins",
 }
-NEEDED = {  # by the metrics that not every row has
+NEEDED = {  # what a row must have, by metric that not every row has
     "number_f1": "a number or sign in the reference",
     "pair_matching": "two rows that swap their answers",
-    "contrastive": "a negative, in a row that swaps its answers with none",
+    "contrastive": "a wrong answer, in a row that is no swapped pair",
     "contrastive_no_question": "the same",
-    "answer_only": "a negative",
-    "naive_preference": "a negative",
+    "answer_only": "a wrong answer",
+    "naive_preference": "a wrong answer",
     "ngram_support": "three words in both answers",
     "number_support": "a number in both answers",
 }
 HOW_TO_READ = (
-    "Intervals draw groups of rows that share a text, never single rows; p is from swapping the "
-    "two systems group by group. The control of bare answers sees neither passages nor question: "
-    "far from 0.5, style or length gives the right answer away. Pair matching and contrastive "
-    "judge how the model takes given answers, not what it writes: for that, read the answers "
-    "below. What the reference itself scores is the ceiling. ROUGE-L and token F1 count words, as "
+    "Intervals resample groups of rows that share a text, never single rows; p is from swapping "
+    "the two systems group by group. The control of bare answers sees neither passages nor "
+    "question: if it is far from 0.5, style or length gives the right answer away. Pair matching "
+    "and contrastive judge given answers, not what the model writes: for that, read the answers "
+    "below. The reference's own score is the ceiling. ROUGE-L and token F1 count words, as "
     "published ROUGE does: signs do not count (−x against +x, C++ against C#, 50% against 50), "
-    "and 1,000 is two words. Numbers and signs have an F1 of their own, where the reference holds "
-    "any. Where a metric differs in few groups, its interval is Student's, and can disagree with "
+    "and 1,000 is two words. Numbers and signs have an F1 of their own, if the reference holds "
+    "any. If a metric differs in few groups only, its interval is Student's, and can disagree with "
     "p."
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said first: the statements, the table of all metrics, and notes on both."""
+    """The top of the report: statements, the table of all metrics, and notes on both."""
 
     statements: Sequence[Statement]
     table: str
@@ -89,8 +89,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Case:
-    """A test row to be shown: each system's answer and its score, and the passages that zero-shot
-    and fine-tuned were given.
+    """A test row to show: each system's answer with its score, and the passages that zero-shot and
+    fine-tuned were given.
     """
 
     row: FormattedRow
@@ -103,11 +103,11 @@ class Case:
 class Report:
     """All that the report shows.
 
-    `metrics` is metrics/evaluation.json, `facts` are listed by name, `versions` say what made it,
-    `splits` is metrics/format.json by split, `largest` says what ties the largest group, `history`
-    holds the losses by step, `points` by test row the length of its reference and both systems'
-    scores, `voted` are the systems that people vote on, `retriever` chose the passages, `params` is
-    params.yaml as text.
+    `metrics` is metrics/evaluation.json and `splits` metrics/format.json by split. `facts` and
+    `versions` are texts by name, `largest` says why the largest group belongs together, and
+    `history` has the losses by step. `points` has a tuple for each test row: the length of its
+    reference and both systems' scores. `voted` are the systems that people vote on, `retriever`
+    names what chose the passages, `params` is params.yaml as text.
     """
 
     metrics: Mapping[str, Any]
@@ -132,8 +132,8 @@ def give_verdict(
     splits: Mapping[str, Mapping[str, Any]],
     params: Params,
 ) -> Verdict:
-    """The verdict of metrics/evaluation.json, in words, `splits` being metrics/format.json by
-    split.
+    """The verdict in words, from metrics/evaluation.json (`metrics`) and metrics/format.json by
+    split (`splits`).
     """
     primary, confidence = params.evaluate.primary, params.evaluate.confidence
     notes = (
@@ -156,7 +156,7 @@ def give_verdict(
 
 
 def stand_in_statement(params: Params) -> Statement | None:
-    """That the built-in model was asked about rows that it can't read; None otherwise."""
+    """A warning if the built-in model was asked about rows that it can't read; None otherwise."""
     if params.model != STAND_IN or Path(params.data.path).parent == SAMPLE_DIR:
         return None
     return Statement(
@@ -167,14 +167,14 @@ def stand_in_statement(params: Params) -> Statement | None:
 
 
 def describe_model(source: Mapping[str, str]) -> str:
-    """The base model by what its manifest says of its source."""
+    """The base model by the source in its manifest."""
     if "quantized" in source:
         return f"{source['path']}, which was quantized to {source['quantized']} before"
     return f"{source['id']} at {source['revision']}" if "id" in source else source["path"]
 
 
 def describe_weights(answerers: Mapping[str, Answerer], quantization: str) -> str:
-    """Which weights were asked, and what computed the answers, of each system where they differ."""
+    """Which weights answered and on what device, for each system if they differ."""
     tuned, untuned = (
         f"{answerers[system]['dtype']} on {answerers[system]['device']}"
         for system in ("sft", "zeroshot")
@@ -204,13 +204,13 @@ def make_case(
     passages: Sequence[str],
     primary: str,
 ) -> Case:
-    """A row to be shown, with its answers by system."""
+    """A row to show, with its answers by system."""
     by_system = {system: scores.systems[system][primary] for system in answers}
     return Case(row, answers, by_system, passages)
 
 
 def left_out(metrics: Mapping[str, Any]) -> str:
-    """Which metrics no test row has what they need for, or nothing."""
+    """Which metrics are left out because no test row has what they need; empty if none."""
     missing = [
         f"{title(name)} ({NEEDED[name]})" for name in METRICS if name not in {*metrics, *OPTIONAL}
     ]
@@ -220,20 +220,20 @@ def left_out(metrics: Mapping[str, Any]) -> str:
 
 
 def given_away_sentence(test: Mapping[str, Any]) -> str:
-    """How many test rows have no wrong answer to compare with, since training knows it."""
+    """How many test rows are judged without their wrong answer, since training has seen it."""
     count = test["negatives_given_away"]
     if not count:
         return ""
     return (
-        f"{count} of {test['rows']} test rows are judged without their wrong answer: training "
-        "holds it as right, or their right one as wrong."
+        f"{count} of {test['rows']} test rows are judged without their wrong answer: it is "
+        "right in training, or their right one is wrong there."
     )
 
 
 def mark_common(text: str, other: str) -> Markup:
-    """A text, escaped, with those words marked that it shares with the other in the same order.
+    """A text, escaped, in which the words are marked that it shares with the other in order.
 
-    They are those that ROUGE-L counts.
+    These are the words that ROUGE-L counts.
     """
     places, words = locate_tokens(text), [word for _, _, word in locate_tokens(other)]
     made, end = [Markup()], 0
@@ -251,12 +251,12 @@ def mark_common(text: str, other: str) -> Markup:
 
 
 def baseline_heads(metrics: Mapping[str, Any]) -> list[str]:
-    """The names of what stands in the columns of `baselines_table`."""
+    """The column heads of `baselines_table`."""
     return [*map(system_name, (*SYSTEMS, *metrics.get("others", {}))), *BASELINE_NAMES.values()]
 
 
 def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """By metric what all systems and the baselines score, None where that can't be said."""
+    """Scores of all systems and baselines by metric; None if a system has no such score."""
     baselines = metrics["baselines"]
     others = metrics.get("others", {})
     names = [name for name in METRICS if any(name in scores for scores in baselines.values())]
@@ -271,8 +271,8 @@ def baselines_table(metrics: Mapping[str, Any]) -> dict[str, list[float | None]]
 
 
 def systems_table(metrics: Mapping[str, Any], primary: str) -> list[list[str]]:
-    """Each other system by the primary metric, beside zero-shot and beside fine-tuned; no rows
-    where there is none.
+    """A row for each other system: its primary metric, compared with zero-shot and with
+    fine-tuned. Empty if there is none.
     """
     rows = []
     for system, judged in metrics.get("others", {}).items():
@@ -287,7 +287,7 @@ def systems_table(metrics: Mapping[str, Any], primary: str) -> list[list[str]]:
 
 
 def render_systems(metrics: Mapping[str, Any], primary: str) -> str:
-    """The same as a Markdown table, or nothing."""
+    """`systems_table` as Markdown; empty if it has no rows."""
     rows = systems_table(metrics, primary)
     if not rows:
         return ""
@@ -295,13 +295,13 @@ def render_systems(metrics: Mapping[str, Any], primary: str) -> str:
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is names, to the left, and the others numbers, to the right."""
+    """A Markdown table: the first column left-aligned, the others right-aligned for numbers."""
     lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
 def render_baselines(metrics: Mapping[str, Any]) -> str:
-    """The same as a Markdown table."""
+    """`baselines_table` as Markdown."""
     return _markdown_table(
         ["metric", *baseline_heads(metrics)],
         (
@@ -312,7 +312,7 @@ def render_baselines(metrics: Mapping[str, Any]) -> str:
 
 
 def render_case(case: Case, primary: str) -> str:
-    """One test row as Markdown: its question, the reference, and both answers."""
+    """One test row as Markdown: its question, the reference and the answers."""
     row = case.row
     scores = ", ".join(f"{system} {score:.3f}" for system, score in case.scores.items())
     answers = [
@@ -331,13 +331,13 @@ def render_case(case: Case, primary: str) -> str:
 
 
 def render_judges(report: Report) -> list[str]:
-    """What language models judged, as Markdown paragraphs; none where none did."""
+    """What language models judged, as Markdown paragraphs; empty if none did."""
     said = [str(statement) for statement in judges_statements(report.metrics, report.voted)]
     return ["## What language models judged", JUDGES_NOTE, *said] if said else []
 
 
 def render_summary(verdict: Verdict, facts: Mapping[str, str]) -> str:
-    """The verdict for a terminal, in Markdown, with the facts that are given."""
+    """The verdict and the given facts as Markdown, for a terminal."""
     listed = "\n".join(f"- {name}: {escape(value)}" for name, value in facts.items())
     statements = map(str, verdict.statements)
     return "\n\n".join(

@@ -1,4 +1,4 @@
-"""The charts of the report: what is drawn of metrics/evaluation.json, and what there is to see."""
+"""The charts of the report, drawn from metrics/evaluation.json, each titled by its finding."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
@@ -11,7 +11,7 @@ from library.pages.statements import system_name, title
 from library.records import SFT, SYSTEMS, ZEROSHOT
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, UNBOUNDED
 
-# shares, of which more or less is better: they can share an axis
+# metrics from 0 to 1 that have a better direction: they can share an axis
 DRAWN = [
     name for name in METRICS if name in (HIGHER_IS_BETTER | LOWER_IS_BETTER) - {"bits_per_byte"}
 ]
@@ -38,14 +38,13 @@ def chart_differences(metrics: Mapping[str, Any], confidence: float) -> Chart:
         "change by fine-tuning (right is better)",
         number="+.3f",
         zero=0,
-        note=f"Dots are changes, bars their {confidence:.0%} intervals. Metrics from 0 to 1 of "
-        "which more, or less, is better, turned so that right is better. Controls and what only "
-        "describes the answers are in the table.",
+        note=f"Dots are changes, bars their {confidence:.0%} intervals. Only metrics from 0 to 1 "
+        "that have a better direction, turned so that right is better; the table has the others.",
     )
 
 
 def chart_losses(history: pd.DataFrame) -> Chart | None:
-    """Training and validation loss by step; None where there are too few to draw."""
+    """Training and validation loss by step; None if there are too few to draw."""
     lines = {}
     for column, name in LOSSES.items():
         if column in history:
@@ -59,12 +58,12 @@ def chart_losses(history: pd.DataFrame) -> Chart | None:
     last = lines[name][-1]
     said = f"{name.capitalize()} loss is least at step {best[0]:,.0f}: {best[1]:.3f}"
     if best != last:
-        said += f"; at the last, {last[0]:,.0f}, it is {last[1]:.3f}"
+        said += f"; at the last step, {last[0]:,.0f}, it is {last[1]:.3f}"
     return plot_lines(f"{said}.", lines, "optimizer step", "loss, nats per answer token")
 
 
 def chart_lengths(points: Sequence[tuple[float, ...]], primary: str) -> Chart:
-    """The primary metric of each test row by the length of its reference, by both systems."""
+    """The primary metric of both systems for each test row, by the length of its reference."""
     name = title(primary)
     ordered = sorted(points)
     half = len(ordered) // 2
@@ -75,8 +74,7 @@ def chart_lengths(points: Sequence[tuple[float, ...]], primary: str) -> Chart:
             for part in (ordered[:half], ordered[half:])
         )
         said = (
-            f"{name} changes by {short:+.3f} where the reference is short and by {long:+.3f} where "
-            "it is long."
+            f"{name} changes by {short:+.3f} for short references and by {long:+.3f} for long ones."
         )
     dots = {
         system_name(system): [(point[0], point[1 + at]) for point in points]
@@ -87,7 +85,7 @@ def chart_lengths(points: Sequence[tuple[float, ...]], primary: str) -> Chart:
 
 
 def chart_overfitting(metrics: Mapping[str, Any], primary: str) -> Chart | None:
-    """How much better train rows are answered than test rows; None where no metric can say."""
+    """How much better train rows are answered than test rows; None if no metric has both."""
     gap = metrics["overfitting"]["gap"]
     marks = [
         Mark(title(name), system_name(system), _turn(name) * gap[name][system])
@@ -111,12 +109,13 @@ def chart_overfitting(metrics: Mapping[str, Any], primary: str) -> Chart | None:
         "lead of train rows over test rows",
         number="+.3f",
         zero=0,
-        note="Far to the right after tuning, and not before, the rows were learned by heart.",
+        note="If dots are far to the right after tuning, but not before, the rows were learned by "
+        "heart.",
     )
 
 
 def chart_votes(votes: Mapping[str, Any], systems: Sequence[str]) -> list[Chart]:
-    """Whose answers people preferred, and how they graded them; none where nobody voted."""
+    """Whose answers people preferred, and how they graded them; empty if nobody voted."""
     if not votes["rows"]:
         return []
     baseline, candidate = map(system_name, systems)
@@ -155,5 +154,5 @@ def _say_lead(metric: str, gap: float) -> str:
 
 
 def _turn(metric: str) -> int:
-    """The sign that makes more of a metric better."""
+    """The sign that turns a metric so that more is better."""
     return -1 if metric in LOWER_IS_BETTER else 1

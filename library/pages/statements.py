@@ -1,4 +1,4 @@
-"""What is said of numbers: names, intervals and statements that all pages share."""
+"""The words that all pages share: names of systems and metrics, intervals, statements."""
 
 import html
 import math
@@ -15,10 +15,16 @@ from library.verdict.scoring import style_tells
 from library.verdict.statistics import POWER, count_decisions
 
 SHOWN_CHARACTERS = 600
-PREFERRED = (0.6, 0.65, 0.7, 0.75, 0.8)  # true shares of the decided pairs, to be shown by votes
-COIN = 0.5  # how often a choice without a reason follows the side, once sides are swapped
-FEW_GROUPS = 6  # with fewer, no swap of the systems is rare enough
-# Shares from which a comparison says more of how a system was asked than of what it knows.
+PREFERRED = (
+    0.6,
+    0.65,
+    0.7,
+    0.75,
+    0.8,
+)  # true shares of the decided pairs: how many votes show them?
+COIN = 0.5  # how often a random choice follows the side when the sides are swapped
+FEW_GROUPS = 6  # with fewer, the swap test can't reach a small p
+# From these shares on, a comparison says more about the prompt than about the model.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
 
 SYSTEM_NAMES = {
@@ -57,49 +63,48 @@ EXPLANATIONS = {
     "chrf": "short runs of letters and words shared with the reference",
     "token_f1": "words shared with the reference in any order",
     "number_f1": "numbers and signs shared with the reference, by value",
-    "embedding_cosine": "how near the answer is to the reference for an embedding model",
+    "embedding_cosine": "cosine of answer and reference by an embedding model",
     "bits_per_byte": "how unlikely the model finds the reference itself",
-    "pair_matching": "two questions share two answers: is each given its own?",
-    "contrastive": "context and question speak for the right answer more than for the wrong one",
+    "pair_matching": "two questions share two answers: does each get its own?",
+    "contrastive": "context and question favour the right answer over the wrong one",
     "contrastive_no_question": "the same without the question: what the passages alone tell",
     "answer_only": "right against wrong answer, without context and question; 0.5 is chance",
-    "naive_preference": "right against wrong answer by likelihood per byte, which style moves",
-    "ngram_support": "share of the answer's three-word sequences that stand in the context",
-    "number_support": "share of the answer's numbers that stand in the context",
-    "copied_span": "words of the longest run that stands in the context, too",
-    "length_ratio": "characters of the answer for each one of the reference; 1 is as long",
-    "loops": "share of answers that say a dozen words or more over again",
+    "naive_preference": "right against wrong answer by likelihood per byte, which depends on style",
+    "ngram_support": "share of the answer's three-word sequences that occur in the context",
+    "number_support": "share of the answer's numbers that occur in the context",
+    "copied_span": "words in the longest run copied from the context",
+    "length_ratio": "characters of the answer per character of the reference; 1 is the same length",
+    "loops": "share of answers that repeat a run of twelve words",
     "cut_at_repetition": "the primary metric, each answer cut where it begins to repeat itself",
     "cut_at_length": "the primary metric, each answer cut at its reference's length",
-    "repetition": "share of four-word sequences that the answer has said before",
+    "repetition": "share of the answer's four-word sequences that occurred in it before",
     "truncated": "share of answers that max_new_tokens cuts off",
     "empty": "share of answers without any text",
 }
-# What is shown first beside the primary metric: likeness, facts, likelihood, right from wrong.
+# Shown first after the primary metric: likeness, facts, likelihood, right from wrong.
 LEADING = ("rouge_l", "number_f1", "bits_per_byte", "pair_matching", "contrastive", "chrf")
 SHOWN_METRICS = 5
 
 
 JUDGES_NOTE = (
-    "Asked with each pair in both orders. A system that is chosen in both wins; all else is a tie. "
-    "A language model's preference is not a person's, and no "
-    "part of the verdict."
+    "Each pair was judged in both orders. A system that is chosen both times wins; anything else "
+    "is a tie. A language model's preference is not a person's, and is no part of the verdict."
 )
 
 
 def title(metric: str) -> str:
-    """A metric's name alone, without what is said of it."""
+    """A metric's name without its explanation."""
     return TITLES[metric].split(" (")[0].split(":")[0]
 
 
 def leading_metrics(names: Collection[str], primary: str) -> list[str]:
-    """The metrics that matter first, of those named: the primary one and up to four others."""
+    """The most important of the named metrics: the primary one and up to four others."""
     return [name for name in dict.fromkeys((primary, *LEADING)) if name in names][:SHOWN_METRICS]
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim, and what it rests on. As text, the claim is bold in Markdown."""
+    """A claim and its evidence. As a string, the claim is bold Markdown."""
 
     claim: str
     detail: str
@@ -109,7 +114,7 @@ class Statement:
 
 
 def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
-    """Text from data on one line, shortened, in which Markdown and HTML find nothing."""
+    """Text from data on one line, shortened, with Markdown and HTML escaped."""
     line = show_directions(" ".join(text.split()))
     if len(line) > characters:
         line = line[:characters] + " …"
@@ -117,34 +122,34 @@ def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
 
 
 def format_p(p: float) -> str:
-    """A p-value as it is written in a sentence."""
+    """A p-value as sentences show it."""
     return "p < 0.0001" if p < 0.00005 else f"p = {p:.4f}"
 
 
 def format_interval(result: Mapping[str, Any], digits: int = 3) -> str:
-    """The interval of a change, or that there is none."""
+    """The interval of a change, or a note that a single group has none."""
     if "low" not in result:
-        return "none, of a single group"
+        return "none: a single group"
     return f"{result['low']:+.{digits}f} to {result['high']:+.{digits}f}"
 
 
 def format_holm(name: str, row: Mapping[str, Any], primary: str) -> str:
-    """The corrected p-value, or why there is none: what is no claim need not be corrected for."""
+    """The Holm-corrected p-value; for what needs none, "primary" or "describes"."""
     if name == primary:
         return "primary"
     return f"{row['p_holm']:.4f}" if "p_holm" in row else "describes"
 
 
 def verdict_words(verdict: int, primary: str) -> str:
-    """What a better, worse or undecided primary metric means, and no more.
+    """The verdict in words that claim no more than the primary metric shows.
 
-    Likeness, likelihood, or telling right from wrong.
+    That is likeness, likelihood, or telling right from wrong.
     """
     if primary in ("pair_matching", "contrastive"):
         words = {
             1: "The fine-tuned model tells right from wrong better",
             -1: "The fine-tuned model tells right from wrong worse",
-            0: "There is no evidence that fine-tuning changed how well right is told from wrong",
+            0: "There is no evidence that fine-tuning changed how well it tells right from wrong",
         }
     elif primary == "bits_per_byte":
         words = {
@@ -156,16 +161,17 @@ def verdict_words(verdict: int, primary: str) -> str:
         words = {
             1: "Fine-tuned answers are more like the references",
             -1: "Fine-tuned answers are less like the references",
-            0: "There is no evidence that fine-tuning changed how like the references the answers "
-            "are",
+            0: "There is no evidence that fine-tuning changed how similar the answers are to the "
+            "references",
         }
     return words[verdict]
 
 
 def split_statement(splits: Mapping[str, Mapping[str, Any]]) -> Statement | None:
-    """That the splits are not those that were asked for, where `split.on_missed_shares` let it be.
+    """A warning if the splits miss the shares that were asked for; None otherwise.
 
-    `splits` is metrics/format.json by split.
+    Format stops instead unless `split.on_missed_shares` allows it. `splits` is metrics/format.json
+    by split.
     """
     faults = find_faults(
         {name: (split["rows"], split["groups"]) for name, split in splits.items()},
@@ -177,14 +183,14 @@ def split_statement(splits: Mapping[str, Mapping[str, Any]]) -> Statement | None
 
 
 def several_sentence(metrics: Mapping[str, Any]) -> str:
-    """How rows with several right answers are judged, where there are any."""
+    """How rows with several right answers are judged; empty if there are none."""
     count = metrics.get("several_right", 0)
     if not count:
         return ""
     verb = "has" if count == 1 else "have"
     return (
-        f"{count} of {metrics['n']} test rows {verb} several right answers: an answer counts by "
-        "the one that it is most like; training and likelihoods take the first."
+        f"{count} of {metrics['n']} test rows {verb} several right answers: an answer is scored "
+        "against the most similar one; training and likelihoods use the first."
     )
 
 
@@ -211,7 +217,7 @@ def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
 
 
 def one_seed_sentence(metrics: Mapping[str, Any]) -> str:
-    """What the interval leaves out where the model was trained once."""
+    """What the interval leaves out if the model was trained once."""
     if metrics.get("training_seeds", 1) > 1:
         return ""
     return (
@@ -221,7 +227,7 @@ def one_seed_sentence(metrics: Mapping[str, Any]) -> str:
 
 
 def certainty_statement(metrics: Mapping[str, Any], primary: str, confidence: float) -> Statement:
-    """How sure is the verdict? Interval, p and what they rest on, and the other metrics."""
+    """How sure is the verdict? Interval, p, what they are based on, and the other metrics."""
     result = metrics["primary"]
     units = "pairs of test rows" if primary == "pair_matching" else "test rows"
     claim = f"The {confidence:.0%} interval of the change is {format_interval(result)}"
@@ -244,8 +250,8 @@ def certainty_statement(metrics: Mapping[str, Any], primary: str, confidence: fl
 def count_changes(
     metrics: Mapping[str, Any], primary: str, confidence: float
 ) -> tuple[int, int, int]:
-    """How many metrics but the primary one are better and worse for sure, and of how many of which
-    more, or less, is better.
+    """How many metrics other than the primary one are significantly better, how many worse, and how
+    many were tested.
     """
     claims = [
         name
@@ -265,8 +271,8 @@ def count_changes(
 def doubt_statements(
     metrics: Mapping[str, Any], primary: str, systems: Sequence[str], confidence: float
 ) -> list[Statement]:
-    """What would change the verdict? What was not tried, what these rows could not show, and what
-    speaks against it. `systems` are those that people vote on.
+    """What would change the verdict? What was not tried, what these rows can't show, and what
+    contradicts it. `systems` are those that people vote on.
     """
     doubts = (
         rows_doubt(metrics, primary),
@@ -278,7 +284,7 @@ def doubt_statements(
 
 
 def rows_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
-    """Would more test rows change the verdict? None where that can't be said."""
+    """Would more test rows change the verdict? None if that is unknown."""
     result = metrics["primary"]
     least = result.get("detectable")
     if _too_few_groups(result, primary):
@@ -306,7 +312,7 @@ def rows_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
 
 
 def prompt_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
-    """Could asking otherwise do as much as fine-tuning? None where fine-tuning did not help, or
+    """Could another prompt do as much as fine-tuning? None if fine-tuning did not help, or if it
     beats few-shot and nothing points at the prompt.
     """
     if metrics["verdict"] != 1:
@@ -336,8 +342,8 @@ def prompt_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
 
 
 def seed_doubt(metrics: Mapping[str, Any]) -> Statement | None:
-    """Would another training run change the verdict? None where seeds are the lesser part of what
-    is not known.
+    """Would another training run change the verdict? None if training adds less than half of the
+    uncertainty.
     """
     if metrics.get("training_seeds", 1) == 1:
         return Statement(
@@ -359,8 +365,8 @@ def seed_doubt(metrics: Mapping[str, Any]) -> Statement | None:
 def votes_doubt(
     metrics: Mapping[str, Any], systems: Sequence[str], confidence: float
 ) -> Statement | None:
-    """What people's blind votes say against the verdict, or that there are none. None where they
-    do not speak against it.
+    """What people's blind votes say against the verdict, or that there are none. None if they
+    agree with it.
     """
     votes, (baseline, candidate) = metrics["votes"], map(system_name, systems)
     if not votes["rows"]:
@@ -396,16 +402,16 @@ def _too_few_groups(result: Mapping[str, Any], primary: str) -> bool:
 
 
 def broken_answers_sentence(metrics: Mapping[str, Any]) -> str:
-    """That many of a system's answers are empty, cut off or repeat themselves, where they do.
+    """A warning if many of a system's answers are empty, cut off or repetitive; empty otherwise.
 
-    Begins with a blank, as all that follows a verdict.
+    Begins with a space, as it follows the verdict.
     """
     found = {system: _broken_answers(metrics, system) for system in (ZEROSHOT, SFT)}
     sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[SFT]])
     if found[ZEROSHOT]:
         sentences += (
-            " Against such answers a gain can come from how the model was asked: read them, and "
-            "try another prompt, before you trust it."
+            " With such answers to beat, the prompt alone can explain a gain: read them, and try "
+            "another prompt, before you trust it."
         )
     return sentences
 
@@ -427,14 +433,14 @@ def _broken_answers(metrics: Mapping[str, Any], system: str) -> list[str]:
 
 
 def wordless_sentence(metrics: Mapping[str, Any], primary: str) -> str:
-    """How many references have no word, where the primary metric counts words."""
+    """How many references have no word, if the primary metric counts words; empty otherwise."""
     count = metrics.get("wordless_references", 0)
     if not count or primary not in ("rouge_l", "token_f1"):
         return ""
     verb = "holds" if count == 1 else "hold"
     return (
-        f" Of {metrics['n']} references {count} {verb} signs alone and no word: {title(primary)} "
-        "is 0 there, whatever is answered."
+        f" Of {metrics['n']} references {count} {verb} only signs and no word: {title(primary)} is "
+        "0 there, whatever the answer."
     )
 
 
@@ -455,22 +461,21 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
     if "training_share" in result:
         detail += (
             f"; {result['training_share']:.0%} of its squared standard error is due to training, "
-            f"{result['rows_share']:.0%} to the choice of test rows, the rest to both together. By "
-            f"Student's quantiles it is ±{result['half_width']:.3f}; one more seed would make that "
-            "about "
-            f"±{result['half_width_next_seed']:.3f}, twice the test groups "
+            f"{result['rows_share']:.0%} to the choice of test rows, the rest to both together. "
+            f"The interval by Student's quantiles is ±{result['half_width']:.3f}; one more seed "
+            f"would make it about ±{result['half_width_next_seed']:.3f}, twice the test groups "
             f"±{result['half_width_twice_groups']:.3f}"
         )
     return Statement(
         claim,
-        f"{detail}. Answers shown, scores by row, train rows, forgetting and votes are of the "
-        "first seed alone.",
+        f"{detail}. Answers shown, scores by row, train rows, forgetting and votes come "
+        "from the first seed alone.",
     )
 
 
 def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
-    """Is the gain no more than that answers end? Where at most half of it is left once the answers
-    of both systems are cut where they begin to repeat themselves, or at the reference's length.
+    """Is most of the gain just that answers end? A warning if at most half of it is left once both
+    systems' answers are cut where they begin to repeat themselves, or at the reference's length.
     """
     gain = metrics["primary"]["delta"]
     if metrics["verdict"] != 1:
@@ -494,7 +499,7 @@ def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | No
             claim,
             f": with all answers cut {where}, {title(primary)} goes from {result['zeroshot']:.3f} "
             f"to {result['sft']:.3f} ({result['delta']:+.3f}, interval {format_interval(result)}), "
-            f"where it is {gain:+.3f} on whole answers. {loops['zeroshot']:.0%} of the zero-shot "
+            f"against {gain:+.3f} on whole answers. {loops['zeroshot']:.0%} of the zero-shot "
             f"answers repeat themselves, {loops['sft']:.0%} of the fine-tuned ones. Another prompt "
             "may do as much; prompts/brief.jinja asks for as many sentences as the references "
             "have, if it was not that one.",
@@ -503,22 +508,21 @@ def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | No
 
 
 def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statement:
-    """Does it know better, or only sound better? By what a text's own likelihood can't move.
+    """Does it know better, or only sound better? Judged by metrics in which a text's own likelihood
+    cancels.
 
-    That judges given answers, not the model's own: it may tell a right answer from a wrong one and
+    They judge given answers, not the model's own: it may tell a right answer from a wrong one and
     still write wrong ones.
     """
     reads = metrics.get("with_passages", 1) > 0
-    speaks = "passages and question speak" if reads else "the question alone speaks"
+    speaks = "passages and question favour" if reads else "the question alone favours"
     rows = "other rows" if "pair_matching" in metrics else "rows"
     said = {
         "pair_matching": (
-            "the answers that two questions share are matched to the right one of them in {} of {} "
-            "pairs"
+            "of two answers that two questions share, each is matched to its own question in {} of "
+            "{} pairs"
         ),
-        "contrastive": (
-            f"{speaks} for the right answer more than for the wrong one in {{}} of {{}} {rows}"
-        ),
+        "contrastive": (f"{speaks} the right answer over the wrong one in {{}} of {{}} {rows}"),
     }
     judged = {name: metrics[name] for name in said if name in metrics}
     if not judged:
@@ -552,15 +556,15 @@ RETRIEVERS = {
 
 
 def system_name(system: str) -> str:
-    """A system as a reader knows it: a rival by its folder in models/, which needs no escaping."""
+    """A system's name for readers; a rival's is its folder in models/, which needs no escaping."""
     if system.startswith(SEED_PREFIX):
         return f"fine-tuned with seed {system.removeprefix(SEED_PREFIX)}"
     return SYSTEM_NAMES.get(system) or f"{system}, zero-shot"
 
 
 def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statement]:
-    """Did fine-tuning do more than examples in the prompt, or another model, and did DPO add to it?
-    One for each.
+    """Does fine-tuning beat few-shot, thinking and other models, and did DPO add to it? One
+    statement a system.
     """
     said = []
     for system, judged in metrics.get("others", {}).items():
@@ -592,32 +596,32 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
 
 
 def _first_seed_sentence(metrics: Mapping[str, Any], system: str) -> str:
-    """What DPO is compared with where the model was trained with several seeds."""
+    """What DPO is compared with if the model was trained with several seeds; else empty."""
     if system != DPO or metrics.get("training_seeds", 1) == 1:
         return ""
-    return " Both are of the first seed, which DPO went on from."
+    return " Both are of the first seed: DPO started from its adapter."
 
 
 def _examples_sentence(judged: Mapping[str, Any]) -> str:
-    """How many examples there was room for, where that is fewer than were asked for."""
+    """How many examples fitted, if fewer than were asked for; else empty."""
     examples = judged.get("examples")
     if examples is None or examples["mean"] == examples["asked"]:
         return ""
     without = examples["rows_without"]
     none = f", and {plural(without, 'row')} had none" if without else ""
     return (
-        f" Of {examples['asked']} examples a row there was room for {examples['mean']:.1f} on "
-        f"average{none}; format.max_length limits them."
+        f" Of {examples['asked']} examples a row, {examples['mean']:.1f} fitted on average{none}; "
+        "format.max_length limits them."
     )
 
 
 def _told_sentence(judged: Mapping[str, Any], system: str) -> str:
-    """How well it tells right from wrong, beside the fine-tuned model."""
+    """How well it tells right from wrong, compared with the fine-tuned model."""
     parts = [
         f"{result[system]:.0%} {of}, {result['sft']:.0%} of the fine-tuned"
         for metric, of in (
             ("pair_matching", "of its pairs are matched right"),
-            ("contrastive", "of its rows speak for the right answer"),
+            ("contrastive", "of its rows favour the right answer"),
         )
         if (result := judged["tuned"].get(metric)) is not None
     ]
@@ -627,7 +631,7 @@ def _told_sentence(judged: Mapping[str, Any], system: str) -> str:
 def result_statements(
     metrics: Mapping[str, Any], primary: str, confidence: float
 ) -> list[Statement]:
-    """What is said of metrics/evaluation.json wherever it is said, in this order."""
+    """The statements about metrics/evaluation.json, in the order of every page."""
     statements = (
         style_statement(metrics, primary),
         seeds_statement(metrics, primary),
@@ -640,7 +644,7 @@ def result_statements(
 
 
 def forgetting_statement(metrics: Mapping[str, Any]) -> Statement | None:
-    """What did tuning break? By a text that has nothing to do with the rows."""
+    """What did tuning break? Measured on a text that has nothing to do with the rows."""
     result = metrics.get("general_text")
     if result is None:
         return None
@@ -678,12 +682,12 @@ def _knowledge_claim(judged: Mapping[str, Mapping[str, Any]], confidence: float)
 
 
 def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
-    """What the primary metric is without the test rows that contradict another row, if any do."""
+    """The primary metric without the test rows that contradict another row; empty if none do."""
     if not metrics["contradictory"]:
         return ""
     sentence = (
         f"{metrics['contradictory']} test rows contradict another row: the same context and "
-        "question, the answers exchanged. "
+        "question, with right and wrong answer swapped. "
     )
     if "unflagged" not in metrics:
         return sentence + "No other row has what the primary metric needs."
@@ -696,7 +700,7 @@ def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
 
 
 def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
-    """How much better train rows are answered, and how much of their answers is taken over."""
+    """How much better train rows are answered than test rows, and how much is copied from them."""
     part = metrics["overfitting"]
     runs = part["longest_run"]
     copied = (
@@ -706,7 +710,7 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         f"references, {runs['references']['max']} and {runs['references']['mean']:.1f}."
     )
     if metrics.get("training_seeds", 1) > 1:
-        copied += " All of this is of the first seed."
+        copied += " All of this is about the first seed."
     if primary not in part["gap"]:
         return copied
     gap, train = part["gap"][primary], part["train"]
@@ -718,7 +722,7 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
 
 
 def votes_statement(metrics: Mapping[str, Any], systems: Sequence[str]) -> Statement:
-    """What people said of two systems' answers, who did not know which was whose."""
+    """What people said in blind votes on two systems' answers."""
     baseline, candidate = map(system_name, systems)
     votes = metrics["votes"]
     others = votes["files_of_other_reviews"]
@@ -766,7 +770,7 @@ def votes_statement(metrics: Mapping[str, Any], systems: Sequence[str]) -> State
 
 
 def format_alpha(agreement: Mapping[str, Any]) -> str:
-    """Krippendorff's alpha, with its interval where there is one."""
+    """Krippendorff's alpha, with its interval if there is one."""
     alpha = f"{agreement['alpha']:.2f}"
     if "alpha_low" not in agreement:
         return alpha
@@ -774,7 +778,7 @@ def format_alpha(agreement: Mapping[str, Any]) -> str:
 
 
 def judges_statements(metrics: Mapping[str, Any], systems: Sequence[str]) -> list[Statement]:
-    """What language models said of two systems' answers, and how far each is to be believed."""
+    """What language models said of two systems' answers, and how far to trust each."""
     return [
         _judge_statement(name, judged, systems)
         for name, judged in metrics.get("judges", {}).items()
@@ -840,8 +844,8 @@ def _left_out_replies(judged: Mapping[str, Any]) -> str:
 
 
 def votes_needed(votes: Mapping[str, Any], confidence: float) -> list[tuple[float, int, int, int]]:
-    """By true share of the decided pairs: the decided pairs that show it, how many pairs that is
-    with ties as often as so far, and how many of these have no vote yet.
+    """Rows of: a true share of the decided pairs, how many decided pairs show it, how many pairs
+    that takes if ties stay as frequent, and how many of these have no vote yet.
     """
     decided, pairs = votes.get("wins", 0) + votes.get("losses", 0), votes["rows"]
     rows = []
@@ -853,7 +857,7 @@ def votes_needed(votes: Mapping[str, Any], confidence: float) -> list[tuple[floa
 
 
 def votes_needed_sentence(confidence: float) -> str:
-    """How `votes_needed` is to be read."""
+    """How to read `votes_needed`."""
     return (
         f"Found by the sign test with a chance of {POWER:.0%}, at {confidence:.0%} confidence. A "
         "pair counts once, however many people vote on it: more pairs (review.pairs, at most one "
@@ -862,7 +866,7 @@ def votes_needed_sentence(confidence: float) -> str:
 
 
 def memory_sentence(record: Mapping[str, Any]) -> str:
-    """What a training step was predicted to take, what it took, and what went otherwise."""
+    """Predicted and measured memory of a training step, and what did not go as planned."""
     measured, predicted, longest = record["measured"], record["predicted"], record["longest"]
     rows, count = record["per_device_train_batch_size"], record["processes"]
     parts = [
@@ -875,16 +879,16 @@ def memory_sentence(record: Mapping[str, Any]) -> str:
 
 
 def repeatable_sentence(records: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the same run gives the same bytes, by the records of what computed it: devices, and
-    on CUDA whether by deterministic algorithms.
+    """Whether the same run gives the same bytes. `records` say on which device each part ran, and
+    on CUDA whether with deterministic algorithms.
     """
     on_cuda = [record for record in records if not record["device"].startswith("CPU")]
     if not on_cuda:
         return "yes: the same CPU and packages give the same bytes"
     if all(record.get("deterministic") for record in on_cuda):
         return (
-            "yes: computed by deterministic algorithms; the same card, driver, packages and batch "
-            "size give the same bytes"
+            "yes: computed with deterministic algorithms; the same card, driver, packages and "
+            "batch size give the same bytes"
         )
     return (
         "no: CUDA's fastest algorithms were allowed (DETERMINISTIC=0 in the environment), and a "
