@@ -1,4 +1,4 @@
-"""Metrics, statistics, votes. Knows numbers, knows no model, writes no page.
+"""Metrics, statistics and votes. Loads no model and writes no page.
 
-Of the other wings it imports `corpus` alone, for what a word is.
+Of the sibling packages it imports only `corpus`, for splitting text into words.
 """

@@ -1,4 +1,4 @@
-"""What people vote on without knowing whose answer is which: pairs, repeats and catch trials."""
+"""The items of a blind vote: pairs, repeats and catch trials."""
 
 import hashlib
 import random
@@ -16,9 +16,9 @@ def _draw(seed: int, *names: str) -> bytes:
 
 
 def choose_rows(rows: Sequence[FormattedRow], count: int, seed: int) -> list[FormattedRow]:
-    """Up to `count` rows, one of each group, spread over the lengths of their references.
+    """Up to `count` rows, at most one of each group, spread over the lengths of their references.
 
-    One comes from each of `count` strata.
+    One row comes from each of `count` strata.
     """
     if not rows or not count:
         return []
@@ -38,14 +38,13 @@ def make_items(
     answers: Mapping[str, Mapping[str, str]],
     params: ReviewParams,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """What is voted on, in order, and the key to it.
+    """The items to vote on, in order, and the key that says whose answers they are.
 
-    `answers` maps each of `params.systems` and row id to the answer. The key has by item the row,
-    its kind, and whose answers `x` and `y` are. Rows whose two answers are the same text are not
-    asked about; some rows come again at the end with sides swapped (`repeat`), and some stand
-    between with the same answer on both sides (`catch`).
-    `reference` says whether the reference is shown after the vote: of a pair that comes again, only
-    then.
+    `answers` are by system (each of `params.systems`) and row id. The key has, by item, the row,
+    the kind, and the systems of `x` and `y`. Rows whose two answers are the same text are left out.
+    Some rows come again at the end with sides swapped (`repeat`); others are mixed in with the same
+    answer on both sides (`catch`). `reference` says whether the reference is shown after the vote:
+    for a pair that comes again, only the second time.
     """
     rng = random.Random(params.seed)
     one, other = (answers[system] for system in params.systems)
@@ -80,6 +79,6 @@ def make_items(
         texts = {name: answers[system][row["id"]] for name, system in (("x", x), ("y", y))}
         items.append({"item": item, "row": row["id"], "swap": kind == "repeat", **texts})
     again = {entry["of"] for entry in key.values() if "of" in entry}
-    for made in items:  # who has seen the reference would not judge the same pair again as at first
+    for made in items:  # after seeing the reference, nobody judges a pair as before
         made["reference"] = made["item"] not in again
     return items, key

@@ -1,7 +1,7 @@
-"""A language model's votes: files that `commands.judge` wrote, read back and counted.
+"""Read and count a language model's votes: the files that `commands.judge` wrote.
 
-They lie beside people's votes and are never counted among them. A judge sees each pair in both
-orders, so that a preference for a side shows, and is not taken for one for a system.
+They are stored beside people's votes but never counted among them. A judge sees each pair in both
+orders, so that a preference for a side is not mistaken for a preference for a system.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class JudgeVote(Strict):
-    """One reply: the judge was shown the answer of the system `left` as A and the other's as B, or
+    """One reply. The judge saw the answer of the system `left` as A and the other's as B, or
     `left`'s on both sides (`catch`).
 
-    `choice` is "unclear" where `reply` has no verdict. `answers` tells whether the answers are
-    still the same, as `hash_pair` has it. Tokens are the server's count, where it gives one.
+    `choice` is "unclear" if `reply` has no verdict. `answers` is the hash of `hash_pair`, which
+    tells whether the answers are still the same. Tokens are the server's count, None without one.
     """
 
     row: str
@@ -52,14 +52,14 @@ class JudgeVote(Strict):
 
 
 class Prices(Strict):
-    """What a million tokens cost, in any currency."""
+    """The price of a million tokens, in any currency."""
 
     input: float
     output: float
 
 
 class JudgeFile(Strict):
-    """What one model replied. `host` is where its server is; no key is on file."""
+    """The replies of one model. `host` is its server's address; the API key is never saved."""
 
     judge: str
     host: str
@@ -72,23 +72,25 @@ class JudgeFile(Strict):
 
 
 def hash_pair(row: str, answers: Mapping[str, Mapping[str, str]], systems: Sequence[str]) -> str:
-    """What tells whether a vote is about the answers that there are: sixteen hexadecimal digits of
-    two systems' answers to a row, in either order; `answers` are by system and row id.
+    """A hash of two systems' answers to a row, to tell whether a vote is about the present answers.
+
+    Sixteen hexadecimal digits, the same for both orders of `systems`. `answers` are by system and
+    row id.
     """
     texts = [answers[system].get(row) for system in sorted(systems)]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def load_judge_file(path: Path) -> JudgeFile:
-    """A file that `commands.judge` wrote. Raises InputError where it is none."""
+    """Read a file that `commands.judge` wrote. Raises InputError if it is none."""
     return JudgeFile.load(path, "`make judge` wrote")
 
 
 def read_judge_files(folder: Path, systems: Sequence[str]) -> dict[str, JudgeFile]:
-    """The models' files of a folder that are about these two systems, by name: NAME of
-    judge-NAME.json. The others are named in the log.
+    """Read a folder's judge files that are about these two systems, by name: NAME of
+    judge-NAME.json. The log names the others.
 
-    Raises InputError where one is not what `commands.judge` writes, or two have one name.
+    Raises InputError if one is not what `commands.judge` writes, or if two have the same name.
     """
     files: dict[str, JudgeFile] = {}
     for path in sorted(folder.glob("*.json")):
@@ -116,12 +118,12 @@ def read_judge_files(folder: Path, systems: Sequence[str]) -> dict[str, JudgeFil
 
 @dataclass
 class JudgeTally:
-    """A judge's votes that are about the present answers.
+    """Counts of a judge's votes that are about the present answers.
 
-    `outcomes` are for the candidate by row, of rows judged in both orders: 1 where both chose its
-    answer, 0 where both chose the other, else ½, a tie. `first_picked` says of each decided reply
-    on a pair whether it chose the answer shown first, `followed_side` of each row whether both
-    orders chose the same side, `equal` of identical answers whether they were called so.
+    `outcomes` has, for each row judged in both orders, 1 if both chose the candidate's answer, 0 if
+    both chose the other, else ½, a tie. `first_picked` has, for each decided reply on a pair,
+    whether it chose the answer shown first; `followed_side`, for each row, whether both orders
+    chose the same side; `equal`, for each pair of identical answers, whether it was called a tie.
     """
 
     outcomes: dict[str, float] = field(default_factory=dict)
@@ -136,7 +138,7 @@ class JudgeTally:
 def tally_judge(
     file: JudgeFile, answers: Mapping[str, Mapping[str, str]], candidate: str
 ) -> JudgeTally:
-    """Count a judge's replies, for the candidate; `answers` are by system and row id."""
+    """Count a judge's replies from the candidate's view; `answers` are by system and row id."""
     tally = JudgeTally()
     by_row: dict[str, list[JudgeVote]] = {}
     for vote in file.votes:
@@ -175,10 +177,10 @@ def count_folder(
     predictions: Mapping[str, Mapping[str, Any]],
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """`votes`, what people's files in a folder say, as `count_votes` has it, with how many are of
-    another review; and `judges`, what models' say, by the file's name, where there are any.
+    """Count all files of a folder: people's as `votes`, and models', if any, as `judges` by name.
 
-    `key` is that of the review, whose systems are judged; `predictions` are by system and row id.
+    `votes` is the result of `count_votes` with the number of files of other reviews. `key` is the
+    review's, whose systems are judged; `predictions` are by system and row id.
     """
     systems = key["systems"]
     files, refused = read_votes(folder, key)
@@ -206,12 +208,12 @@ def count_judge(
     scored: Mapping[str, ScoredRow],
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """One judge's votes in numbers, with its model. `people` are people's mean outcomes by row.
+    """The numbers of one judge, with its model. `people` are people's mean outcomes by row.
 
     Rows of a group are not independent, so `p` is from swapping the systems group by group, not
-    from a sign test. `followed_side` is the share of rows whose choice followed the side; a coin
-    does that in one half. `people` has on how many rows people voted, too, in how many both chose
-    alike, and Krippendorff's alpha of the two.
+    from a sign test. `followed_side` is the share of rows whose choice followed the side; at random
+    it is one half. `people` in the result has the number of rows that people voted on, too, the
+    share on which both agree, and their Krippendorff's alpha.
     """
     tally = tally_judge(file, answers, candidate)
     numbers: dict[str, Any] = {
@@ -240,8 +242,8 @@ def count_judge(
 def compare_with_people(
     judged: Mapping[str, float], people: Mapping[str, float], params: EvaluateParams
 ) -> dict[str, float]:
-    """How far a judge agrees with people on the rows that both decided on or called equal, as
-    raters among themselves: by which answer was chosen, or neither.
+    """How far a judge agrees with people on the rows that both voted on, as one rater with another:
+    by which answer was chosen, or neither.
     """
     both = sorted(judged.keys() & people.keys())
     numbers: dict[str, float] = {"rows": len(both)}
@@ -261,7 +263,7 @@ def _winner(value: float) -> str:
 
 
 def _count_tokens(file: JudgeFile) -> dict[str, float]:
-    """Tokens of all replies that the server counted them for, and what they cost."""
+    """Tokens and cost of all replies for which the server counted tokens; empty if none."""
     counted = [
         (vote.prompt_tokens, vote.completion_tokens)
         for vote in file.votes

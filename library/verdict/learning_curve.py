@@ -1,7 +1,7 @@
-"""What more train rows would bring: a power law through the scores at several sizes, if one holds.
+"""Forecast the score with more train rows, by a power law through the scores at several sizes.
 
 The law is score = a - b · rows^-c, as learning curves commonly follow (Viering and Loog, The Shape
-of Learning Curves: A Review, 2023). It counts only where it would have foreseen the last point from
+of Learning Curves: A Review, 2023). It counts only if it would have predicted the last point from
 those before.
 """
 
@@ -17,9 +17,9 @@ EXPONENTS = np.linspace(0.05, 2.0, 40)
 
 @dataclass(frozen=True)
 class Forecast:
-    """The score at `rows` train rows, between `low` and `high`, and its difference from the last
-    point's, between `change_low` and `change_high`. They cover the choice of test rows and how the
-    law is fitted, not the chance of training. `fitted` is the law at the last point.
+    """The score at `rows` train rows, between `low` and `high`, and its change from the last point,
+    between `change_low` and `change_high`. The intervals cover the choice of test rows and the fit
+    of the law, not the randomness of training. `fitted` is the law's value at the last point.
     """
 
     rows: float
@@ -33,8 +33,8 @@ class Forecast:
 
 
 def draw_means(scores: Values, groups: Sequence[str], draws: int, seed: int) -> Values:
-    """Mean scores at each size when whole groups of test rows are drawn with replacement, the same
-    ones for all sizes: (draws, sizes) of `scores`, (rows, sizes).
+    """Bootstrap means at each size, (draws, sizes), from `scores`, (rows, sizes). Whole groups of
+    test rows are drawn with replacement, the same ones for all sizes.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.stack(
@@ -49,8 +49,8 @@ def draw_means(scores: Values, groups: Sequence[str], draws: int, seed: int) -> 
 
 
 def extrapolate(sizes: Values, means: Values, rows: float, most: float) -> Values:
-    """The least squares' power law through each draw's means, (draws, sizes), at `rows`. What it
-    tends to lies between 0 and `most`: no score lies beyond.
+    """The value at `rows` of the least-squares power law through each draw's means, (draws, sizes).
+    Its limit is kept between 0 and `most`, as all scores are.
     """
     best = np.full(len(means), np.inf)
     found = np.zeros(len(means))
@@ -76,10 +76,10 @@ def forecast(
     confidence: float,
     seed: int,
 ) -> Forecast:
-    """The score at `rows` train rows, by a law through all `sizes`; `scores` is (test rows, sizes),
-    each `most` at most.
+    """Forecast the score at `rows` train rows by a law through all `sizes`. `scores` is (test rows,
+    sizes), each at most `most`.
 
-    Its interval is the percentiles' over draws of test groups, each fitted anew.
+    The interval is a percentile bootstrap over test groups; each draw is fitted anew.
     """
     known = np.asarray(sizes, dtype=np.float64)
     means = draw_means(scores, groups, draws, seed)

@@ -30,9 +30,9 @@ _FIGURE = regex.compile(
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _THOUSANDS_BY_POINTS = re.compile(
     r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?"
-)  # one could be a decimal point
+)  # a single point could be a decimal point
 _EXACT = Context(prec=10_000)
-_POWER = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")  # which Unicode would make digits of the number before them
+_POWER = re.compile("[⁺⁻]?[⁰¹²³⁴-⁹]+")  # NFKC would make them digits of the number before
 _FRACTION = re.compile("([0-9]*)([¼-¾⅐-⅞])")
 _ARABIC_SIGNS = str.maketrans("٫٬٪", ".,%")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -40,8 +40,8 @@ _STUTTER = re.compile(r"([^\W\d_]{2,}?)\1{3,}")  # TheTheTheThe
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CHRF = CHRF(word_order=2)
 SUPPORT_WORDS, REPETITION_WORDS = 3, 4
-LOOP_WORDS = 12  # so many words in a row, again: the answer goes round in circles
-OPTIONAL = frozenset({"embedding_cosine"})  # computed where evaluate.embedding_model is set
+LOOP_WORDS = 12  # words in a run: if one occurs again, the answer is looping
+OPTIONAL = frozenset({"embedding_cosine"})  # computed if evaluate.embedding_model is set
 # all others lie between 0 and 1
 UNBOUNDED = {"embedding_cosine", "bits_per_byte", "copied_span", "length_ratio"}
 
@@ -69,7 +69,7 @@ METRICS = (
     "empty",
 )
 
-# The others describe an answer, or are controls: neither more nor less of them is better.
+# All other metrics describe an answer, or are controls, and have no better direction.
 HIGHER_IS_BETTER = frozenset(
     {
         "rouge_l",
@@ -111,7 +111,7 @@ def find_figures(text: str) -> list[str]:
 
     Numbers keep their sign and percent sign, and are compared by value, as Dua et al. do (DROP,
     2019): 1,000 is 1000, and 1.50 is 1.5. A comma is a decimal comma unless three digits follow
-    it, points group thousands where there are several. Powers and fractions are read as such: 10³
+    it; several points group thousands. Powers and fractions are read as such: 10³
     is 10 and 3, 1½ is 1.5. A version or a date is one figure. Digits within a word (H2O) are no
     number. Signs are mathematical ones, currencies, other symbols (∞, ≥, °, an emoji), the # and +
     of C# and C++, and a minus before a word.
@@ -130,14 +130,14 @@ def find_figures(text: str) -> list[str]:
 
 
 def _decimal(match: re.Match[str]) -> str:
-    """Digits and a fraction behind them, 1½, as a decimal number."""
+    """Digits with a fraction after them, such as 1½, as a decimal number."""
     value = Decimal(match[1] or 0) + Decimal(str(unicodedata.numeric(match[2])))
     return f"{value:f}"
 
 
 def _value(number: str) -> str:
-    """A number in one form; what has several points or commas and groups no thousands, a version or
-    a date, as it stands.
+    """A number in one form. A version or a date, with several points or commas that do not group
+    thousands, stays as it is.
     """
     for point, pattern in ((",", _THOUSANDS), (".", _THOUSANDS_BY_POINTS)):
         if pattern.fullmatch(number):
@@ -149,13 +149,13 @@ def _value(number: str) -> str:
 
 
 def number_f1(prediction: str, reference: str) -> float | None:
-    """F1 of the bags of numbers and signs, in [0, 1]; None where the reference has none."""
+    """F1 of the bags of numbers and signs, in [0, 1]; None if the reference has none."""
     expected = Counter(find_figures(reference))
     return _bag_f1(Counter(find_figures(prediction)), expected) if expected else None
 
 
 def chrf(prediction: str, reference: str) -> float:
-    """chrF++ as sacrebleu computes it, in [0, 1] where sacrebleu says 0 to 100.
+    """chrF++ as sacrebleu computes it, but in [0, 1] instead of 0 to 100.
 
     Popović, chrF++, 2017.
     """
@@ -163,14 +163,14 @@ def chrf(prediction: str, reference: str) -> float:
 
 
 def chrf_signature() -> str:
-    """What sacrebleu asks to be quoted with its figures: version and settings."""
+    """The signature that sacrebleu wants quoted with its scores: version and settings."""
     scorer = CHRF(word_order=2)
-    scorer.corpus_score(["a"], [["a"]])  # it knows the number of references only then
+    scorer.corpus_score(["a"], [["a"]])  # only this sets the number of references
     return str(scorer.get_signature().format())
 
 
 def length_ratio(prediction: str, reference: str) -> float:
-    """Characters of the prediction for each of the reference."""
+    """Characters of the prediction per character of the reference."""
     return len(prediction) / len(reference)
 
 
@@ -179,10 +179,10 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def repetition(prediction: str) -> float:
-    """Share of the four-word sequences that stood in the answer before.
+    """Share of the four-word sequences that occurred in the answer before.
 
-    Welleck et al., Neural Text Generation with Unlikelihood Training, 2020 (seq-rep-4). 0 where
-    there is none. Syllables that come four times and more without a blank are words here.
+    Welleck et al., Neural Text Generation with Unlikelihood Training, 2020 (seq-rep-4). 0 if there
+    is no such sequence. A syllable repeated four times or more without spaces counts as words.
     """
     spaced = _STUTTER.sub(
         lambda match: " ".join([match[1]] * (len(match[0]) // len(match[1]))), prediction
@@ -192,8 +192,8 @@ def repetition(prediction: str) -> float:
 
 
 def cut_at_repetition(text: str) -> str:
-    """The text up to where LOOP_WORDS words begin that stood in it before; all of it, where none
-    do.
+    """The text up to the first run of LOOP_WORDS words that occurred in it before; all of it if
+    there is none.
     """
     places = locate_tokens(text)
     seen: set[tuple[str, ...]] = set()
@@ -205,16 +205,16 @@ def cut_at_repetition(text: str) -> str:
 
 
 def cut_at_length(text: str, words: int) -> str:
-    """The text up to so many words."""
+    """The first `words` words of the text, or all of it if it has no more."""
     places = locate_tokens(text)
     return text[: places[words - 1][1]] if 0 < words < len(places) else text
 
 
 def score_cut(metric: str, answer: str, references: Sequence[str]) -> dict[str, float]:
-    """A metric of TEXT_METRICS on an answer that is cut where it begins to repeat itself, and on
-    one that is no longer than the longest reference; and whether the first is shorter.
+    """Score an answer by one of TEXT_METRICS after cutting it where it begins to repeat itself, and
+    after cutting it to the length of the longest reference. `loops` is 1 if it repeats itself.
 
-    What is gained on whole answers, and not on these, is gained by ending.
+    A gain on whole answers that is missing here comes from ending in time.
     """
     ended = cut_at_repetition(answer)
     longest = max(len(tokenize(reference)) for reference in references)
@@ -232,7 +232,7 @@ class _Context(NamedTuple):
     matcher: "SequenceMatcher[str]"
 
 
-@lru_cache(maxsize=4)  # all answers of a row are held against one context
+@lru_cache(maxsize=4)  # all answers of a row are compared with one context
 def _context(text: str) -> _Context:
     tokens = tokenize(text)
     return _Context(
@@ -243,7 +243,7 @@ def _context(text: str) -> _Context:
 
 
 def ngram_support(prediction: str, context: str) -> float | None:
-    """Share of the answer's three-word sequences that are in the context; None without any."""
+    """Share of the answer's three-word sequences that occur in the context; None if it has none."""
     ngrams = _ngrams(tokenize(prediction), SUPPORT_WORDS)
     return (
         sum(ngram in _context(context).ngrams for ngram in ngrams) / len(ngrams) if ngrams else None
@@ -251,7 +251,7 @@ def ngram_support(prediction: str, context: str) -> float | None:
 
 
 def number_support(prediction: str, context: str) -> float | None:
-    """Share of the answer's numbers that stand in the context; None where it has none."""
+    """Share of the answer's numbers that occur in the context; None if it has none."""
     numbers = _NUMBER.findall(prediction)
     return (
         sum(number in _context(context).numbers for number in numbers) / len(numbers)
@@ -261,17 +261,17 @@ def number_support(prediction: str, context: str) -> float | None:
 
 
 def copied_span(prediction: str, context: str) -> int:
-    """Words of the longest run that the answer takes from the context as it stands."""
+    """Words in the longest run that the answer copies from the context."""
     matcher = _context(context).matcher
     matcher.set_seq1(tokenize(prediction))
     return matcher.find_longest_match().size
 
 
 def longest_shared_runs(answers: Sequence[str], texts: Iterable[str]) -> list[int]:
-    """For each answer the words of its longest run that stands, word for word, in one of the texts.
+    """For each answer, the words in its longest run that occurs word for word in one of the texts.
 
-    A run of n words is shared only where its first n - 1 are: of answers and texts alike, only the
-    places that still are go on.
+    A run of n words is shared only if its first n - 1 are. So each round keeps only the positions,
+    in answers and texts, whose runs are still shared, and makes these one word longer.
     """
     known: dict[str, int] = {}
 
@@ -280,7 +280,7 @@ def longest_shared_runs(answers: Sequence[str], texts: Iterable[str]) -> list[in
         owners: list[int] = []
         for owner, text in enumerate(many):
             ids = [known.setdefault(word, len(known) + 1) for word in tokenize(text)]
-            words += [*ids, 0]  # 0 ends a text: no run goes beyond it
+            words += [*ids, 0]  # 0 ends a text: no run crosses it
             owners += [owner] * (len(ids) + 1)
         return np.array(words, dtype=np.uint64), np.array(owners, dtype=np.int64)
 
@@ -314,35 +314,35 @@ def longest_shared_runs(answers: Sequence[str], texts: Iterable[str]) -> list[in
 
 
 def bits_per_byte(likelihood: Likelihood) -> float:
-    """Bits that the model needs for each UTF-8 byte of the answer: lower is better, whatever the
-    tokenizer.
+    """Bits that the model needs per UTF-8 byte of the answer. Lower is better, and tokenizers are
+    comparable.
     """
     return -likelihood["sum"] / math.log(2) / likelihood["bytes"]
 
 
 def prefer(one: float, other: float) -> float:
-    """1 where the first is larger, 0 where the second is, one half where they are equal."""
+    """1 if the first is larger, 0 if the second is, one half if they are equal."""
     return 1.0 if one > other else 0.0 if one < other else 0.5
 
 
 def _of_both(row: Likelihoods, variant: str) -> tuple[Likelihood, Likelihood]:
-    """The likelihoods of positive and negative after one way of asking."""
+    """The likelihoods of positive and negative after one variant of the prompt."""
     assert row["negative"] is not None, "asked only of rows with a negative"
     return row["positive"][variant], row["negative"][variant]
 
 
 def pair_matching(first: Likelihoods, second: Likelihoods) -> float:
-    """Whether both questions together match two rows' swapped answers A and B right.
+    """Whether two rows' swapped answers A and B are matched to the right questions.
 
-    log p(A|q1) + log p(B|q2) against log p(B|q1) + log p(A|q2): each text stands on both sides, so
-    its own likelihood cancels.
+    Compares log p(A|q1) + log p(B|q2) with log p(B|q1) + log p(A|q2): each text is on both sides,
+    so its own likelihood cancels.
     """
     (right_1, wrong_1), (right_2, wrong_2) = (_of_both(row, "question") for row in (first, second))
     return prefer(right_1["sum"] + right_2["sum"], wrong_1["sum"] + wrong_2["sum"])
 
 
 def contrastive(row: Likelihoods, variant: str = "question") -> float:
-    """Whether the prompt speaks for the positive more than for the negative.
+    """Whether the prompt raises the positive's likelihood more than the negative's.
 
     The gain of each answer is log p(answer|prompt) − log p(answer|neither context nor question).
     `variant` is `question`, or `no_question` for the control that sees the passages alone.
@@ -353,18 +353,18 @@ def contrastive(row: Likelihoods, variant: str = "question") -> float:
 
 
 def answer_only(row: Likelihoods) -> float:
-    """Whether the positive is likelier per byte than the negative with nothing else seen.
+    """Whether the positive is likelier per byte than the negative without any prompt.
 
-    Far from one half, style tells.
+    If the mean is far from one half, style gives the right answer away.
     """
     positive, negative = _of_both(row, "bare")
     return prefer(-bits_per_byte(positive), -bits_per_byte(negative))
 
 
 def naive_preference(row: Likelihoods) -> float:
-    """Whether the positive, asked for in full, is likelier per byte than the negative.
+    """Whether the positive is likelier per byte than the negative after the full prompt.
 
-    Style moves it: no evidence of knowledge.
+    It depends on style, so it is no evidence of knowledge.
     """
     positive, negative = _of_both(row, "question")
     return prefer(-bits_per_byte(positive), -bits_per_byte(negative))
@@ -373,8 +373,8 @@ def naive_preference(row: Likelihoods) -> float:
 def best_score(
     metric: Callable[[str, str], float | None], answer: str, references: Sequence[str]
 ) -> float | None:
-    """The metric against that reference which the answer is most like, as SQuAD's evaluation takes
-    it (Rajpurkar et al., 2016); None where it says nothing of any.
+    """The best score over the references, as in SQuAD's evaluation (Rajpurkar et al., 2016); None
+    if the metric is defined for none.
     """
     scores = [metric(answer, reference) for reference in references]
     return max((score for score in scores if score is not None), default=None)
@@ -384,10 +384,9 @@ TEXT_METRICS = {metric.__name__: metric for metric in (rouge_l, chrf, token_f1, 
 
 
 def score_answer(answer: str, references: Sequence[str], context: str) -> dict[str, float]:
-    """Every metric of an answer's text, whoever wrote it, against the right answers, the first of
-    which the model was trained on.
+    """Every metric of an answer's text against the right answers; training uses the first of these.
 
-    Those that say nothing of it are left out: the support of no number, or by no context.
+    Undefined metrics are left out, such as the support of numbers in an answer without numbers.
     """
     scores: dict[str, float | None] = {
         name: best_score(metric, answer, references) for name, metric in TEXT_METRICS.items()
@@ -405,8 +404,8 @@ def score_answer(answer: str, references: Sequence[str], context: str) -> dict[s
 def score_likelihood(likelihood: Likelihoods, paired: bool) -> dict[str, float]:
     """Every metric of one row's likelihoods. Those that need a negative are left out without one.
 
-    `contrastive` and its control are for rows that are not of a swapped pair: there the question
-    decides, and `pair_matching` asks.
+    `contrastive` and its control are left out for rows of a swapped pair: there only the question
+    decides, and `pair_matching` judges that.
     """
     scores = {"bits_per_byte": bits_per_byte(likelihood["positive"]["question"])}
     if likelihood["negative"] is not None:
@@ -419,7 +418,7 @@ def score_likelihood(likelihood: Likelihoods, paired: bool) -> dict[str, float]:
 
 
 def score_row(row: FormattedRow, prediction: Prediction, context: str) -> dict[str, float]:
-    """Every metric of one row under one system that needs no other row."""
+    """Every metric of one row under one system, except those that need another row."""
     likelihood = prediction["likelihood"]
     return {
         **score_answer(prediction["prediction"], right_answers(row), context),

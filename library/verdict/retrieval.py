@@ -1,4 +1,4 @@
-"""Retrieval metrics of a question, from the ranks of its right texts, and what tuning changed."""
+"""Retrieval metrics from the ranks of right texts, and the comparison of systems by them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ RECALLS = (1, 5, 10)
 
 
 def score_found(found: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of one question: `found` has the `ranks` of the right texts among the first ten,
-    counted from 1, and how many texts are `right`.
+    """The metrics of one question. `found` has the `ranks`, from 1, of the right texts among the
+    first ten, and `right`, how many texts are right.
 
-    As sentence-transformers' InformationRetrievalEvaluator and MTEB have them, each right text
-    counting the same. Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques,
+    Defined as in sentence-transformers' InformationRetrievalEvaluator and MTEB, with equal weight
+    for each right text. Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques,
     2002, for nDCG.
     """
     ranks, right = found["ranks"], found["right"]
@@ -39,12 +39,12 @@ def score_found(found: Mapping[str, Any]) -> dict[str, float]:
 def judge_rankings(
     ranked: Mapping[str, Sequence[Mapping[str, Any]]], primary: str, params: EvaluateParams
 ) -> dict[str, Any]:
-    """The fine-tuned model against zero-shot by every task and metric, and against BM25 by each
+    """Compare the fine-tuned model with zero-shot by every task and metric, and with BM25 by each
     task's nDCG@10.
 
     `ranked` has the rows' rankings by system, in the same order. Claims are each task's nDCG@10 and
     how often the right answer is nearer; all but the primary one are corrected together. Raises
-    InputError where the systems ranked other rows, or no row has the primary task.
+    InputError if the systems ranked different rows, or if no row has the primary task.
     """
     orders = {tuple(row["id"] for row in rows) for rows in ranked.values()}
     if len(orders) > 1:

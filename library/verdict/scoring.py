@@ -1,4 +1,4 @@
-"""Every row's metrics under every system, and what they come to: comparisons, means, gaps."""
+"""Metrics of every row under every system, and their comparisons, means and gaps."""
 
 import math
 import os
@@ -63,9 +63,9 @@ from library.verdict.statistics import (
 )
 from library.verdict.written import check_file, check_written
 
-ROWS_PER_PROCESS = 1000  # below twice that, more processes are not worth their start
+ROWS_PER_PROCESS = 1000  # below twice that, more processes cost more than they save
 ROWS_SHOWN = 5
-STYLE_MARGIN = 0.1  # bare answers that are further off one half give the right one away
+STYLE_MARGIN = 0.1  # if bare answers are further off one half, they give the right one away
 
 Predictions = Mapping[str, Prediction]  # by row id
 
@@ -73,10 +73,10 @@ Predictions = Mapping[str, Prediction]  # by row id
 def read_predictions(
     path: Path, rows: Sequence[FormattedRow], hash_name: str | None = "prompt_hash"
 ) -> dict[str, Any]:
-    """A system's records by row id.
+    """Read a system's records, by row id.
 
-    Raises InputError where they are of other rows, or were asked with other prompts than the rows
-    have under `hash_name`.
+    Raises InputError if they are of other rows, or if their prompts are not those that the rows
+    have under `hash_name` (not checked if None).
     """
     records = {record["id"]: record for record in read_jsonl(path)}
     if records.keys() != {row["id"] for row in rows}:
@@ -101,9 +101,11 @@ def read_predictions(
 
 
 def check_answerers() -> None:
-    """Raise InputError unless both systems' answers are of one base model, the fine-tuned ones with
-    the adapter that is there, and that was trained on it and on the train rows that are there; and
-    unless the answers are as they were written.
+    """Raise InputError unless zero-shot and fine-tuned answers belong to the present files.
+
+    Both must come from the present base model, the fine-tuned ones with the present adapter, which
+    must have been trained on that base and on the present rows. The files of answers must be as
+    they were written.
     """
     base = hash_base(read_json(MANIFEST_PATH))
     adapter, adapter_base = hash_adapter(ADAPTER_DIR), read_json(ADAPTER_DIR / "base.json")
@@ -137,15 +139,15 @@ def check_answerers() -> None:
 
 
 def read_examples() -> dict[str, float]:
-    """How many examples few-shot prompts hold; empty where it was not asked."""
+    """Read how many examples few-shot prompts hold; empty if few-shot is off."""
     examples: dict[str, float] = read_json(OTHERS_PATH).get("examples", {})
     return examples
 
 
 def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]]:
-    """The answers of the other systems that were asked, by name.
+    """Read the answers of the other systems that were asked, by name.
 
-    Raises InputError where they are of other rows, of another base or adapter, or not as they were
+    Raises InputError if they are of other rows, of another base or adapter, or not as they were
     written.
     """
     found = {}
@@ -158,9 +160,9 @@ def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]
 
 
 def read_seeds(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]]:
-    """The answers of the models that were fine-tuned with other seeds, by name.
+    """Read the answers of the models that were fine-tuned with other seeds, by name.
 
-    Raises InputError where they are of other rows, of another base, or not as they were written.
+    Raises InputError if they are of other rows, of another base, or not as they were written.
     """
     found = {}
     for seed in read_json(SEEDS_PATH)["seeds"]:
@@ -184,8 +186,8 @@ def _read_answers_of(
 
 
 def _check_preference_adapter(record: Mapping[str, Any]) -> None:
-    """Raise InputError where dpo's answers are not those of its adapter, or that did not go on from
-    the adapter of sft that is there.
+    """Raise InputError if dpo's answers are not from its adapter, or if its training did not start
+    from the present adapter of sft.
     """
     if record["adapter"] != hash_adapter(DPO_ADAPTER_DIR):
         raise InputError(
@@ -210,9 +212,9 @@ def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Predict
 def score_rows(
     rows: Sequence[FormattedRow], contexts: Mapping[str, str], systems: Mapping[str, Predictions]
 ) -> list[ScoredRow]:
-    """`score_one` for every row, by several processes where there are many.
+    """Score every row with `score_one`, in several processes if there are many rows.
 
-    `pair_matching` stands with a pair's first row.
+    `pair_matching` is stored with a pair's first row.
     """
     work = []
     for row in rows:
@@ -237,7 +239,7 @@ def score_rows(
 def score_baselines(
     row: FormattedRow, context: str, answer_without_context: str
 ) -> dict[str, dict[str, float]]:
-    """What needs no training scores on a row: BASELINES by name, where they can be had."""
+    """Scores of the BASELINES on a row, by name; those that the row does not have are left out."""
     texts = {
         "no_context": answer_without_context,
         "best_passage": row["best_passage"],
@@ -259,7 +261,7 @@ def score_baselines(
 def rows_with_metric(
     scored: Iterable[ScoredRow], metric: str, systems: Sequence[str] = SYSTEMS
 ) -> list[ScoredRow]:
-    """The scored rows that have a metric under all of some systems."""
+    """The scored rows that have a metric under all of the systems."""
     return [
         scores for scores in scored if all(metric in scores.systems[system] for system in systems)
     ]
@@ -273,9 +275,9 @@ def compare_systems(
     candidate: str = SFT,
     again: Sequence[str] = (),
 ) -> dict[str, Comparison]:
-    """The comparison of two systems by each of the metrics that some row has under both.
+    """Compare two systems by each of the metrics that some row has under both.
 
-    `again` are the candidate trained with other seeds: then it is the mean over all of them.
+    `again` are the candidate trained with other seeds; with them, its mean over all seeds counts.
     """
     comparisons: dict[str, Comparison] = {}
     for metric in metrics:
@@ -298,9 +300,9 @@ def compare_systems(
 
 
 def clip(comparison: Comparison, metric: str) -> Comparison:
-    """The comparison with an interval that ends at a change by one, where the metric is a share.
+    """The comparison with its interval clipped to −1 and 1, if the metric is between 0 and 1.
 
-    Where groups are few, Student's interval goes beyond.
+    With few groups, Student's interval goes beyond that.
     """
     if metric in UNBOUNDED or not math.isfinite(comparison.low):
         return comparison
@@ -310,9 +312,9 @@ def clip(comparison: Comparison, metric: str) -> Comparison:
 def comparison_record(
     comparison: Comparison, baseline: str = ZEROSHOT, candidate: str = SFT
 ) -> dict[str, float]:
-    """A comparison as a mapping of finite numbers, its two means under the systems' names.
+    """A comparison as a mapping of finite numbers, with the two means under the systems' names.
 
-    The detectable difference and the interval are left out where there are none.
+    An infinite detectable difference or interval is left out.
     """
     names = {"baseline": baseline, "candidate": candidate}
     values = asdict(comparison).items()
@@ -326,12 +328,12 @@ def judge(
     examples: Mapping[str, float] | None = None,
     again: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Fine-tuned and each of the others against zero-shot by every metric that some row has under
-    both, and fine-tuned against each of the others; and the verdicts.
+    """Compare fine-tuned and each of the others with zero-shot by every metric that some row has
+    under both, and fine-tuned with each of the others; add the verdicts.
 
     `examples` says how many examples few-shot's prompts hold, `again` are the systems that were
-    fine-tuned with other seeds. All that is claimed but the verdict on the fine-tuned is corrected
-    together. Raises InputError where no row has the primary metric.
+    fine-tuned with other seeds. All claims but the verdict on fine-tuned against zero-shot are
+    corrected together. Raises InputError if no row has the primary metric.
     """
     comparisons = compare_systems(scored, METRICS, params, again=again)
     if params.primary not in comparisons:
@@ -344,7 +346,7 @@ def judge(
     compared = {(ZEROSHOT, SFT): comparisons}
     for other in others:
         compared[ZEROSHOT, other] = compare_systems(scored, METRICS, params, ZEROSHOT, other)
-        # dpo goes on from the first seed's adapter: beside other seeds it would differ by theirs
+        # dpo starts from the first seed's adapter: compare it with that seed alone
         seeds = () if other == DPO else again
         compared[other, SFT] = compare_systems(scored, told, params, other, SFT, seeds)
     claims = HIGHER_IS_BETTER | LOWER_IS_BETTER
@@ -405,8 +407,8 @@ def _means_by_seed(
 
 
 def judge_general_text(params: EvaluateParams) -> dict[str, float]:
-    """What tuning did to how likely a text is that has nothing to do with the rows, paragraph by
-    paragraph, in bits per byte.
+    """Compare zero-shot and fine-tuned by bits per byte on a text that has nothing to do with the
+    rows, paragraph by paragraph.
     """
     read = {system: list(read_jsonl(predictions_path(f"{system}_general"))) for system in SYSTEMS}
     if [part["bytes"] for part in read[ZEROSHOT]] != [part["bytes"] for part in read[SFT]]:
@@ -421,7 +423,7 @@ def judge_general_text(params: EvaluateParams) -> dict[str, float]:
 
 
 def average(scored: Sequence[ScoredRow], system: str) -> dict[str, float]:
-    """Mean of each metric that some row has under one system."""
+    """The mean of each metric that some row has under one system."""
     means = {}
     for metric in METRICS:
         rows = [row.systems.get(system, {}) for row in scored]
@@ -437,9 +439,10 @@ def measure_overfitting(
     answers: Mapping[str, Sequence[str]],
     taught: Iterable[str],
 ) -> dict[str, Any]:
-    """How much better train rows are answered than test rows, and what is taken over from them.
+    """Measure how much better train rows are answered than test rows, and the longest run of words
+    copied from training answers.
 
-    `answers` are those to the test rows by system, beside the `references`; `taught` are the
+    `answers` has the answers to the test rows by system and their `references`; `taught` are the
     answers that were trained on.
     """
     train = {system: average(scored_train, system) for system in SYSTEMS}
@@ -466,7 +469,7 @@ def measure_overfitting(
 
 
 def round_numbers(value: Any) -> Any:
-    """Numbers with six decimals, however deep they stand: a float's last digits are no news."""
+    """A nested value with its floats rounded to six decimals: their last digits are noise."""
     if isinstance(value, Mapping):
         return {key: round_numbers(inner) for key, inner in value.items()}
     return round(value, 6) if isinstance(value, float) else value
@@ -475,8 +478,8 @@ def round_numbers(value: Any) -> Any:
 def pick_examples(
     scored: Sequence[ScoredRow], primary: str, systems: tuple[str, str] = SYSTEMS
 ) -> tuple[list[ScoredRow], list[ScoredRow]]:
-    """Rows to be shown: those that gained most by the primary metric from the first of two systems
-    to the second, and those that gained least or lost.
+    """Rows to show: those that gained most by the primary metric from the first of two systems to
+    the second, and those that gained least or lost.
     """
     sign = -1 if primary in LOWER_IS_BETTER else 1
     before, after = systems

@@ -1,4 +1,4 @@
-"""How sure a difference is: intervals and tests that treat a group of rows as one draw."""
+"""Intervals and tests of a difference that treat a group of rows as one draw."""
 
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ from scipy.stats import t as student
 
 Values = NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
-DRAWN_AT_ONCE = 2_000_000  # groups: memory stays the same however many there are
-# groups off the commonest difference; with fewer, draws without any spread are not rare
+DRAWN_AT_ONCE = 2_000_000  # groups: bounds the memory however many there are
+# groups off the most common difference; with fewer, many draws would have no spread
 LEAST_VARIED = 20
 POWER = 0.8
 
@@ -23,10 +23,10 @@ POWER = 0.8
 class Comparison:
     """Means of a baseline and a candidate on the same units, and how sure their difference is.
 
-    `delta` is the candidate's less the baseline's, paired by unit, between `low` and `high`; `p` is
-    the swap test's. `detectable` is the smallest true difference that would have been found with a
-    chance of 80%. It is infinite where groups are too few or do not differ at all, and so is the
-    interval of a single group. `n` counts units, `groups` what was drawn.
+    `delta` is candidate minus baseline, paired by unit, between `low` and `high`; `p` is the swap
+    test's. `detectable` is the smallest true difference that would have been found with a chance of
+    80%; it is infinite if groups are too few or do not differ at all. The interval of a single
+    group is infinite, too. `n` counts the units, `groups` the groups that were drawn.
     """
 
     baseline: float
@@ -46,10 +46,10 @@ class SeedsComparison(Comparison):
 
     `candidate` and `delta` are means over the `seeds`, and the interval covers other test rows and
     other seeds. `training_share` and `rows_share` are the shares of the squared standard error that
-    are due to training and to the choice of test rows; what is left is due to both together, and
-    falls with more of either. `half_width` is that of an interval
-    with Student's quantiles throughout, `half_width_next_seed` what it would be with one more seed,
-    `half_width_twice_groups` with twice the groups.
+    are due to training and to the choice of test rows; the rest is due to both together, and falls
+    with more of either. `half_width` is that of an interval with Student's quantiles throughout,
+    `half_width_next_seed` the same with one more seed, `half_width_twice_groups` with twice the
+    groups.
     """
 
     seeds: int
@@ -61,8 +61,8 @@ class SeedsComparison(Comparison):
 
 
 def _sums(values: Values, groups: Sequence[str]) -> tuple[Values, Values]:
-    """Sum and count of the values in each group, groups in order of name so that row order can't
-    matter.
+    """Sum and count of the values in each group, groups sorted by name so that the order of rows
+    does not matter.
     """
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     sums = np.bincount(index, weights=values, minlength=len(names)).astype(np.float64)
@@ -76,10 +76,10 @@ def _portions(draws: int, groups: int) -> Iterator[tuple[int, int]]:
 
 
 def _mean_and_error(moments: Sequence[Values], groups: int) -> tuple[Values, Values]:
-    """Mean over units and its standard error, groups being what was drawn: a ratio of sums,
-    linearized. Cochran, 1977, chapter 6.
+    """Mean over units and its standard error over drawn groups, by the linearized ratio of sums.
+    Cochran, 1977, chapter 6.
 
-    `moments` are, summed over the groups: their sums, counts, squared sums, sums times counts, and
+    `moments` are totals over the groups of: sums, counts, squared sums, sums times counts, and
     squared counts.
     """
     total, count, squared, product, count_squared = moments
@@ -96,12 +96,12 @@ def _detectable(
     seeds_error: float = 0.0,
     seeds: int = 1,
 ) -> float:
-    """The true difference d that is found with the chance POWER, in `times` as many groups of the
-    same kind: d = sqrt(t²·(error² + k·d²) + u²·seeds_error²) + z·sqrt(error² + seeds_error²).
+    """The true difference d that is found with the chance POWER in `times` as many similar groups:
+    d = sqrt(t²·(error² + k·d²) + u²·seeds_error²) + z·sqrt(error² + seeds_error²).
 
     t is Student's, for the confidence and the groups, u the same for the training seeds, and z the
-    normal quantile of the power. A difference widens what swapping the systems yields by its share
-    k·d², k being the squared sizes of the groups over the square of their sum.
+    normal quantile of the power. A difference widens the distribution of swaps by k·d², where k is
+    the sum of the squared group sizes over the square of their sum.
     """
     if error == 0:
         return math.inf
@@ -111,7 +111,7 @@ def _detectable(
     if left <= 0:
         return math.inf
     error /= math.sqrt(times)
-    # in units of the error of the groups, so that none of these is rounded where seeds add nothing
+    # in units of the groups' error, so that seeds that add nothing cause no rounding
     part = seeds_error / error
     power = z**2 * (1 + part**2)
     half = t**2 + (_quantile(confidence, seeds - 1) * part) ** 2 if seeds > 1 else t**2
@@ -119,7 +119,7 @@ def _detectable(
 
 
 def _quantile(confidence: float, freedom: float) -> float:
-    """Student's, for a two-sided interval."""
+    """Student's quantile for a two-sided interval."""
     return float(student.ppf((1 + confidence) / 2, freedom))
 
 
@@ -130,8 +130,8 @@ def count_groups(
     difference: float,
     confidence: float,
 ) -> int | None:
-    """How many groups like these would show a true difference with the chance POWER; None where
-    these differ in nothing, and so tell nothing.
+    """How many groups like these would show a true difference with the chance POWER; None if these
+    do not differ at all, since that says nothing about others.
     """
     before, after = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     sums, counts = _sums(after - before, groups)
@@ -162,12 +162,12 @@ def compare(
     """Compare two systems unit by unit.
 
     The interval is a studentized bootstrap of the mean difference, whole groups drawn with
-    replacement: a percentile bootstrap is too narrow for some seventy groups, the more so where
-    differences are skewed. Where fewer than LEAST_VARIED groups differ from the commonest
-    difference (few groups, or a metric that rarely moves), it is Student's, with groups less one.
-    The p-value is two-sided: the share of random swaps of the two systems, group by group, whose
-    difference is at least as large, the observed one counted among them. Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, chapters 8, 12 and 15.
+    replacement: a percentile bootstrap is too narrow for some seventy groups, the more so if
+    differences are skewed. If fewer than LEAST_VARIED groups differ from the most common difference
+    (few groups, or a metric that rarely changes), the interval is Student's, with one degree of
+    freedom less than groups. The p-value is two-sided: the share of random swaps of the two
+    systems, group by group, whose difference is at least as large, counting the observed one.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8, 12 and 15.
     """
     before, after = np.asarray(baseline, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     sums, counts = _sums(after - before, groups)
@@ -190,7 +190,7 @@ def compare(
     else:
         wide = _quantile(confidence, len(sums) - 1) * error if len(sums) > 1 else math.inf
         low, high = mean - wide, mean + wide
-    # sums of the same numbers in another order differ in their last bits: they count as equal
+    # sums of the same numbers in another order can differ in their last bits: count them as equal
     observed = abs(sums.sum()) * (1 - 1e-9) - 1e-12
     as_large = 0
     for shape in _portions(draws, len(sums)):
@@ -217,16 +217,17 @@ def compare_seeds(
     confidence: float,
     seed: int,
 ) -> SeedsComparison:
-    """Compare a baseline unit by unit with a candidate that was trained with several seeds,
-    `candidates` being the values of each.
+    """Compare a baseline unit by unit with a candidate that was trained with several seeds;
+    `candidates` has the values of each seed.
 
-    A difference is taken as the sum of the true one, what its group adds, what its seed adds, and
-    the rest. `compare`'s interval of the seeds' mean covers groups and rest; beside it stands
-    Student's interval, with seeds less one, of what the seeds' means vary beyond the rest, by the
-    mean squares of the two-way table. Each end of the interval lies from the mean by the root of
-    both distances squared: Zou and Donner, Statistics in Medicine 27, 2008. The p-value is the
-    larger of the swap test's and of the level at which that interval, with Student's quantiles,
-    ends at no difference. benchmarks/seeds_calibration.py says what it covers.
+    The model: a difference is the true one plus an effect of its group, an effect of its seed, and
+    a residual. `compare`'s interval of the mean over seeds covers groups and residuals. Student's
+    interval, with one degree of freedom less than seeds, covers the variance of the seeds' means
+    beyond the residuals, from the mean squares of the two-way table. Each end of the combined
+    interval lies off the mean by the root of both squared distances: Zou and Donner, Statistics in
+    Medicine 27, 2008. The p-value is the larger of the swap test's and of the level at which that
+    interval, with Student's quantiles, ends at no difference. benchmarks/seeds_calibration.py
+    measures the coverage.
     """
     values = np.asarray(candidates, dtype=np.float64)
     count = len(values)
@@ -276,8 +277,8 @@ def compare_seeds(
 
 
 def sign_test_power(share: float, n: int | NDArray[np.int64], confidence: float) -> Values:
-    """The chance that the exact two-sided sign test of `n` decisions finds a true share that is not
-    one half, in either direction; an array where `n` is one.
+    """The chance that the exact two-sided sign test of `n` decisions finds that a true `share` is
+    not one half, in either direction; an array if `n` is one.
     """
     least = (1 - confidence) / 2
     below = binom.ppf(least, n, 0.5)  # the smallest count whose tail holds at least that
@@ -287,8 +288,8 @@ def sign_test_power(share: float, n: int | NDArray[np.int64], confidence: float)
 
 
 def count_decisions(share: float, confidence: float) -> int:
-    """How many independent decisions show a true `share`, not one half, with the chance POWER, and
-    so do all larger numbers: the power of an exact test saws up and down.
+    """The smallest number of independent decisions from which on every number shows a true `share`
+    with the chance POWER. The power of an exact test does not rise steadily.
     """
     z = float(norm.ppf((1 + confidence) / 2)) / 2 + float(norm.ppf(POWER)) * math.sqrt(
         share * (1 - share)
@@ -298,8 +299,8 @@ def count_decisions(share: float, confidence: float) -> int:
 
 
 def adjust_holm(p_values: Mapping[K, float]) -> dict[K, float]:
-    """Holm's step-down adjustment of several p-values: each is to be read as if it were the only
-    one. Holm, 1979.
+    """Holm's step-down adjustment of several p-values: read each as if it were the only one. Holm,
+    1979.
     """
     adjusted: dict[K, float] = {}
     largest = 0.0
@@ -311,8 +312,8 @@ def adjust_holm(p_values: Mapping[K, float]) -> dict[K, float]:
 
 
 def decide(comparison: Comparison, lower_is_better: bool, confidence: float) -> int:
-    """1 for better, −1 for worse, 0 for no evidence: interval and test must both exclude no
-    difference.
+    """1 for better, −1 for worse, 0 for no evidence. Interval and test must both rule out that
+    there is no difference.
     """
     if comparison.p > 1 - confidence or comparison.low <= 0 <= comparison.high:
         return 0

@@ -1,6 +1,6 @@
-"""People's votes: files from the review page, read back and counted.
+"""Read and count people's votes: the files that the review page saved.
 
-Knows the key that says whose answer was which.
+The review's key says whose answer was which.
 """
 
 import json
@@ -25,19 +25,19 @@ from library.verdict.statistics import Comparison, compare
 
 Answer = Literal["x", "y"]
 GRADES = ("yes", "partly", "no")
-MODEL_MARK = "judge"  # the key that a model's file has and a person's has not
-ALPHA_DRAWS = 2_000  # a tenth of a millisecond for each label of ten
-LEAST_DEFINED = 0.95  # of the draws: with fewer, an interval would be of other draws than it says
+MODEL_MARK = "judge"  # the key that only a model's file has
+ALPHA_DRAWS = 2_000  # a draw of 1,000 labels takes a few milliseconds
+LEAST_DEFINED = 0.95  # of the draws must have an alpha, else the interval would be biased
 
 
 class Strict(BaseModel):
-    """What is saved in data/votes/: each key is known, and nothing is converted."""
+    """A record in data/votes/. Unknown keys are refused, and no value is converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @classmethod
     def load(cls, path: Path, writer: str) -> Self:
-        """Read a file. Raises InputError where it is none: "not a file that WRITER", and why."""
+        """Read a file. Raises InputError if it is invalid: "not a file that WRITER", and why."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -49,7 +49,7 @@ class Strict(BaseModel):
 
 
 class Vote(Strict):
-    """One pair as one rater saw it: `x` and `y` are the page's names for its two answers, `left`
+    """One rater's vote on one pair. `x` and `y` are the page's names for the two answers, `left` is
     the one shown as A.
     """
 
@@ -62,9 +62,9 @@ class Vote(Strict):
 
 
 class VoteFile(Strict):
-    """What one rater saved.
+    """The votes that one rater saved.
 
-    `revised` are items voted on again after their reference was shown: no longer blind.
+    `revised` are items voted on again after the reference was shown: these are no longer blind.
     """
 
     review: str
@@ -74,12 +74,11 @@ class VoteFile(Strict):
 
 
 def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], list[str]]:
-    """The files of a folder that belong to the review of `key`, by name; and for each that does
-    not, a line that says so. What a model judged, as `library.verdict.judges` reads it, is left
-    out.
+    """Read a folder's files that belong to the review of `key`, in order of name; for each file of
+    another review, return a line that says so. Models' files are left to `library.verdict.judges`.
 
-    Raises InputError, naming the file, where one of this review is not what the page saves, names
-    an item that the review does not have or the same twice, or where a rater has two files.
+    Raises InputError, naming the file, if one of this review is not what the page saves, names an
+    unknown item or one item twice, or if a rater has two files.
     """
     files: dict[str, VoteFile] = {}
     refused = []
@@ -90,7 +89,7 @@ def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], li
             if MODEL_MARK in content:
                 continue
         except (ValueError, AttributeError, RecursionError):
-            review = key["review"]  # to be refused below, with the reason
+            review = key["review"]  # refused below, with the reason
         if review != key["review"]:
             refused.append(
                 f"{path}: of another review ({review}, this one is {key['review']}); not counted"
@@ -118,16 +117,16 @@ def read_votes(folder: Path, key: Mapping[str, Any]) -> tuple[list[VoteFile], li
 
 
 def outcome(vote: Vote, systems: Mapping[str, Any], candidate: str) -> float:
-    """1 where the candidate's answer was chosen, 0 where the other was, one half for a tie."""
+    """1 if the candidate's answer was chosen, 0 if the other was, one half for a tie."""
     return 0.5 if vote.choice not in ("x", "y") else float(systems[vote.choice] == candidate)
 
 
 def krippendorff_alpha(labels: Sequence[tuple[str, str, str]]) -> float | None:
-    """Nominal alpha of labels given as (rater, unit, label): 1 is agreement, 0 what chance would
-    give. Krippendorff, 2011.
+    """Nominal alpha of labels given as (rater, unit, label): 1 is full agreement, 0 is chance.
+    Krippendorff, 2011.
 
-    None where no unit has two raters, or all labels are the same one: then nothing tells agreement
-    from chance.
+    None if no unit has two raters, or if all labels are the same: then agreement can't be told from
+    chance.
     """
     raters = Counter(unit for _, unit, _ in labels)
     several = [label for label in labels if raters[label[1]] > 1]
@@ -139,9 +138,9 @@ def krippendorff_alpha(labels: Sequence[tuple[str, str, str]]) -> float | None:
 def measure_alpha(
     labels: Sequence[tuple[str, str, str]], params: EvaluateParams
 ) -> dict[str, float]:
-    """`alpha` of labels, as `krippendorff_alpha` has it, between `alpha_low` and `alpha_high`: a
-    percentile bootstrap over the units with several raters. Empty where there is no alpha; without
-    interval where the units drawn too often say nothing.
+    """`alpha` of labels by `krippendorff_alpha`, between `alpha_low` and `alpha_high`: a percentile
+    bootstrap over the units with several raters. Empty if there is no alpha; without an interval if
+    too many draws have none.
     """
     if (alpha := krippendorff_alpha(labels)) is None:
         return {}
@@ -166,13 +165,12 @@ def measure_alpha(
 
 @dataclass
 class Tally:
-    """What raters said, before anything is counted. Of the votes that were `revised` there is the
-    number alone.
+    """The raters' votes by kind of item. Of the `revised` votes only the number is kept.
 
-    `first` are outcomes by row, of pairs seen for the first time, and `labels` the same as (rater,
-    row, outcome). `left_picked` says of each choice whether it was the left answer, `repeated` of
-    each pair that came again whether it was voted on alike, `equal` of identical answers whether
-    they were called so. Marks are by system.
+    `first` has the outcomes by row of pairs seen for the first time, `labels` the same as (rater,
+    row, outcome). `left_picked` has, for each choice, whether it was the left answer; `repeated`,
+    for each repeated pair, whether both votes agree; `equal`, for each pair of identical answers,
+    whether it was called a tie. `correct` and `unsupported` are by system.
     """
 
     first: dict[str, list[float]] = field(default_factory=dict)
@@ -192,7 +190,7 @@ class Tally:
 
 
 def tally_votes(files: Sequence[VoteFile], key: Mapping[str, Any]) -> Tally:
-    """Every rater's votes, told apart by the kind of their item."""
+    """Sort every rater's votes by the kind of their item."""
     tally = Tally(raters=len(files), revised=sum(len(file.revised) for file in files))
     _, candidate = key["systems"]
     for file in files:
@@ -224,13 +222,13 @@ def count_votes(
     better: Mapping[str, int],
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    """What the votes say, as finite numbers; those that can't be said are left out.
+    """The results of the votes as finite numbers; undefined ones are left out.
 
-    A row that several raters voted on counts once, with their mean: above one half it is a win of
-    the second of the two systems. Of wins and losses: share of wins with Wilson's interval, and
-    the sign test. Of all rows: `win_rate`, ties as halves, with a bootstrap over groups. `scored`
-    are rows by id: how often each metric's sign agrees with people's, where they decided. `better`
-    has by metric 1 where more is better and −1 where less is.
+    A row that several raters voted on counts once, with their mean: above one half, the second of
+    the two systems wins. From wins and losses come the share of wins with Wilson's interval, and
+    the sign test; from all rows `win_rate`, ties as halves, with a bootstrap over groups. `scored`
+    are rows by id, to count how often each metric agrees with people on the rows that they decided.
+    `better` has, by metric, 1 if more is better and −1 if less is.
     """
     means = tally.means
     numbers: dict[str, Any] = {
@@ -291,8 +289,8 @@ def compare_with_even(
 
 
 def describe_win_rate(rate: Comparison) -> dict[str, float]:
-    """`win_rate`, with its interval where the votes are not all alike: then they have no spread to
-    tell it from.
+    """`win_rate`, with its interval unless all votes are alike: then there is no spread to estimate
+    it from.
     """
     numbers = {"win_rate": rate.candidate}
     if rate.low < rate.high < math.inf:
@@ -302,7 +300,7 @@ def describe_win_rate(rate: Comparison) -> dict[str, float]:
 
 
 def measure_share(name: str, successes: int, total: int, confidence: float) -> dict[str, float]:
-    """A share of `total`, with Wilson's interval."""
+    """The share of `successes` in `total`, with Wilson's interval."""
     interval = binomtest(successes, total).proportion_ci(confidence, method="wilson")
     return {
         name: successes / total,
@@ -317,7 +315,7 @@ def _agreement(
     better: Mapping[str, int],
     systems: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """By metric, how often its difference has the sign of what people decided.
+    """By metric, how often its difference has the sign of people's decision.
 
     No difference counts half.
     """

@@ -1,4 +1,4 @@
-"""That answers are those that a system wrote: no file is another's, or was edited since."""
+"""Check that files of answers are as their system wrote them: not edited, not another's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ ANSWERS = {
 
 
 def check_written() -> None:
-    """Raise InputError where a file of answers, zero-shot or fine-tuned, is not the one that its
-    system wrote.
+    """Raise InputError if a file of zero-shot or fine-tuned answers is not the one that its system
+    wrote.
     """
     for system in SYSTEMS:
         record = read_json(answerer_path(system))
@@ -25,9 +25,9 @@ def check_written() -> None:
 
 
 def read_answers(systems: Sequence[str]) -> dict[str, dict[str, str]]:
-    """What systems answered the test rows, by row id.
+    """Read the answers of systems to the test rows, by system and row id.
 
-    Raises InputError where a file is not the one that its system wrote.
+    Raises InputError if a file is not the one that its system wrote.
     """
     answers = {}
     for system in systems:
@@ -39,8 +39,8 @@ def read_answers(systems: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def list_answerers(metrics: Mapping[str, Any]) -> list[Answerer]:
-    """What gave the answers of the systems beside the two that metrics/evaluation.json compares:
-    others, and those of further seeds.
+    """Read the records of what gave the answers of the systems in metrics/evaluation.json beyond
+    zero-shot and fine-tuned: the others, and further seeds.
     """
     names = [
         *map(other_name, metrics.get("others", {})),
@@ -50,7 +50,7 @@ def list_answerers(metrics: Mapping[str, Any]) -> list[Answerer]:
 
 
 def check_file(name: str, record: Any, system: str) -> None:
-    """Raise InputError where a file of answers is not the one that its system's record names."""
+    """Raise InputError if a file of answers is not the one in its system's record."""
     path = predictions_path(name)
     if not path.is_file():
         raise InputError(f"{path}: no such file; run `dvc repro`")
