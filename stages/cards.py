@@ -1,4 +1,4 @@
-"""Write a model card and a data card, to publish beside the adapter and the rows.
+"""Write a model card and a data card, to publish with the adapter and the rows.
 
 Reads the metrics, artifacts/base/manifest.json, data/predictions/sft_model.json and the raw rows.
 Writes reports/model_card.md and reports/data_card.md.

@@ -1,9 +1,9 @@
 """Train the fine-tuned model on right against wrong answers (DPO), and ask it the test questions.
 
-`dpo.num_train_epochs` says how long; it is 0, off, by default. Reads
+`dpo.num_train_epochs` says how long; by default it is 0, which turns DPO off. Reads
 data/formatted/{train,validation,test}.jsonl, artifacts/base/ and artifacts/adapter/. Writes
 artifacts/dpo/: adapter, history and memory of the training; and data/predictions/dpo/:
-systems.json (whether there is one), its answers and what gave them.
+systems.json (lists it, if it is on), its answers and the record of what gave them.
 """
 
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Train and ask, if that is on."""
+    """Train and ask, if DPO is on."""
     params = load_params()
     if params.dpo.num_train_epochs:
         # imported only if needed, because loading PyTorch takes seconds

@@ -1,8 +1,8 @@
 """Score all answers and compare the systems. No model is loaded.
 
 Reads data/formatted/{test,train_sample,train}.jsonl, data/clean/rows.jsonl (whole contexts),
-data/predictions/, the votes in data/votes/ with reports/review_key.json, and what tells base model
-and adapter from others. Writes metrics/evaluation.json and data/predictions/scores.jsonl.
+data/predictions/, the votes in data/votes/ with reports/review_key.json, and the records that
+identify base model and adapter. Writes metrics/evaluation.json and data/predictions/scores.jsonl.
 """
 
 import logging
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Score every row, and judge."""
+    """Score every row, compare the systems and count the votes."""
     every = load_params()
     params = every.evaluate
     check_answerers()

@@ -1,8 +1,8 @@
 """Write the report: the verdict, every metric, charts, and answers side by side.
 
-Reads metrics/evaluation.json and data/predictions/scores.jsonl, and what they are about: the test
-rows with their contexts, all systems' predictions, the losses and the memory of training. Writes
-reports/report.md and reports/report.html.
+Reads metrics/evaluation.json, data/predictions/scores.jsonl, the test rows with their contexts, all
+systems' predictions, and the losses and memory of training. Writes reports/report.md and
+reports/report.html.
 """
 
 import logging
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 def gather_facts(params: Params, splits: dict[str, Any], metrics: dict[str, Any]) -> dict[str, str]:
-    """What the numbers are about, by name: model, data, prompt, memory, …"""
+    """Collect what the numbers are about, by name: model, data, prompt, memory and more."""
     answerers = {system: read_json(answerer_path(system)) for system in SYSTEMS}
     memory = read_json(MEMORY_PATH)
     leaves_out = "" if metrics["with_passages"] else ", which leaves the passages out"
@@ -68,7 +68,7 @@ def gather_facts(params: Params, splits: dict[str, Any], metrics: dict[str, Any]
 
 
 def main() -> None:
-    """Gather the report and write it twice."""
+    """Gather the report and write it as Markdown and as HTML."""
     params, metrics = load_params(), read_json(EVALUATION_PATH)
     counted = read_json(SPLITS_PATH)
     splits = {name: counted[name] for name in SPLITS}

@@ -1,8 +1,8 @@
 """Make the page for blind votes: which answer is better, without knowing whose it is?
 
 Reads data/formatted/test.jsonl, data/clean/rows.jsonl and the answers of `review.systems` in
-data/predictions/. Writes reports/review.html, in which no system is named, and
-reports/review_key.json, which tells. Votes come back as files in data/votes/, for `evaluate`.
+data/predictions/. Writes reports/review.html, which names no system, and reports/review_key.json,
+which says whose answer is which. Saved votes go to data/votes/, where `evaluate` reads them.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def main() -> None:
     }
     review: dict[str, Any] = {"items": items, "rows": shown}
     content = json.dumps([params.review.seed, review], sort_keys=True)
-    # the seed itself would give the key away
+    # a hash, since the seed itself would give the key away
     review["id"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     page = render_page("review.html.jinja", review=review, asked=len(items))
     write_text(Path("reports/review.html"), page)

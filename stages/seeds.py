@@ -1,8 +1,8 @@
 """Fine-tune and ask again with other seeds: would the result hold if trained again?
 
-`sft.seeds` names them; there are none by default. Reads artifacts/base/ and data/formatted/: train,
-validation and test.jsonl. Writes data/predictions/seeds/: seeds.json (which there are), and of each
-its answers and what gave them.
+`sft.seeds` lists them; by default there are none. Reads artifacts/base/ and
+data/formatted/{train,validation,test}.jsonl. Writes data/predictions/seeds/: seeds.json (the list),
+and for each seed its answers and the record of what gave them.
 """
 
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Train and ask with each, if there are any."""
+    """Train and ask with each further seed, if there are any."""
     params = load_params()
     if params.sft.more_seeds:
         # imported only if needed, because loading PyTorch takes seconds

@@ -264,7 +264,9 @@ def test_what_was_judged_is_kept_when_the_server_fails_and_only_the_rest_is_aske
     reviewed, server, run
 ):
     server.reply = lambda body: (500, b"broken") if len(server.asked) > 4 else fair(body)
-    with pytest.raises(InputError, match=r"500: broken: after 6 tries; what was judged is kept"):
+    with pytest.raises(
+        InputError, match=r"500: broken: after 6 tries; all replies so far are saved"
+    ):
         run()
     assert len(read_json(PATH)["votes"]) == 4
     assert len(server.asked) == 4 + 6
@@ -342,7 +344,7 @@ def test_votes_on_earlier_answers_are_not_counted_and_asked_again(reviewed, serv
     server.asked.clear()
     assert len(run()["votes"]) == 13
     assert len(server.asked) == 2
-    assert "2 replies are about earlier answers: asked again" in caplog.text
+    assert "2 replies are about earlier answers; asking again" in caplog.text
 
 
 def test_all_test_rows_can_be_judged(reviewed, server, run):

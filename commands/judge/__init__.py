@@ -1,1 +1,1 @@
-"""A language model as a judge of two systems: what it is asked, and how the server is reached."""
+"""A language model as a judge of two systems: the prompt, the server and the votes."""

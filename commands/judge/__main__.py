@@ -1,9 +1,9 @@
 """Ask a language model which answers are better: python -m commands.judge MODEL
 
 Shows it the pairs of reports/review.html, each in both orders, through an OpenAI-compatible server
-(OPENAI_BASE_URL, and OPENAI_API_KEY where it wants one). Writes its votes to
-data/votes/judge-MODEL.json, which `evaluate` counts apart from people's. It is no stage of
-dvc.yaml: `dvc repro` sends nothing to a server. Goes on where it was stopped.
+(OPENAI_BASE_URL, and OPENAI_API_KEY if it needs one). Writes the votes to
+data/votes/judge-MODEL.json, which `evaluate` counts apart from people's. This is no stage of
+dvc.yaml: `dvc repro` sends nothing to a server. An interrupted run continues where it stopped.
 """
 
 import argparse
@@ -58,10 +58,10 @@ def list_questions(
     systems: Sequence[str],
     every_row: bool,
 ) -> Iterator[Question]:
-    """The review's pairs in both orders and its identical answers once; with `every_row` then the
-    pairs of all other rows, but for those whose answers are the same.
+    """The questions to ask: the review's pairs in both orders, its identical answers once, and with
+    `every_row` the pairs of all other rows whose answers differ.
 
-    Raises InputError where the review is about other rows.
+    Raises InputError if the review is about other rows.
     """
     known = {row["id"] for row in rows}
     asked = set()
@@ -89,10 +89,10 @@ def _both_orders(row: str, systems: Sequence[str]) -> Iterator[Question]:
 
 
 def open_file(path: Path, new: JudgeFile, answers: Answers) -> JudgeFile:
-    """What was judged before and is about the present answers, to go on with; `new` where nothing
-    was.
+    """The earlier file to continue, with only its votes on the present answers; `new` if there is
+    none.
 
-    Raises InputError where the file was made in another way.
+    Raises InputError if the file was made with other settings.
     """
     if not path.exists():
         return new
@@ -107,7 +107,7 @@ def open_file(path: Path, new: JudgeFile, answers: Answers) -> JudgeFile:
     kept = [vote for vote in old.votes if vote.answers == hash_pair(vote.row, answers, new.systems)]
     if len(kept) < len(old.votes):
         log.warning(
-            "%s: %d replies are about earlier answers: asked again",
+            "%s: %d replies are about earlier answers; asking again",
             path,
             len(old.votes) - len(kept),
         )
@@ -132,26 +132,30 @@ def show_passages(
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m commands.judge", description=__doc__.partition(":")[0]
     )
-    parser.add_argument("model", help="as the server names it")
+    parser.add_argument("model", help="the model's name on the server")
     parser.add_argument("--base-url", default=os.environ.get("OPENAI_BASE_URL"))
-    parser.add_argument("--all", action="store_true", help="judge every test row, not the review's")
-    parser.add_argument("--name", help="of the file: data/votes/judge-NAME.json")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a reply, thoughts included")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for a reply")
-    parser.add_argument("--input-price", type=float, help="of a million tokens")
-    parser.add_argument("--output-price", type=float, help="of a million tokens")
+    parser.add_argument(
+        "--all", action="store_true", help="judge every test row, not only the review's"
+    )
+    parser.add_argument("--name", help="name of the file: data/votes/judge-NAME.json")
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="limit of a reply, thinking included"
+    )
+    parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for a reply")
+    parser.add_argument("--input-price", type=float, help="price of a million input tokens")
+    parser.add_argument("--output-price", type=float, help="price of a million output tokens")
     arguments = parser.parse_args()
     if (arguments.input_price is None) != (arguments.output_price is None):
-        parser.error("--input-price and --output-price belong together")
+        parser.error("--input-price and --output-price belong together: give both")
     return arguments
 
 
 def main() -> None:
-    """Ask what is not judged yet, and keep each reply at once."""
+    """Ask all questions without a reply yet, and save each reply at once."""
     arguments, params = read_arguments(), load_params()
     if not arguments.base_url:
         raise InputError(
@@ -201,7 +205,7 @@ def main() -> None:
     passages = show_passages(rows, {question.row for question in questions}, params)
     asked = {row["id"]: row["question"] for row in rows}
     if file.votes:
-        save(path, file)  # without what is outdated, and with new prices
+        save(path, file)  # drops outdated votes and sets the new prices
     for question in tqdm(questions, desc="judging", unit="reply", disable=None):
         first, second = (answers[side][question.row] for side in (question.left, question.right))
         reply = judge.ask(build_request(asked[question.row], passages[question.row], first, second))

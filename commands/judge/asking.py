@@ -1,7 +1,7 @@
-"""How a language model is asked which of two answers is better, and what its reply says.
+"""Ask a language model which of two answers is better, and read the verdict from its reply.
 
-The server is any that takes OpenAI's POST /v1/chat/completions: vLLM, llama.cpp, Ollama, a hosted
-one. The key goes into one header, and nowhere else.
+Any server with OpenAI's POST /v1/chat/completions will do: vLLM, llama.cpp, Ollama, a hosted one.
+The key goes into one header, and nowhere else.
 """
 
 import re
@@ -39,7 +39,7 @@ _BARE = re.compile(r"[\W_]*(A|B|tie)[\W_]*", re.IGNORECASE)
 
 def build_request(question: str, passages: Sequence[str], first: str, second: str) -> list[Message]:
     """The messages that show a judge what people see: question, passages, and two answers as A and
-    B. Neither the reference nor a system's name is among it.
+    B, without the reference or a system's name.
     """
     parts = {
         "passages": "\n\n[…]\n\n".join(passages) or "(none: the question alone was asked)",
@@ -55,9 +55,9 @@ def build_request(question: str, passages: Sequence[str], first: str, second: st
 
 
 def read_verdict(reply: str) -> Literal["A", "B", "tie", "unclear"]:
-    """The verdict of a reply: the one in double brackets, or the only word. Thoughts do not count.
+    """The verdict of a reply: the one in double brackets, or the only word. Thinking is ignored.
 
-    "unclear" where there is none or more than one, or where the thoughts never ended.
+    "unclear" if there is none or more than one, or if the thinking never ended.
     """
     said = reply.rpartition("</think>")[2]
     if "<think>" in said:
@@ -89,7 +89,7 @@ class _Completion(BaseModel):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said, and the server's count of tokens, None where it gives none."""
+    """A judge's reply, and the server's count of tokens, None if it gives none."""
 
     text: str
     prompt_tokens: int | None
@@ -97,10 +97,10 @@ class Reply:
 
 
 class Judge:
-    """A model behind an OpenAI-compatible address, `base_url` being what ends in /v1.
+    """A model on an OpenAI-compatible server; `base_url` ends in /v1.
 
-    Raises InputError where the address is none or may hold a key, or the key is none. Neither is
-    repeated then.
+    Raises InputError if the address is invalid or may hold a key, or if the key is invalid. The
+    message shows neither.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Judge:
             _ = parts.port
         except ValueError as error:
             raise InputError(expected) from error
-        key = key.strip() if key else None  # files of keys end in a line break
+        key = key.strip() if key else None  # key files end in a line break
         if key and not (key.isascii() and key.isprintable()):
             raise InputError(
                 "OPENAI_API_KEY holds a character that no key has; set it again (it is not shown "
@@ -135,11 +135,11 @@ class Judge:
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._key, self._max_tokens, self._timeout = key, max_tokens, timeout
         self._session = requests.Session()
-        self._session.auth = self._sign  # or a .netrc would answer for it
+        self._session.auth = self._sign  # else requests would take credentials from .netrc
         retry = Retry(
             total=TRIES - 1,
-            connect=0,  # a server that is not there is said at once
-            read=False,  # a reply that never came may have been paid for
+            connect=0,  # report a server that is down at once
+            read=False,  # a reply that never arrived may have been paid for
             status_forcelist=TEMPORARY,
             allowed_methods=None,
             backoff_factor=BACKOFF_SECONDS,
@@ -155,7 +155,7 @@ class Judge:
         return request
 
     def ask(self, messages: Sequence[Message]) -> Reply:
-        """The model's reply. Raises InputError where the server is not there or refuses."""
+        """The model's reply. Raises InputError if the server is down or refuses."""
         try:
             response = self._session.post(
                 self._url,
@@ -169,7 +169,7 @@ class Judge:
                     "max_tokens": self._max_tokens,
                 },
                 timeout=(10, self._timeout),
-                allow_redirects=False,  # the key is for this address
+                allow_redirects=False,  # the key is for this address alone
             )
         except requests.Timeout as error:
             raise InputError(
@@ -208,19 +208,19 @@ class Judge:
         }
         hint = mend.get(status, "")
         if status in TEMPORARY:
-            hint = f"after {TRIES} tries; what was judged is kept: run it again later"
+            hint = f"after {TRIES} tries; all replies so far are saved: run it again later"
         return ": ".join(filter(None, (str(status), self._show(response), hint)))
 
     def _show(self, response: requests.Response) -> str:
         return self._hide(" ".join(response.text.split()))[:SHOWN_CHARACTERS]
 
     def _hide(self, text: str) -> str:
-        """The text without the key: servers repeat it."""
+        """The text without the key, which some servers repeat."""
         return text.replace(self._key, "***") if self._key else text
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason of a failed connection, in few words."""
+    """The root cause of a failed connection, in few words."""
     reason = error
     while (inner := getattr(reason, "reason", None) or reason.__cause__ or reason.__context__) and (
         isinstance(inner, BaseException)
