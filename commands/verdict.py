@@ -1,16 +1,29 @@
 """Print the verdict of the last run: python -m commands.verdict"""
 
+from collections.abc import Mapping
+from typing import Any
+
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_json
 from library.pages.report import describe_data, describe_model, give_verdict, render_summary
+from library.pages.statements import system_name
 from library.params import load_params
 from library.paths import COSTS_PATH, EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH
 from library.records import SPLITS
 
 
+def cost_sentence(system: str, cost: Mapping[str, Any]) -> str:
+    """What one answer of a system took, from its entry in reports/costs.json."""
+    peak = f", {cost['peak_mb']:,} MB at most" if "peak_mb" in cost else ""
+    return (
+        f"One answer ({system_name(system)}): {cost['seconds_per_row']:.2f} s, "
+        f"{cost['tokens_per_answer']:.0f} tokens{peak}, on {cost['device']}."
+    )
+
+
 def main() -> None:
-    """Print the verdict, the table of metrics, and which model and data they are about."""
+    """Print the verdict, the table of metrics, which model and data they are about, and costs."""
     for path in (EVALUATION_PATH, SPLITS_PATH, MANIFEST_PATH):
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro`")
@@ -24,11 +37,7 @@ def main() -> None:
     }
     print(f"\n{render_summary(verdict, facts)}\n")
     for system, cost in (read_json(COSTS_PATH) if COSTS_PATH.is_file() else {}).items():
-        peak = f", and {cost['peak_mb']:,} MB at most," if "peak_mb" in cost else ""
-        print(
-            f"An answer of {system} took {cost['seconds_per_row']:.2f} s and "
-            f"{cost['tokens_per_answer']:.0f} tokens{peak} on {cost['device']}."
-        )
+        print(cost_sentence(system, cost))
     print("The report with plots and answers side by side: reports/report.html")
 
 

@@ -8,6 +8,7 @@ import pytest
 from all_stages import JUDGED
 from conftest import edit_yaml, link_model
 
+from commands.verdict import cost_sentence
 from library.errors import InputError
 from library.files import read_json, read_jsonl
 from library.llm import session, trial
@@ -195,3 +196,17 @@ def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_i
         in said.detail
     )
     assert "70% of its rows favour the right answer, 90% of the fine-tuned." in said.detail
+
+
+@pytest.mark.parametrize(
+    ("system", "peak", "said"),
+    [
+        ("no_context", {}, "One answer (zero-shot without passages): 0.12 s, 18 tokens, on CPU."),
+        ("sft", {"peak_mb": 1234}, "(fine-tuned): 0.12 s, 18 tokens, 1,234 MB at most, on CPU."),
+        ("sft@1", {}, "One answer (fine-tuned with seed 1): 0.12 s"),
+        ("rival", {}, "One answer (rival, zero-shot): 0.12 s"),
+    ],
+)
+def test_the_cost_of_an_answer_is_printed_under_the_systems_name(system, peak, said):
+    cost = {"seconds_per_row": 0.123, "tokens_per_answer": 17.6, "device": "CPU", **peak}
+    assert said in cost_sentence(system, cost)

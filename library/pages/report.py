@@ -51,7 +51,7 @@ from library.verdict.scoring import style_tells
 STAND_IN, SAMPLE_DIR = "tiny", Path("data/sample")  # the built-in model, the rows it can read
 SYSTEMS_HEADS = ("system", "{}", "against zero-shot", "Holm p", "fine-tuned against it", "Holm p")
 BASELINE_NAMES = {
-    "no_context": "zero-shot, asked without the passages",
+    "no_context": system_name("no_context"),
     "best_passage": "the best passage, copied",
     "longer": "the longer answer wins",
 }

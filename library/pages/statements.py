@@ -33,6 +33,7 @@ SYSTEM_NAMES = {
     THINKING: "thinking",
     SFT: "fine-tuned",
     DPO: "fine-tuned, then DPO",
+    "no_context": "zero-shot without passages",
 }
 TITLES = {
     "rouge_l": "ROUGE-L",
