@@ -301,8 +301,9 @@ class SftParams(Section):
 
     @model_validator(mode="after")
     def _names_each_seed_once(self) -> "SftParams":
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: each once")
+        for seed in self.seeds:
+            if self.seeds.count(seed) > 1:
+                raise ValueError(f"seeds: {seed} is named twice")
         return self
 
 

@@ -193,6 +193,12 @@ def test_systems_that_can_not_be_judged_are_refused(params_path, changes, messag
         load_params(params_path)
 
 
+def test_a_seed_that_is_named_twice_is_refused_by_its_number(params_path):
+    edit_yaml(params_path, sft__seeds=[7, 8, 8])
+    with pytest.raises(InputError, match=r"sft: .*seeds: 8 is named twice"):
+        load_params(params_path)
+
+
 @pytest.mark.parametrize(
     ("key", "some"),
     [("sft.seeds", "[1,2]"), ("evaluate.rivals", "[tiny]"), ("clean.nothing", "[x]")],
