@@ -169,7 +169,7 @@ def test_experiments_of_dvc_are_its_own_results_alone(repository, capsys):
     said = capsys.readouterr().out
     table = [line.split() for line in said.splitlines() if line.startswith(("main", "other"))]
     assert [row[:2] for row in table] == [["other-seed", "9"], ["main", "7"], ["other-split", "7"]]
-    assert "2 groups (2, 1) with other test rows or texts" in said
+    assert "2 groups (2, 1) with different test rows, texts to search" in said
     assert not said.strip().startswith("experiment"), "the language model has no result"
 
     edit_yaml("params.yaml", embed__seed=5)

@@ -247,7 +247,7 @@ def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository
     commit("Add rows")
     comment = report(capsys)
     assert "The test rows changed: 1 new, 1 gone, 1 with another text, 6 as before." in comment
-    assert "The numbers here and on the base can't be compared" in comment
+    assert "The numbers here and on the base cannot be compared" in comment
     assert "- `metrics/clean.json`: `kept` 8 → 9" in comment
     assert '- rejected on the base, not here: `index 9`: `"answer" is empty`' in comment
     assert "- rejected here, not on the base: `index 3`: ````@everyone" in comment
@@ -260,9 +260,9 @@ def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository
         shutil.rmtree(folder)
     comment = report(capsys)
     assert "[!CAUTION]" not in comment, "data that is only not here makes no lock stale"
-    assert "which of them, is not in the cache" in comment
-    assert "can't be compared" in comment
-    assert "the loss curve. `dvc pull` brings the data of this commit" in comment
+    assert "not in the cache" in comment
+    assert "cannot be compared" in comment
+    assert "the loss curve. `dvc pull` gets the data of this commit" in comment
     assert "<details>" not in comment
     assert_inert(comment)
 

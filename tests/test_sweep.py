@@ -193,12 +193,9 @@ def test_a_sweep_that_was_killed_goes_on_and_asks_no_test_question(repository):
     first.wait()
     assert KEPT_DIR.exists()
     said = start().communicate()[0]
-    assert "the trial that was left running" in said
-    assert (
-        "params.yaml, dvc.lock and metrics are as they were before the sweep that was killed"
-        in said
-    )
-    assert "-1 was running when the sweep was killed, and is run again" in said
+    assert "a trial that was still running" in said
+    assert "restored params.yaml, dvc.lock and metrics from before the killed sweep" in said
+    assert "-1 was running when the sweep was killed; it is run again" in said
     assert "1 of 3 trials are done" in said
 
     rates = [line[1] for line in runs("sft")]
@@ -273,8 +270,7 @@ def test_a_trial_worse_than_the_median_is_stopped_and_it_is_said(
     assert "when stopped early, at 20% of its steps | 0.9 |" in said
     assert "stopped early: worse than the median" in caplog.text
     assert (
-        "Selected by validation loss, 1.5000, of the 2 trials that came to their end: "
-        "sft.learning_rate=0.002" in said
+        "Lowest validation loss of the 2 finished trials, 1.5000: sft.learning_rate=0.002" in said
     )
     # its checkpoints went
     assert sorted(path.name for path in Path("checkpoints").glob("sft-*")) == [
@@ -317,14 +313,14 @@ def test_what_is_not_the_trials_doing_ends_the_sweep_and_uses_no_trial_up(
     with monkeypatch.context() as patch:
         patch.setattr("commands.sweep.__main__.identify", be_busy)
         with pytest.raises(
-            InputError, match=rf"blocked by: \(PID {os.getpid()}\)(.|\n)*the same command goes on"
+            InputError, match=rf"blocked by: \(PID {os.getpid()}\)(.|\n)*the same command resumes"
         ):
             search(monkeypatch)
     lock.unlink()
     assert run("git", "status", "--porcelain") == ""
     search(monkeypatch)
     said = capsys.readouterr().out
-    assert "of the 2 trials that came to their end" in said
+    assert "of the 2 finished trials" in said
     assert len(runs("sft")) == 2
 
 
@@ -389,10 +385,12 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
     Path("checkpoints/runs.txt").write_text("sft answer 0.1 16\n")
     first = start(STEP_SECONDS="9")
     wait_for(lambda: len(runs("sft")) == 2)
-    with pytest.raises(InputError, match=f"a sweep runs in this workspace, as process {first.pid}"):
+    with pytest.raises(
+        InputError, match=f"a sweep is running in this workspace, as process {first.pid}"
+    ):
         search(monkeypatch)
     first.terminate()
-    assert "stopped; the same command goes on" in first.communicate()[0]
+    assert "stopped; the same command resumes" in first.communicate()[0]
     assert first.returncode == 1
     assert run("git", "status", "--porcelain") == ""
 
