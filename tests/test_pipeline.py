@@ -235,8 +235,8 @@ def test_contradictory_rows_are_counted_and_left_out_a_second_time(judged):
 @pytest.mark.parametrize(
     ("pairs", "rows", "bare", "said"),
     [
-        ((0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong better**: the answers that"),
-        ((-0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong worse**: the answers that"),
+        ((0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong better**: of two answers that"),
+        ((-0.2, 0.01), (0.1, 0.3), 0.5, "**It tells right from wrong worse**: of two answers that"),
         (
             (-0.2, 0.01),
             (0.2, 0.01),
