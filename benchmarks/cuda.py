@@ -65,6 +65,7 @@ from benchmarks.gpu_memory import (
     make_trainer,
     pick_dtype,
     random_rows,
+    read_shape,
     synchronize,
 )
 from library.files import hash_file, write_json
@@ -168,9 +169,8 @@ def load_config(name: str) -> Any:
     """A model's config from its file in models/, or the toy model's."""
     if name == "toy":
         return gpu_memory.make_config(name)
-    values = yaml.safe_load((ROOT / "models" / name / "model.yaml").read_text())["config"]
-    known = {key: value for key, value in values.items() if value is not None}
-    return AutoConfig.for_model(max_position_embeddings=32768, **known)
+    shape = read_shape(ROOT / "models" / name / "model.yaml")
+    return AutoConfig.for_model(max_position_embeddings=32768, **shape)
 
 
 def draw(count: int, tokens: int, vocabulary: int) -> list[list[int]]:

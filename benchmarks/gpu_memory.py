@@ -97,13 +97,16 @@ QWEN = {
     "max_position_embeddings": 32768,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
 }
+
+
+def read_shape(path: Path) -> dict[str, Any]:
+    """Read what a model's file says of its config: whole numbers, names and yes or no."""
+    values = yaml.safe_load(path.read_text())["config"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
 MODELS: dict[str, dict[str, Any]] = {
-    path.parent.name: QWEN
-    | {
-        name: value
-        for name, value in yaml.safe_load(path.read_text())["config"].items()
-        if value is not None
-    }
+    path.parent.name: QWEN | read_shape(path)
     for path in sorted(ROOT.glob("models/qwen2.5-*/model.yaml"))
 }
 TOY = {

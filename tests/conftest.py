@@ -325,3 +325,19 @@ def judged(tmp_path, monkeypatch):
         return predictions
 
     return write
+
+
+def wide_config():
+    """A config wider than the tiny model's, so that tensors decide what a step takes."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(
+        "qwen2",
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=4000,
+        tie_word_embeddings=True,
+    )

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from all_stages import ASKED
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, edit_yaml, wide_config
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from library.errors import InputError
 from library.files import hash_adapter, read_json, read_jsonl
@@ -296,17 +296,7 @@ def test_the_log_has_an_entry_at_each_checkpoint(steps, every):
 
 
 def test_a_step_takes_what_was_predicted(tuned, tmp_path):
-    """On a model wider than the tiny one, so that tensors and not small change decide."""
-    config = AutoConfig.for_model(
-        "qwen2",
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=4000,
-        tie_word_embeddings=True,
-    )
+    config = wide_config()
     adapter = Adapter(16, "all-linear")
     sizes, tokenizer = measure_sizes(config, adapter), load_tokenizer(BASE_DIR)
     answers = [

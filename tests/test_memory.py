@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, edit_yaml, wide_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from commands.memory import main
@@ -117,20 +117,10 @@ def test_what_a_layer_normalizes_beside_its_inputs_is_counted(name, query, norme
 
 
 def test_a_step_takes_what_was_predicted(project, tiny_dir):
-    """On a model wider than the tiny one, so that tensors and not small change decide."""
     from peft import LoraConfig, get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
-    config = AutoConfig.for_model(
-        "qwen2",
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=4000,
-        tie_word_embeddings=True,
-    )
+    config = wide_config()
     sizes = measure_sizes(config, ALL)
     for checkpointing in (False, True):
         model = AutoModelForCausalLM.from_config(config)
