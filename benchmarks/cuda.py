@@ -30,7 +30,6 @@ import argparse
 import dataclasses
 import datetime
 import functools
-import gc
 import hashlib
 import json
 import os
@@ -73,7 +72,7 @@ from library.llm.batching import Batching
 from library.llm.determinism import compute_deterministically, describe_determinism
 from library.llm.generation import generate_ids
 from library.llm.likelihoods import score_completions
-from library.llm.memory.measuring import ran_out_of_memory
+from library.llm.memory.measuring import free_memory, ran_out_of_memory
 from library.llm.quantizing import dequantize_once
 
 Result = dict[str, Any]
@@ -144,9 +143,8 @@ class Bench:
 
     def free(self) -> None:
         """Free unused memory, and reset peak counts."""
-        gc.collect()
+        free_memory()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def time(self, work: Callable[[], Any]) -> tuple[float, Any]:

@@ -8,7 +8,6 @@ file of it in artifacts/gguf/, which is asked the test questions, too. It is not
 dvc.yaml, because an export is no measurement and can be made again.
 """
 
-import gc
 import logging
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ from library.llm.batching import Batching
 from library.llm.chat_template import hash_ids, load_tokenizer, prompt_ids
 from library.llm.devices import describe_computation, pick_device
 from library.llm.loading import check_artifacts, load_merged
+from library.llm.memory.measuring import free_memory
 from library.llm.memory.planning import (
     LongestLengths,
     Way,
@@ -229,7 +229,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
         merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
-        gc.collect()  # what comes next needs the memory of what was merged
+        free_memory()  # what comes next needs the memory of what was merged
         gguf = Path(temporary) / "gguf"
         if packing is not None:
             path = gguf / f"model-{packing.kind}.gguf"
@@ -259,7 +259,7 @@ def main() -> None:
         print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
         if packing is None:
             return
-        gc.collect()
+        free_memory()
         path, unpacked = GGUF_DIR / path.name, Path(temporary) / "unpacked"
         answers = ask_packed(path, unpacked, tokenizer, rows, limit, batching)
         if answers is not None:

@@ -2,7 +2,6 @@
 sentence-transformers.
 """
 
-import gc
 import logging
 import random
 from collections import Counter
@@ -36,6 +35,7 @@ from library.errors import InputError
 from library.llm.devices import pick_device, pick_dtype
 from library.llm.memory.measuring import (
     OutOfMemoryError,
+    free_memory,
     measure_peak,
     name_out_of_memory,
     resident_bytes,
@@ -306,8 +306,7 @@ def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
                 peak = trainer.measure_training_step()
         except OutOfMemoryError:
             log.warning("out of memory before the first step with mini-batch size %d", at_once)
-            gc.collect()
-            torch.cuda.empty_cache()
+            free_memory()
             continue
         log.info(
             "measured on the longest texts: a step with mini-batch size %d takes %s",

@@ -4,7 +4,6 @@ Batches are sorted by length, to save padding, and spread over the processes. Ea
 is done, so that a killed stage resumes there.
 """
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from library.errors import InputError
 from library.files import write_json
 from library.llm.checkpoints import append_line, read_lines
 from library.llm.devices import pick_device
-from library.llm.memory.measuring import OutOfMemoryError, name_out_of_memory
+from library.llm.memory.measuring import OutOfMemoryError, free_memory, name_out_of_memory
 from library.llm.processes import broadcast_from_main, gather_from_all, processes
 from library.llm.sharding import takes_same_steps
 from library.progress import SECONDS_BETWEEN_UPDATES
@@ -144,9 +143,7 @@ def _halve_until_it_fits(
             raise InputError(
                 f"{name}: out of memory with {rows} of {lengths[batch[0]]} tokens; {remedy}"
             ) from None
-    # outside the handler, because the exception holds on to what was computed
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory()
     log.warning(
         "%s: out of memory with batch size %d; continuing with half of it", name, len(batch)
     )

@@ -12,12 +12,7 @@ from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import checkpoint_dir
 from library.llm.devices import describe_device, pick_device
 from library.llm.loading import load_model
-from library.llm.memory.planning import (
-    LongestLengths,
-    make_settings,
-    plan_training,
-    shorter_lengths,
-)
+from library.llm.memory.planning import LongestLengths, make_settings, shorter_lengths
 from library.llm.patches import set_up_fused_head
 from library.llm.trainer import CheckedTrainer
 from library.llm.training import TrainingTask, build_trainer
@@ -82,13 +77,7 @@ def fine_tune(params: Params, checkpoints: Path) -> tuple[CheckedTrainer, dict[s
         model = load_model(BASE_DIR, model_file.quantization, shard=False)
         return build_trainer(model, task, per_device)
 
-    trainer, memory = train_within_memory(
-        lambda most_rows: plan_training(BASE_DIR, settings, params.sft, longest, most_rows),
-        build,
-        longest.length,
-        checkpoints,
-    )
+    trainer, memory = train_within_memory(settings, params.sft, longest, build, checkpoints)
     loss, step = trainer.state.best_metric, trainer.state.best_global_step
     log.info("the adapter of step %s has the lowest validation loss, %.4f", step, loss)
-    tokens = {"length": longest.length, "answer": longest.answer}
-    return trainer, {**memory, "longest": tokens}
+    return trainer, memory

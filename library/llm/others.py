@@ -1,6 +1,5 @@
 """Ask the systems to compare with: the base with examples or thinking, and other models."""
 
-import gc
 import logging
 import shutil
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, cast
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from library.errors import InputError
@@ -24,6 +22,7 @@ from library.llm.chat_template import (
 )
 from library.llm.examples import few_shot_rows
 from library.llm.manifest import find_model_folder
+from library.llm.memory.measuring import free_memory
 from library.llm.preparing import prepare_base
 from library.llm.processes import start_processes
 from library.llm.prompts import load_asked_prompt
@@ -135,8 +134,7 @@ def _ask_thinking(
 
 
 def _open(**asked: Any) -> AnsweringSession:
-    gc.collect()  # free the last model
-    torch.cuda.empty_cache()
+    free_memory()  # of the last model
     return open_session("others", **asked)
 
 

@@ -3,7 +3,6 @@
 It starts from sft's adapter, which is also the reference model.
 """
 
-import gc
 import logging
 import math
 import shutil
@@ -28,7 +27,8 @@ from library.llm.checkpoints import checkpoint_dir
 from library.llm.determinism import describe_determinism
 from library.llm.devices import describe_device, pick_device
 from library.llm.loading import check_artifacts, load_model
-from library.llm.memory.planning import LongestLengths, make_settings, plan_training
+from library.llm.memory.measuring import free_memory
+from library.llm.memory.planning import LongestLengths, make_settings
 from library.llm.patches import set_up_fused_head, use_one_card
 from library.llm.processes import start_processes
 from library.llm.session import open_session
@@ -276,20 +276,17 @@ def tune_on_preferences(params: Params) -> None:
         output_dir=checkpoints,
     )
     trainer, memory = train_within_memory(
-        lambda most_rows: plan_training(BASE_DIR, settings, params.dpo, longest, most_rows),
+        *(settings, params.dpo, longest),
         lambda rows: build_preference_trainer(load_policy(model_file.quantization), task, rows),
-        *(longest.length, checkpoints, DPO, "pairs of rows"),
+        checkpoints,
     )
     if state.is_main_process:
         save_adapter(trainer.model, DPO_ADAPTER_DIR, started_from=ADAPTER_DIR)
         write_text(DPO_HISTORY_PATH, history_csv(trainer.state.log_history, MEASURES))
-        tokens = {"length": longest.length, "answer": longest.answer}
-        record = {**memory, "longest": tokens, **describe_determinism(device)}
-        write_json(DPO_MEMORY_PATH, record)
+        write_json(DPO_MEMORY_PATH, {**memory, **describe_determinism(device)})
     state.wait_for_everyone()
     del trainer
-    gc.collect()  # answering needs the memory
-    torch.cuda.empty_cache()
+    free_memory()  # answering needs it
     session = open_session(
         DPO, DPO_ADAPTER_DIR, rows={"test": read_formatted("test")}, trained=True
     )

@@ -1,15 +1,13 @@
 """Fine-tune once more with each further seed, and ask the test rows."""
 
-import gc
 import logging
 import shutil
 from pathlib import Path
 
-import torch
-
 from library.files import hash_adapter, read_json, write_json
 from library.formatted import read_formatted
 from library.llm.fine_tuning import fine_tune, training_dir
+from library.llm.memory.measuring import free_memory
 from library.llm.processes import start_processes
 from library.llm.session import open_session
 from library.llm.training import save_adapter
@@ -24,12 +22,6 @@ def is_whole(adapter_dir: Path) -> bool:
     """Whether an adapter is there, unchanged since it was saved."""
     record = adapter_dir / ADAPTER_RECORD
     return record.is_file() and read_json(record)["adapter"] == hash_adapter(adapter_dir)
-
-
-def free_memory() -> None:
-    """Free the last model's memory for the next."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def repeat_with_seeds(params: Params) -> None:

@@ -1,6 +1,5 @@
 """The training loop: it checks memory on the longest rows first, and survives one out of memory."""
 
-import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +11,19 @@ from transformers import PreTrainedModel
 from library.errors import InputError
 from library.llm.checkpoints import find_checkpoint
 from library.llm.devices import pick_device
+from library.llm.memory.formula import ComputeSettings
 from library.llm.memory.measuring import (
     OutOfMemoryError,
+    free_memory,
     measure_peak,
     name_out_of_memory,
     resident_bytes,
 )
-from library.llm.memory.planning import Plan
+from library.llm.memory.planning import LongestLengths, Plan, plan_training
 from library.llm.sharding import takes_same_steps
 from library.llm.trainer import EachRowOnce
+from library.params import DpoParams, SftParams
+from library.paths import BASE_DIR
 from library.units import gib
 
 log = logging.getLogger(__name__)
@@ -52,25 +55,26 @@ def measure_answer(model: PreTrainedModel, length: int) -> int:
 
 
 def train_within_memory(
-    plan_rows: Callable[[int | None], Plan],
+    settings: ComputeSettings,
+    params: SftParams | DpoParams,
+    longest: LongestLengths,
     build: Callable[[int], T],
-    length: int,
     checkpoints: Path,
-    stage: str = "sft",
-    unit: str = "rows",
 ) -> tuple[T, dict[str, Any]]:
-    """Train to the end; returns the trainer, and the plan and memory measured, for the report.
+    """Train the model in artifacts/base/ to the end; returns the trainer, and for the report the
+    plan, the memory measured and the longest lengths.
 
-    Resumes from the last complete checkpoint if there is one. `plan_rows` plans the batch size, at
-    most the given number; `build` makes the trainer. Before the first step, memory is measured on
-    the longest rows, and the batch size lowered until they fit. Later, training may run out of
-    memory once. Messages name the `stage` and what it trains on (`unit`).
+    Resumes from the last complete checkpoint if there is one. `build` makes the trainer for a batch
+    size. Before the first step, memory is measured on the longest rows, and the batch size lowered
+    until they fit. Later, training may run out of memory once. Raises InputError if not even one
+    row fits.
     """
+    length, unit = longest.length, settings.unit
     most_rows: int | None = None
     measured: dict[str, int] | None = None
     incidents: list[str] = []
     while True:
-        plan = plan_rows(most_rows)
+        plan = plan_training(BASE_DIR, settings, params, longest, most_rows)
         rows = plan.per_device_train_batch_size
         log.info(
             "batch size %d, with %s of up to %d tokens, needs %s; %s are free",
@@ -87,18 +91,22 @@ def train_within_memory(
                 measured_mb = {
                     name: int(float(f"{size / 1e6:.2g}")) for name, size in measured.items()
                 }
-                return trainer, {**plan.record(), "measured": measured_mb, "incidents": incidents}
+                return trainer, {
+                    **plan.record(),
+                    "measured": measured_mb,
+                    "incidents": incidents,
+                    "longest": {"length": length, "answer": longest.answer},
+                }
         except OutOfMemoryError:
             when = "before the first step"
             if measured is not None and trainer is not None:
                 when = f"at step {trainer.state.global_step}"
             if rows == 1 or plan.processes > 1 or incidents:
                 said = (
-                    f"{stage}: out of memory {when} with batch size {rows} and {unit} of "
+                    f"{settings.stage}: out of memory {when} with batch size {rows} and {unit} of "
                     f"{length} tokens"
                 )
                 raise InputError(_explain(said, plan)) from None
-        # outside the handler, because the exception holds on to what was computed
         log.warning(
             "out of memory %s with batch size %d; continuing with a smaller one (the effective "
             "batch size stays the same)",
@@ -108,8 +116,7 @@ def train_within_memory(
             incidents.append(f"out of memory {when} with batch size {rows}")
         most_rows = rows - 1
         del trainer
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_memory()
 
 
 def _prove(trainer: EachRowOnce, length: int) -> dict[str, int]:

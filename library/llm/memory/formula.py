@@ -127,6 +127,16 @@ class ComputeSettings:
     pairs: bool = False
 
     @property
+    def stage(self) -> str:
+        """The stage that trains so, which is also its section in params.yaml."""
+        return "dpo" if self.pairs else "sft"
+
+    @property
+    def unit(self) -> str:
+        """What a batch counts, in messages."""
+        return "pairs of rows" if self.pairs else "rows"
+
+    @property
     def size(self) -> int:
         """Bytes per number in the computing type."""
         return self.dtype.itemsize

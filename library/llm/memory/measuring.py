@@ -1,5 +1,6 @@
 """Measure how much memory is free and used, and detect when it ran out."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -87,6 +88,15 @@ def ran_out_of_memory(error: RuntimeError, device: torch.device, before: int = 0
 
 class OutOfMemoryError(Exception):
     """A device is out of memory, whichever library reported it and however."""
+
+
+def free_memory() -> None:
+    """Free the memory of models and results that nothing refers to any more.
+
+    Call it outside an exception's handler: the exception holds on to what was computed.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -250,9 +250,7 @@ def plan_training(
     free = measure_free(device)
     choices = [
         rows
-        for rows in batch_size_choices(
-            params.effective_batch_size, "dpo" if settings.pairs else "sft"
-        )
+        for rows in batch_size_choices(params.effective_batch_size, settings.stage)
         if most_rows is None or rows <= most_rows
     ]
     if not choices:
@@ -289,9 +287,9 @@ def choose_batch_size(
         for alternative in _training_alternatives(sizes, settings, longest, rows, free)
         if fits(alternative.predicted, free)
     ]
-    names = {"stage": "dpo", "unit": "pairs of rows"} if settings.pairs else {}
     return Misfit(
-        longest.length, rows, predicted, free, settings.device_type, alternatives, **names
+        *(longest.length, rows, predicted, free, settings.device_type, alternatives),
+        *(settings.stage, settings.unit),
     )
 
 
