@@ -492,8 +492,8 @@ class ModelFile(Section):
 
     quantization: Literal["nf4", "none"]
     """4 bits (NF4), or as published."""
-    gradient_checkpointing: bool
-    """Whether training computes activations again to save memory."""
+    gradient_checkpointing: bool | Literal["auto"]
+    """Whether training computes activations again to save memory; auto: only if they do not fit."""
     chat_template_kwargs: Mapping[str, str | bool | int | float]
     """Values of the chat template's variables; thinking is off without being named."""
     learning_rate: Annotated[float, Field(gt=0)]

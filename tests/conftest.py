@@ -306,6 +306,7 @@ def judged(tmp_path, monkeypatch):
             },
             "reports/sft_memory.json": {
                 "device": "CPU",
+                "gradient_checkpointing": False,
                 "incidents": [],
                 "longest": {"length": 370, "answer": 131},
                 "measured": {"train": 1399, "answer": 12},

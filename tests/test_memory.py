@@ -35,6 +35,7 @@ from library.llm.memory.planning import (
     Way,
     batch_size_choices,
     check_merging,
+    choose_batch_size,
     lengths_below,
     load_sizes,
     merged,
@@ -219,6 +220,49 @@ def test_the_most_rows_that_fit_are_taken_and_the_effective_batch_stays(ready, m
     )
     monkeypatch.setenv("PER_DEVICE_TRAIN_BATCH_SIZE", "1")
     assert plan_training(BASE_DIR, setting, ready.sft, longest).per_device_train_batch_size == 1
+
+
+def test_activations_are_kept_if_they_fit_the_batch_that_checkpointing_allows(ready, monkeypatch):
+    saving = ComputeSettings("nf4", True, ALL, torch.float32, "cpu", optional_checkpointing=True)
+    sizes = measure_sizes(AutoConfig.from_pretrained(BASE_DIR), ALL)
+    keeping = replace(saving, gradient_checkpointing=False)
+
+    def need(settings, rows):
+        return predict_training(sizes, settings, rows, 500, 100).needed
+
+    assert need(saving, 4) < need(keeping, 4)
+    assert need(keeping, 2) < need(saving, 4)
+    for size, rows, checkpointing in (
+        (need(keeping, 4), 4, False),
+        (need(keeping, 4) - 10**5, 4, True),
+        (need(saving, 4) - 10**5, 2, False),
+    ):
+        limit_to(monkeypatch, size + 10)
+        plan = plan_training(BASE_DIR, saving, ready.sft, LongestLengths(500, 100))
+        chosen = (plan.per_device_train_batch_size, plan.gradient_checkpointing)
+        assert chosen == (rows, checkpointing)
+        assert plan.record()["gradient_checkpointing"] == checkpointing
+        settled = replace(saving, optional_checkpointing=False)
+        assert plan_training(
+            BASE_DIR, settled, ready.sft, LongestLengths(500, 100)
+        ).gradient_checkpointing
+
+
+def test_a_cpu_takes_no_larger_batch_of_a_real_model_than_keeps_it_busy(monkeypatch):
+    model_file = load_model_file("smollm2-135m-instruct")
+    sizes, longest = load_sizes(model_file, ALL), LongestLengths(74, 10)
+    assert sizes.linear + sizes.other == 134_515_008
+    cpu = ComputeSettings("nf4", True, ALL, torch.float32, "cpu")
+    cuda = replace(cpu, device_type="cuda", dtype=torch.bfloat16)
+
+    def choose(settings, longest=longest, choices=(4, 2, 1)):
+        return choose_batch_size(sizes, settings, longest, choices, 24 * GIB)[0]
+
+    assert choose(cpu) == 2  # 2 times 74 tokens times 135 million parameters: 2.0e10
+    assert choose(replace(cpu, pairs=True)) == 1
+    assert choose(cpu, LongestLengths(500, 100)) == 1
+    assert choose(cpu, LongestLengths(500, 100), [4]) == 4  # asked for in the environment
+    assert choose(cuda, LongestLengths(500, 100)) == 4
 
 
 def test_where_one_row_is_too_much_it_says_what_would_fit(ready, monkeypatch):

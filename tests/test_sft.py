@@ -509,6 +509,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_ends_in_the_same_adapter(
 def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(
     formatted, monkeypatch, caplog
 ):
+    edit_yaml("models/local/model.yaml", gradient_checkpointing=False)
     sft.main()
     whole = load_file(ADAPTER_DIR / "adapter_model.safetensors")
     with monkeypatch.context() as patch:
@@ -533,6 +534,22 @@ def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(
         )
         with pytest.raises(InputError, match=said):
             sft.main()
+
+
+def test_out_of_memory_without_checkpointing_goes_on_with_it_to_the_same_bytes(
+    formatted, monkeypatch, caplog
+):
+    edit_yaml("models/local/model.yaml", gradient_checkpointing="auto")
+    sft.main()
+    whole = (ADAPTER_DIR / "adapter_model.safetensors").read_bytes()
+    assert json.loads(MEMORY_PATH.read_text())["gradient_checkpointing"] is False
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, torch.OutOfMemoryError())
+        sft.main()
+    assert "with batch size 4; continuing with gradient checkpointing" in caplog.text
+    record = json.loads(MEMORY_PATH.read_text())
+    assert (record["per_device_train_batch_size"], record["gradient_checkpointing"]) == (4, True)
+    assert (ADAPTER_DIR / "adapter_model.safetensors").read_bytes() == whole
 
 
 def test_a_proof_that_does_not_fit_takes_fewer_rows_before_the_first_step(formatted, monkeypatch):

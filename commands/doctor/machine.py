@@ -236,7 +236,7 @@ def check_memory() -> Iterator[Finding]:
             remedy = describe_alternative(found.alternatives[0])
         yield Finding("problem", "memory", next(describe_training_misfit(found)), remedy)
         return
-    rows, predicted = found
+    rows, _, predicted = found
     text = (
         f"{params.model}, batch size {rows} with rows of {length} tokens: "
         f"{gib(predicted.needed)} predicted"

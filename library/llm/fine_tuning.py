@@ -68,14 +68,14 @@ def fine_tune(params: Params, checkpoints: Path) -> tuple[CheckedTrainer, dict[s
         validation=validation,
         params=params.sft,
         max_length=params.format.max_length,
-        gradient_checkpointing=model_file.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing,
         output_dir=checkpoints,
         padding_free=needs_no_padding(device, read_config(BASE_DIR)),
     )
 
-    def build(per_device: int) -> CheckedTrainer:
+    def build(per_device: int, checkpointing: bool) -> CheckedTrainer:
         model = load_model(BASE_DIR, model_file.quantization, shard=False)
-        return build_trainer(model, task, per_device)
+        return build_trainer(model, replace(task, gradient_checkpointing=checkpointing), per_device)
 
     trainer, memory = train_within_memory(settings, params.sft, longest, build, checkpoints)
     loss, step = trainer.state.best_metric, trainer.state.best_global_step

@@ -272,14 +272,17 @@ def tune_on_preferences(params: Params) -> None:
         tokenizer=load_tokenizer(BASE_DIR),
         pairs=pairs,
         params=params.dpo,
-        gradient_checkpointing=model_file.gradient_checkpointing,
+        gradient_checkpointing=settings.gradient_checkpointing,
         output_dir=checkpoints,
     )
-    trainer, memory = train_within_memory(
-        *(settings, params.dpo, longest),
-        lambda rows: build_preference_trainer(load_policy(model_file.quantization), task, rows),
-        checkpoints,
-    )
+
+    def build(per_device: int, checkpointing: bool) -> PreferenceTrainer:
+        model = load_policy(model_file.quantization)
+        return build_preference_trainer(
+            model, replace(task, gradient_checkpointing=checkpointing), per_device
+        )
+
+    trainer, memory = train_within_memory(settings, params.dpo, longest, build, checkpoints)
     if state.is_main_process:
         save_adapter(trainer.model, DPO_ADAPTER_DIR, started_from=ADAPTER_DIR)
         write_text(DPO_HISTORY_PATH, history_csv(trainer.state.log_history, MEASURES))

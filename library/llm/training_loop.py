@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,16 +59,17 @@ def train_within_memory(
     settings: ComputeSettings,
     params: SftParams | DpoParams,
     longest: LongestLengths,
-    build: Callable[[int], T],
+    build: Callable[[int, bool], T],
     checkpoints: Path,
 ) -> tuple[T, dict[str, Any]]:
     """Train the model in artifacts/base/ to the end; returns the trainer, and for the report the
     plan, the memory measured and the longest lengths.
 
     Resumes from the last complete checkpoint if there is one. `build` makes the trainer for a batch
-    size. Before the first step, memory is measured on the longest rows, and the batch size lowered
-    until they fit. Later, training may run out of memory once. Raises InputError if not even one
-    row fits.
+    size, with or without gradient checkpointing. Before the first step, memory is measured on the
+    longest rows; if they do not fit, checkpointing is turned on if that is left open, then the
+    batch size lowered. Later, training may run out of memory once. Raises InputError if not even
+    one row fits.
     """
     length, unit = longest.length, settings.unit
     most_rows: int | None = None
@@ -83,7 +85,7 @@ def train_within_memory(
         trainer: T | None = None
         try:
             with name_out_of_memory(pick_device()):
-                trainer = build(rows)
+                trainer = build(rows, plan.gradient_checkpointing)
                 if measured is None:
                     measured = _prove(trainer, length)
                 _train(trainer, checkpoints)
@@ -101,20 +103,22 @@ def train_within_memory(
             when = "before the first step"
             if measured is not None and trainer is not None:
                 when = f"at step {trainer.state.global_step}"
-            if rows == 1 or plan.processes > 1 or incidents:
+            can_save = settings.optional_checkpointing and not plan.gradient_checkpointing
+            if (rows == 1 and not can_save) or plan.processes > 1 or incidents:
                 said = (
                     f"{settings.stage}: out of memory {when} with batch size {rows} and {unit} of "
                     f"{length} tokens"
                 )
                 raise InputError(_explain(said, plan)) from None
-        log.warning(
-            "out of memory %s with batch size %d; continuing with a smaller one (the effective "
-            "batch size stays the same)",
-            *(when, rows),
-        )
+        remedy = "a smaller one (the effective batch size stays the same)"
+        if can_save:
+            remedy = "gradient checkpointing"
+            settings = replace(settings, optional_checkpointing=False)
+        else:
+            most_rows = rows - 1
+        log.warning("out of memory %s with batch size %d; continuing with %s", when, rows, remedy)
         if measured is not None:
             incidents.append(f"out of memory {when} with batch size {rows}")
-        most_rows = rows - 1
         del trainer
         free_memory()
 

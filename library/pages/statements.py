@@ -873,7 +873,9 @@ def memory_sentence(record: Mapping[str, Any]) -> str:
     parts = [
         f"{measured['train']:,} MB in tensors at most, {predicted['peak']:,} MB predicted, on "
         f"{record['device']} with the longest rows: {rows} of {longest['length']:,} tokens at a "
-        "time" + (f" in each of {count} processes" if count > 1 else ""),
+        "time"
+        + (f" in each of {count} processes" if count > 1 else "")
+        + (", with gradient checkpointing" if record["gradient_checkpointing"] else ""),
         f"an answer that ends at that length took {measured['answer']:,} MB",
     ]
     return "; ".join([*parts, *record["incidents"]])

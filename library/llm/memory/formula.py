@@ -125,6 +125,7 @@ class ComputeSettings:
     # the queries in float32 (dq_accum in PyTorch's flash_api.cpp); otherwise 0
     multiprocessors: int = 0
     pairs: bool = False
+    optional_checkpointing: bool = False  # training keeps activations instead if they fit
 
     @property
     def stage(self) -> str:

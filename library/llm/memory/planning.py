@@ -1,5 +1,6 @@
 """Before loading a model: does it fit, with which batch size, and what would fit if not."""
 
+import itertools
 import logging
 import os
 import sys
@@ -54,6 +55,9 @@ log = logging.getLogger(__name__)
 MODELS_OFFERED = 3  # suggested if a model does not fit
 MOST_TOKENS = 65536  # in a batch of prompts: a GPU gets no faster with more
 MOST_TOKENS_ON_CPU = 8192  # the same on a CPU
+# parameters times tokens of a training batch: beyond this, a larger batch only adds padding, and a
+# step takes up to twice as long (LOG.md)
+MOST_WORK_ON_CPU = 2 * 10**10
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Plan:
     processes: int
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
+    gradient_checkpointing: bool
     predicted: MemoryEstimate
 
     def record(self) -> dict[str, object]:
@@ -133,7 +138,7 @@ def make_settings(
     held, gathered = held_and_gathered_layers(sharding, device_type, count)
     settings = ComputeSettings(
         quantization=model_file.quantization,
-        gradient_checkpointing=model_file.gradient_checkpointing,
+        gradient_checkpointing=bool(model_file.gradient_checkpointing),
         adapter=Adapter(
             sft.lora.r,
             sft.lora.target_modules,
@@ -145,6 +150,7 @@ def make_settings(
         held_share=held,
         gathered_layers=gathered,
         ddp=count > 1 and sharding is None,
+        optional_checkpointing=model_file.gradient_checkpointing == "auto" and sharding is None,
     )
     return _repeatable(settings) if device_type == "cuda" and wants_determinism() else settings
 
@@ -261,10 +267,11 @@ def plan_training(
     found = choose_batch_size(sizes, settings, longest, choices, free)
     if isinstance(found, Misfit):
         raise InputError("\n".join(describe_training_misfit(found)))
-    rows, predicted = found
+    rows, chosen, predicted = found
     count = processes().num_processes
     steps = params.effective_batch_size // rows // count
-    return Plan(device_name(device), free, count, rows, steps, predicted)
+    checkpointing = chosen.gradient_checkpointing
+    return Plan(device_name(device), free, count, rows, steps, checkpointing, predicted)
 
 
 def choose_batch_size(
@@ -273,15 +280,23 @@ def choose_batch_size(
     longest: LongestLengths,
     choices: Sequence[int],
     free: int,
-) -> tuple[int, MemoryEstimate] | Misfit:
+) -> tuple[int, ComputeSettings, MemoryEstimate] | Misfit:
     """Choose the first batch size whose training step fits, or list what would fit if none does.
 
-    `choices` are the batch sizes, largest first. Returns the batch size with its prediction.
+    `choices` are the batch sizes, largest first; a CPU takes only those that may pay. Returns the
+    batch size, the settings with or without gradient checkpointing (which gives the same adapter,
+    but takes longer), and the prediction.
     """
-    for rows in choices:
-        predicted = predict_training(sizes, settings, rows, longest.length, longest.answer)
+    if settings.device_type == "cpu":
+        work = (sizes.linear + sizes.other) * longest.length * (2 if settings.pairs else 1)
+        choices = [rows for rows in choices if rows * work <= MOST_WORK_ON_CPU] or choices[-1:]
+    ways = [settings]
+    if settings.optional_checkpointing:
+        ways.insert(0, replace(settings, gradient_checkpointing=False))
+    for rows, way in itertools.product(choices, ways):
+        predicted = predict_training(sizes, way, rows, longest.length, longest.answer)
         if fits(predicted, free):
-            return rows, predicted
+            return rows, way, predicted
     alternatives = [
         alternative
         for alternative in _training_alternatives(sizes, settings, longest, rows, free)
@@ -333,7 +348,7 @@ def _training_alternatives(
         changed = replace(
             settings,
             quantization=model_file.quantization,
-            gradient_checkpointing=model_file.gradient_checkpointing,
+            gradient_checkpointing=bool(model_file.gradient_checkpointing),
         )
         if fits(predicted := need(other, changed), free) and offered < MODELS_OFFERED:
             offered += 1
