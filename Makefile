@@ -95,6 +95,7 @@ environment: $(READY)  ## build .venv only
 $(READY): pyproject.toml requirements.lock
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or newer, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old; Python 3.11 or newer is needed: make PYTHON=python3.12" >&2; exit 1; }
+	@test ! -L $(VENV) || { echo "error: $(VENV) is a link to $$(readlink $(VENV)), and building would empty that folder; remove the link first: rm $(VENV)" >&2; exit 1; }
 	@echo "building $(VENV): two to four minutes and 2.5 GB"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
