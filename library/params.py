@@ -23,6 +23,7 @@ from ruamel.yaml.error import YAMLError
 from library.errors import InputError
 from library.paths import MODELS_DIR, PARAMS_PATH, model_path
 from library.records import BASELINES, DPO, FEW_SHOT, SYSTEMS, THINKING
+from library.validation import find_problems
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -590,17 +591,10 @@ def validate_values(section: type[S], values: Mapping[str, Any], path: Path) -> 
         return section.model_validate(values)
     except ValidationError as error:
         problems = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"]))
-            where = f"{path}: {key}" if key else str(path)
-            if problem["type"] == "extra_forbidden":
-                problems.append(f"{where}: unknown parameter")
-            elif problem["type"] == "missing":
-                problems.append(f"{where}: missing")
-            else:
-                said = problem["msg"].removeprefix("Value error, ")  # of a check of our own
-                got = "" if said != problem["msg"] else f", got {problem['input']!r}"
-                problems.append(f"{where}: {said}{got}")
+        for problem in find_problems(error, section):
+            where = f"{path}: {problem.key}" if problem.key else str(path)
+            command = problem.command() if path.name == PARAMS_PATH.name else ""
+            problems.append(f"{where}: {problem.describe()}{command}")
         raise InputError("\n".join(problems)) from error
 
 
@@ -624,8 +618,9 @@ def read_values(path: Path = PARAMS_PATH) -> dict[str, Any]:
     values = read_yaml(path)
     for section, name in MODEL_DEFAULTS:
         group, model = values.get(section), values.get("model")
-        if isinstance(group, dict) and group.get(name, ...) is None and isinstance(model, str):
-            group[name] = getattr(load_model_file(model, path.parent / MODELS_DIR), name)
+        # a model's name that is no text, such as 3, is looked for, too
+        if isinstance(group, dict) and group.get(name, ...) is None and "model" in values:
+            group[name] = getattr(load_model_file(str(model), path.parent / MODELS_DIR), name)
     return values
 
 

@@ -158,7 +158,7 @@ def test_by_default_the_adapter_and_its_config_are_plain_lora(formatted):
         ({"use_dora": True, "init_lora_weights": "pissa"}, r"sft\.lora: use_dora: true and init_l"),
         ({"use_dora": True, "lora_dropout": 0.1}, r"sft\.lora: use_dora: true with lora_dropout"),
         ({"modules_to_save": ["lm_head"]}, r"sft\.lora: modules_to_save is not offered: .* or rai"),
-        ({"use_rslora": "yes"}, r"sft\.lora\.use_rslora: .*boolean"),
+        ({"use_rslora": "yes"}, r"sft\.lora\.use_rslora: .*true or false, got 'yes'"),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(project, variant, message):

@@ -426,11 +426,11 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
         ),
         (
             {"sft.lora.r": {"type": "choice", "values": [8, 0]}},
-            r"parameters\.sft\.lora\.r: .*greater than or equal to 1, got 0",
+            r"parameters\.sft\.lora\.r: expected an integer of at least 1, got 0$",
         ),
         (
             {"sft.lora.r": {"type": "float", "low": 1.5, "high": 2.5, "log": False}},
-            r"sft\.lora\.r: .*integer, got 1\.5",
+            r"sft\.lora\.r: .*integer of at least 1, got 1\.5",
         ),
         (
             {"sft.learning_rate": {"type": "float", "low": 1e-2, "high": 1e-3, "log": True}},
@@ -442,7 +442,7 @@ def test_two_sweeps_share_no_workspace_an_interrupt_puts_it_back_and_work_since_
         ),
         (
             {"sft.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-3}},
-            r"learning_rate\.float\.log: missing",
+            r"learning_rate\.log: missing, expected true or false",
         ),
         (
             {"sft.learning_rate": {"type": "floot", "values": [1]}},

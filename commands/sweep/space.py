@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from library.errors import InputError
 from library.params import Count, Params, Section, Seed, load_model_file, read_values, validate
 from library.paths import prompt_path
+from library.validation import find_problems
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ def _check_value(params: Mapping[str, Any], name: str, value: Any) -> str | None
     except (KeyError, TypeError):
         return "unknown parameter"
     except ValidationError as error:
-        problem = error.errors()[0]
-        return f"{problem['msg']}, got {value!r}"
+        return find_problems(error, Params)[0].describe()
     except InputError as error:
         return str(error).removeprefix("params.yaml: model: ")
     if name == "format.prompt" and not prompt_path(str(value)).is_file():

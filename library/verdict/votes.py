@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from library.errors import InputError
 from library.params import EvaluateParams
 from library.records import ScoredRow
+from library.validation import find_problems
 from library.verdict.statistics import Comparison, compare
 
 Answer = Literal["x", "y"]
@@ -41,10 +42,10 @@ class Strict(BaseModel):
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            first = find_problems(error, cls)[0]
+            where = f"{first.key}: " if first.key else ""
             raise InputError(
-                f"{path}: not a file that {writer}: {where}{': ' if where else ''}{first['msg']}"
+                f"{path}: not a file that {writer}: {where}{first.describe()}"
             ) from error
 
 
