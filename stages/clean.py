@@ -13,10 +13,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.corpus.cleaning import FEATURES, clean_row, find_rejected
-from library.corpus.rows import check_rejected_share
+from library.corpus.rows import advise_on_contexts, check_rejected_share
 from library.corpus.shapes import UNANSWERABLE
-from library.corpus.table import map_table, read_table
+from library.corpus.table import log_several_wrong, map_table, read_table
 from library.entry import run_main
+from library.errors import InputError
 from library.files import open_atomic, to_line, write_json, write_jsonl
 from library.params import load_params
 from library.paths import CLEAN_DIR, CLEAN_ROWS_PATH, CLEANING_PATH
@@ -36,6 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="clean-", ignore_cleanup_errors=True) as cache:
         shape, raw = read_table(path, params.data, params.clean.nothing, Path(cache))
         log.info("%s: %s", path, shape.describe())
+        log_several_wrong(sum(number > 1 for number in raw["wrong"]))
         table = map_table(raw, clean_row, FEATURES, rules=rules, columns=shape.columns)
         problems, contradictions = find_rejected(
             table.remove_columns(["line", "changes", "counts"]),
@@ -54,11 +56,14 @@ def main() -> None:
         if len(rejected) > SHOWN_REJECTED:
             log.info("%d rows rejected in all: data/clean/rejected.jsonl lists them", len(rejected))
         write_jsonl(CLEAN_DIR / "rejected.jsonl", rejected)
-        check_rejected_share(
-            [record for record in rejected if record["reason"] != UNANSWERABLE],
-            len(table) - unanswerable,
-            params.clean.max_rejected_share,
-        )
+        try:
+            check_rejected_share(
+                [record for record in rejected if record["reason"] != UNANSWERABLE],
+                len(table) - unanswerable,
+                params.clean.max_rejected_share,
+            )
+        except InputError as error:
+            raise InputError(f"{error}{advise_on_contexts(shape, raw['anchor'])}") from error
         changed: Counter[str] = Counter()
         with_negative = 0
         with (

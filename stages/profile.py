@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from library.corpus.profiling import count_defects, describe_lengths, describe_rows, forecast_window
 from library.corpus.rows import FIELDS
-from library.corpus.table import map_table, read_table
+from library.corpus.table import log_several_wrong, map_table, read_table
 from library.entry import run_main
 from library.files import write_json, write_text
 from library.llm.architectures import count_positions
@@ -104,6 +104,7 @@ def main() -> None:
             rows=shown,
         )
     )
+    log_several_wrong(profile.get("several_wrong", 0))
     page_path = Path("reports/profile.html")
     write_text(page_path, page)
     log.info(

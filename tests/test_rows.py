@@ -113,7 +113,7 @@ BAD_FILES = [
     (
         "rows.json",
         b'{"q": "a"}',
-        "or an object with one under data, got dict",
+        "or an object with one under a key, got dict",
     ),
     ("rows.json", b'["\xff"]', r"rows\.json:1: not UTF-8: byte 0xff"),
     ("rows.jsonl", b'{"q": "a"}\n{"q": "\xff"}', r"rows\.jsonl:2: not UTF-8"),
@@ -137,7 +137,11 @@ BAD_FILES = [
     ("rows.parquet", b"PAR1 not really", "not Parquet"),
     ("rows.json.gz", b"not gzip", "not a complete gzip file"),
     ("rows.json.gz", gzip.compress(b"[]", mtime=0)[:-6], "not a complete gzip file"),
-    ("rows.txt", b"", r"expected a file that ends in \.json, \.jsonl, \.csv, \.tsv, \.parquet"),
+    (
+        "rows.txt",
+        b"",
+        r"ends in \.json, \.jsonl, \.ndjson, \.csv, \.tsv, \.parquet.*; name it \.csv",
+    ),
 ]
 
 
@@ -197,7 +201,7 @@ def test_an_object_that_names_a_key_twice_is_a_row_that_cannot_be_used(tmp_path,
     path.write_text(f"[{twice}, {once}]" if suffix == ".json" else f"{twice}\n{once}\n")
     first, second = read_raw(path, DATA)
     assert find_problem(first, SHAPE, []) == '"good" stands in the object twice'
-    assert find_problem(second, SHAPE, []) == '"bad" is of type dict, expected a text'
+    assert find_problem(second, SHAPE, []) == '"bad" is an object with x, expected a text'
 
 
 def test_a_byte_order_mark_and_a_column_too_many_are_seen(tmp_path):
@@ -205,7 +209,9 @@ def test_a_byte_order_mark_and_a_column_too_many_are_seen(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfcontext,q,good,bad\na,b,c,d\na,b,c,d,e\na,b,,d\n")
     rows = list(read_raw(path, DATA))
     assert rows[0].fields == {"anchor": "a", "query": "b", "positive": ["c"], "negative": "d"}
-    assert rows[1].problem == "more cells than the header has columns"
+    assert rows[1].problem == (
+        "5 cells, but the header has 4 columns; a cell that contains commas needs quotes"
+    )
     assert find_problem(rows[2], SHAPE, []) == '"good" is missing'
 
 

@@ -352,8 +352,8 @@ def test_squads_answers_can_be_plain_texts_or_both(tmp_path):
     assert problems == [UNANSWERABLE, None, None, None]
     mixed = row | {"answers": [answer("R."), "S."]}
     assert "expected a text" in read(tmp_path / "rows.json", [mixed])[2][0]
-    written = row | {"answers": "{'text': ['R.'], 'answer_start': [0]}"}
-    assert "is an object written as text" in read(tmp_path / "rows.json", [written])[2][0]
+    cut = [row | {"answers": text} for text in ("{'text': ['R.'], 'answer_start': [0]}", "{'text'")]
+    assert "is an object written as text" in read(tmp_path / "rows.json", cut)[2][1]
 
 
 @pytest.mark.parametrize(

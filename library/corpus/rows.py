@@ -18,12 +18,14 @@ NOTHING = "a text for nothing (clean.nothing)"
 class RawRow:
     """A row as the file has it: its place, its fields under our names, and its problem, if any.
 
-    The fields are those of `shapes.read_record`.
+    The fields are those of `shapes.read_record`. `wrong` is the number of wrong answers that the
+    file has for it; the first one counts.
     """
 
     place: str
     fields: dict[str, Any]
     problem: str | None = None
+    wrong: int = 0
 
 
 def find_problem(row: RawRow, shape: Shape, nothing: Collection[str]) -> str | None:
@@ -72,6 +74,29 @@ def check_rejected_share(rejected: Sequence[Mapping[str, Any]], total: int, limi
             f"{len(rejected)} of {total} rows cannot be used, which is more than "
             f"clean.max_rejected_share ({limit:g}) allows; the first ones:{examples}"
         )
+
+
+def advise_on_contexts(shape: Shape, contexts: Iterable[str | None]) -> str:
+    """What to do about rows without a context where others have one; empty if there are none."""
+    if shape.anchor is None or shape.bare:
+        return ""
+    without = total = 0
+    for context in contexts:
+        total += 1
+        without += not (context or "").strip()
+    if not without:
+        return ""
+    if without == total:
+        return (
+            f'\nNo row has a context in "{shape.anchor}". If there is none:\n'
+            "  dvc exp run -S data.columns.anchor=null"
+        )
+    return (
+        f'\n{without} of the {total} rows have no context in "{shape.anchor}". Fill it in, or '
+        "leave these rows out. If they are to be asked without one, name the columns instruction "
+        "(the question), input (the context) and output (the right answer), as in Alpaca, and "
+        "leave data.columns as it is: there, a context is optional."
+    )
 
 
 def row_id(fields: Mapping[str, Any]) -> str:

@@ -48,7 +48,7 @@ class Shape:
 
     `anchor`, `negative` and `turns` are None if there is none. `turns` names a conversation that
     holds question and answer. If `bare`, a row without context is usable. `unread` are the first
-    record's other columns.
+    record's other columns, `packed` those that hold lists or objects written as text.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Shape:
     turns: str | None = None
     bare: bool = False
     unread: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
 
     @property
     def columns(self) -> dict[str, str | None]:
@@ -73,7 +74,9 @@ class Shape:
 
     def describe(self) -> str:
         """The shape in words: the column of each field, and the columns that are not read."""
-        unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
+        packed = [name for name in self.packed if name not in self.unread]
+        unread = f"; lists written as text: {', '.join(packed)}" if packed else ""
+        unread += f"; not read: {', '.join(self.unread)}" if self.unread else ""
         if self.turns is not None:
             context = f"{self.anchor}, or part" if self.anchor else "part"
             wrong = f", wrong answer = the last turn of {REJECTED}" * (self.turns == CHOSEN)
@@ -226,6 +229,14 @@ def read_record(record: Mapping[Any, Any], shape: Shape) -> dict[str, Any]:
     return fields
 
 
+def count_wrong(record: Mapping[Any, Any], shape: Shape) -> int:
+    """How many wrong answers a record has, if they are a list."""
+    value = MISSING if shape.negative is None else look_up(record, shape.negative)
+    if not isinstance(value, list) or _is_conversation(value):
+        return 0
+    return sum(part is not None and str(part).strip() != "" for part in value)
+
+
 def _read_value(value: Any, field: str, column: str) -> Any:
     """A value as text: right answers as a list without repetitions, a context's parts as one text.
 
@@ -233,6 +244,8 @@ def _read_value(value: Any, field: str, column: str) -> Any:
     """
     if field == "negative" and _is_conversation(value):  # the last turn, by the assistant
         value = value[-1].get("content", value[-1].get("value"))
+    if field == "anchor":
+        value = _flatten_context(value)
     if isinstance(value, list):
         parts = [_to_text(part, column) for part in value]
         if field == "positive":
@@ -240,14 +253,48 @@ def _read_value(value: Any, field: str, column: str) -> Any:
         if field == "anchor" and None not in parts:
             return "\n\n".join(parts)
         if field == "negative":
-            return parts[0] if parts else None
+            return next((part for part in parts if part is not None and part.strip()), None)
         raise UnusableError(f'"{column}" is a list of {len(value)}, expected one text')
     text = _to_text(value, column)
     return [text] if field == "positive" and text is not None else text
 
 
+def _flatten_context(value: Any) -> Any:
+    """A context of several documents as a list of texts: each one a title and its sentences, as
+    HotpotQA has them, or sentences alone. Anything else stays as it is.
+    """
+    if isinstance(value, Mapping):
+        titles = value.get("title")
+        texts = next((value[key] for key in ("sentences", "content") if key in value), None)
+        if isinstance(titles, list) and isinstance(texts, list) and len(titles) == len(texts):
+            value = [list(pair) for pair in zip(titles, texts, strict=True)]
+    if not isinstance(value, list):
+        return value
+    return [_join_document(part) if isinstance(part, list) else part for part in value]
+
+
+def _join_document(parts: list[Any]) -> Any:
+    match parts:
+        case [str(title), [*sentences]] if all(isinstance(part, str) for part in sentences):
+            return f"{title}\n{_join_sentences(sentences)}"
+        case [*sentences] if all(isinstance(part, str) for part in sentences):
+            return _join_sentences(sentences)
+    return parts
+
+
+def _join_sentences(sentences: Sequence[str]) -> str:
+    return " ".join(part.strip() for part in sentences)
+
+
 def _to_text(value: Any, column: str) -> Any:
-    """A text as it is; a number, boolean or date as JSON or ISO 8601 writes it."""
+    """A text as it is, or its bytes, decoded; a number, boolean or date as JSON or ISO 8601 writes
+    it.
+    """
+    if isinstance(value, bytes):  # of Parquet by a writer that marks no texts
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise UnusableError(f'"{column}" holds bytes that are not UTF-8') from error
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float) and math.isnan(value):
@@ -258,6 +305,11 @@ def _to_text(value: Any, column: str) -> Any:
         return str(value)
     if isinstance(value, date | datetime | time):
         return value.isoformat()
+    if isinstance(value, Mapping):
+        path = _text_path({column: value}, column)
+        hint = f"; its text may be {path}" if path != column else ""
+        named = ", ".join(name for name in value if isinstance(name, str))
+        raise UnusableError(f'"{column}" is an object with {named}, expected a text{hint}')
     raise UnusableError(f'"{column}" is of type {type(value).__name__}, expected a text')
 
 
@@ -323,7 +375,7 @@ def _text_path(record: Mapping[Any, Any], name: str) -> str:
 
 def _holds_text(value: Any) -> bool:
     return isinstance(value, str) or (
-        isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
+        isinstance(value, list) and bool(value) and all(map(_holds_text, value))
     )
 
 

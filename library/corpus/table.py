@@ -3,6 +3,7 @@ processes.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,6 +19,8 @@ from library.corpus.rows import FIELDS, LISTS, RawRow, find_problem, keep_texts
 from library.corpus.shapes import Shape, is_text
 from library.params import DataParams
 
+log = logging.getLogger(__name__)
+
 # Rows for which a further process pays off, and rows in memory at once.
 ROWS_PER_PROCESS, ROWS_IN_MEMORY = 1000, 50
 TEXTS = {field: Value("large_string") for field in (*FIELDS, *LISTS)}
@@ -25,7 +28,7 @@ TEXTS = {field: Value("large_string") for field in (*FIELDS, *LISTS)}
 
 def _generate(
     raw: Iterator[RawRow], shape: Shape, nothing: Collection[str]
-) -> Iterator[dict[str, str | None]]:
+) -> Iterator[dict[str, Any]]:
     for row in raw:
         problem = find_problem(row, shape, nothing)
         texts = {
@@ -40,6 +43,7 @@ def _generate(
         yield {
             "place": row.place,
             "problem": problem,
+            "wrong": row.wrong,
             **texts,
             "also_right": _to_json(right[1:]),
             "turns": _to_json(row.fields.get("turns")),
@@ -59,13 +63,16 @@ def read_table(
     """The shape of a file, and a table of its rows with `place`, `problem` and the texts.
 
     Fields without a text are null; of several right answers the first is `positive`. A negative
-    that counts as empty is in `dropped`. Raises what `open_raw` raises.
+    that counts as empty is in `dropped`, `wrong` is how many of them the file has in a list. Raises
+    what `open_raw` raises.
 
     The table lies in `cache_dir`, which must outlive it.
     """
     disable_progress_bars()
     names = ("place", "problem", "dropped")
-    schema = Features({**dict.fromkeys(names, Value("string")), **TEXTS}).arrow_schema
+    schema = Features(
+        {**dict.fromkeys(names, Value("string")), "wrong": Value("int64"), **TEXTS}
+    ).arrow_schema
     shape, raw = open_raw(path, data)
     rows = _generate(raw, shape, nothing)
     with (
@@ -75,6 +82,15 @@ def read_table(
         while batch := list(islice(rows, ROWS_IN_MEMORY)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
     return shape, Dataset.from_file(str(cache_dir / "rows.arrow"))
+
+
+def log_several_wrong(rows: int) -> None:
+    """Log how many rows have more wrong answers than the one that is used."""
+    if rows:
+        log.info(
+            "%d row%s several wrong answers; the first of each is used, the others are not",
+            *(rows, "s have" if rows > 1 else " has"),
+        )
 
 
 def map_table(
