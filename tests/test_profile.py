@@ -20,9 +20,10 @@ from test_pages import (
 from library.corpus.cleaning_rules import RULES, find_defects
 from library.corpus.near_duplicates import find_near_duplicates, sketch
 from library.corpus.profiling import describe_lengths, forecast_window
+from library.files import read_jsonl
 from library.pages.profile import histogram, show_marks
 from library.pages.rendering import plural
-from stages import base, profile
+from stages import base, clean, profile
 from standin import sample_rows
 
 
@@ -36,7 +37,7 @@ def run_profile(rows):
 
 
 def things(page):
-    """Title and value of each of the twelve."""
+    """Title and value of each thing to know."""
     return dict(re.findall(r"<h3>(.*?)</h3>\n<p class=\"value\">(.*?)</p>", page))
 
 
@@ -78,11 +79,58 @@ def test_what_rows_share_and_contradict_is_counted_with_their_places(project):
     assert metrics["swapped_pairs"] == len(shared) - 1
     assert sum(int(size) * groups for size, groups in metrics["group_sizes"].items()) == 13
     assert metrics["columns"]["query"]["missing"] == 1
-    assert len(things(page)) == 14
+    assert len(things(page)) == 16
     assert things(page)["Contradictory labels"] == "2 rows"
     assert "index 12 is index 2 again" in page
     assert re.search(r"index [345] and index 14", page)
-    assert "index 13: &#34;query&#34; is of type dict, expected a text" in page
+    assert "index 13: &#34;query&#34; is an object with a, expected a text" in page
+
+
+def test_different_right_answers_to_one_question_are_shown_and_no_row_is_lost(project):
+    rows = [{name: row[name] for name in ("anchor", "query", "positive")} for row in make_rows(12)]
+    first, second, third = rows[0], rows[2], rows[4]
+    assert len({row["anchor"] for row in (first, second, third)}) == 3
+    rows += [
+        first | {"query": f" {first['query'].upper()}", "positive": "It is <b>blue</b>."},
+        first | {"positive": "It is red."},
+        second | {"positive": [second["positive"], "It is green."]},  # the same, and one more
+        third | {"anchor": "Another context.", "positive": "It is grey."},
+        third | {"query": third["query"] + " And why?", "positive": "It is old."},
+    ]
+    metrics, page = run_profile(rows)
+    assert metrics["disagreeing"] == {"questions": 1, "rows": 3}
+    assert metrics["contradictory"] == 0
+    assert things(page)["Same question, different right answers"] == "1 question"
+    assert "index 12: “It is &lt;b&gt;blue&lt;/b&gt;.”; index 13: “It is red.”" in page
+    clean.main()
+    assert json.loads(Path("metrics/clean.json").read_text())["kept"] == len(rows)
+
+
+def test_what_came_before_a_question_is_a_part_of_it(project):
+    def talk(before, answer):
+        said = [("user", before), ("assistant", "Yes."), ("user", "Why?"), ("assistant", answer)]
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    rows = [talk(f"Is {name} heavy?", f"Since {name} is steel.") for name in "abcdefgh"]
+    assert "disagreeing" not in run_profile(rows)[0]
+    metrics, _ = run_profile([*rows, talk("Is a heavy?", "It is solid.")])
+    assert metrics["disagreeing"] == {"questions": 1, "rows": 2}
+
+
+def test_several_wrong_answers_are_counted_and_the_first_is_used(project, caplog):
+    rows = make_rows(12)
+    wrong = rows[3]["negative"]
+    rows[3]["negative"] = ["", wrong, "Another."]
+    rows[4]["negative"] = [rows[4]["negative"]]
+    caplog.set_level("INFO")
+    metrics, page = run_profile(rows)
+    assert metrics["several_wrong"] == 1
+    assert things(page)["Several wrong answers in a row"] == "1 row"
+    assert "index 3: 2" in page
+    clean.main()
+    assert caplog.text.count("1 row has several wrong answers; the first of each is used") == 2
+    made = {row["place"]: row for row in read_jsonl(Path("data/clean/rows.jsonl"))}
+    assert made["index 3"]["negative"] == wrong
 
 
 def test_the_same_rows_give_the_same_page(project):

@@ -262,3 +262,21 @@ def find_contradictions(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
                 found.setdefault(other, row["id"])
         seen[anchor, positive, negative].append((row["id"], query))
     return found
+
+
+def find_disagreements(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """The ids of rows that ask exactly the same question of the same context and have no right
+    answer in common, in lists of two or more.
+
+    They can be alternatives or contradict each other; no negative says which. Rows are mappings
+    with id and, as keys of `hash_text`, anchor, asked (the question and the turns before it),
+    positive and also_right.
+    """
+    same: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        same[row["anchor"], row["asked"]].append(row)
+    return [
+        [row["id"] for row in found]
+        for found in same.values()
+        if not set.intersection(*({row["positive"], *row["also_right"]} for row in found))
+    ]

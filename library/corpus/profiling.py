@@ -13,6 +13,7 @@ from library.corpus.groups import (
     Ties,
     drop_instructions,
     find_contradictions,
+    find_disagreements,
     find_given_away,
     hash_text,
     list_ties,
@@ -27,6 +28,7 @@ from library.params import SplitParams
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 EXAMPLES = 3  # places that stand for all
+QUOTED = 60  # characters of a question or an answer
 
 
 def describe_lengths(lengths: "pd.Series[float]") -> dict[str, float]:
@@ -135,6 +137,9 @@ def describe_rows(
         if key in negatives
     ]
     contradictions = find_contradictions(rows.values())
+    disagreements = find_disagreements(
+        row for row in rows.values() if row["id"] not in contradictions
+    )
     pairs = pair_rows([row for row in rows.values() if row["id"] not in contradictions])
     trained = [row for row in rows.values() if split.splits[row["id"]] == "train"]
     given_away = find_given_away(trained, rows.values(), pairs)
@@ -154,7 +159,18 @@ def describe_rows(
             if one < other
         ]
 
+    def quote(text: str) -> str:
+        return f"“{text[:QUOTED]}{'…' * (len(text) > QUOTED)}”"
+
+    def answers(keys: Sequence[str]) -> str:
+        said = [f"{rows[key]['place']}: {quote(shown[rows[key]['positive']])}" for key in keys]
+        return f"{quote(rows[keys[0]]['query'])} {'; '.join(said[:EXAMPLES])}"
+
     examples |= {
+        "disagreeing": [answers(keys) for keys in disagreements],
+        "several_wrong": [
+            f"{row['place']}: {row['wrong']}" for row in rows.values() if row["wrong"] > 1
+        ],
         "shared_contexts": [", ".join(standing[:EXAMPLES]) for standing in shared],
         "positive_here_negative_there": both,
         "swapped_pairs": places(pairs),
@@ -165,7 +181,7 @@ def describe_rows(
             f"{first_places[one]} and {first_places[other]}" for one, other in near
         ],
     }
-    numbers = {
+    numbers: dict[str, Any] = {
         "rows": len(table),
         "unusable": len(table) - len(complete),
         "unanswerable": sum(row["problem"] == UNANSWERABLE for row in table),
@@ -194,4 +210,9 @@ def describe_rows(
         "near_duplicate_contexts": len(near),
         "longer_positive_share": round(longer / len(compared), 6) if compared else 0.0,
     }
+    if disagreements:  # written only if there are any
+        asked_again = sum(map(len, disagreements))
+        numbers["disagreeing"] = {"questions": len(disagreements), "rows": asked_again}
+    if examples["several_wrong"]:
+        numbers["several_wrong"] = len(examples["several_wrong"])
     return numbers, {name: found[:EXAMPLES] for name, found in examples.items()}

@@ -36,6 +36,8 @@ FEATURES = {
     "shown": Value("string"),  # a JSON object: the beginning of each text by its hash
     "turns": Value("string"),  # a JSON array: what was said before the question, as ties
     "compared": Value("string"),  # the hash of what the sketch is of
+    "asked": Value("string"),  # the hash of the question and what was said before it
+    "wrong": Value("int64"),  # wrong answers in a list
     "turns_tokens": Value("int64"),
     "sketch": List(Value("uint32")),
     "defects": Value("string"),  # a JSON object
@@ -86,6 +88,8 @@ def measure_row(row: Mapping[str, Any], base_dir: Path) -> dict[str, Any]:
         "shown": json.dumps({hash_text(text): text[:SHOWN_CHARACTERS] for text in texts if text}),
         "turns": json.dumps(tie_asked(said, row["query"] or "")),
         "compared": hash_text(compared),
+        "asked": hash_text("\n".join((turns, row["query"] or ""))),
+        "wrong": row["wrong"],
         "turns_tokens": _measure(turns, base_dir, False)["tokens"] if turns else 0,
         "sketch": _measure(compared, base_dir, True)["sketch"] if compared else [],
         "defects": json.dumps({field: numbers["defects"] for field, numbers in measured.items()}),

@@ -1,4 +1,4 @@
-"""The page about the raw rows: fourteen things to know before training, then the numbers."""
+"""The page about the raw rows: sixteen things to know before training, then the numbers."""
 
 import re
 import unicodedata
@@ -38,7 +38,7 @@ def list_insights(
     rules: Sequence[str],
     defects: Sequence[str],
 ) -> list[Insight]:
-    """The fourteen things, those that call for a decision first.
+    """The sixteen things, those that call for a decision first.
 
     `rules` are the cleaning rules that are on.
     """
@@ -51,6 +51,8 @@ def list_insights(
         for name, split in profile["splits"].items()
         if name != "train"
     )
+    disagreeing = profile.get("disagreeing", {"questions": 0, "rows": 0})
+    several_wrong = profile.get("several_wrong", 0)
     found = sum(counts[rule] for counts in profile["defects"].values() for rule in rules)
     things = [
         Insight(
@@ -106,6 +108,24 @@ def list_insights(
             "swapped: one of the two must be mislabelled. They are flagged, never repaired; "
             "clean.on_contradiction: drop leaves them out.",
             examples["contradictory"],
+        ),
+        Insight(
+            "Same question, different right answers",
+            plural(disagreeing["questions"], "question"),
+            disagreeing["questions"] > 0,
+            f"{plural(disagreeing['rows'], 'row')} ask what another row asks of the same context, "
+            "and no right answer is common to them. If all of these are right, put them into one "
+            "row as a list: an answer is then scored against the one it is most like. If only one "
+            "is, delete the others. Clean keeps every row, and each is trained on or scored with "
+            "its own answer alone.",
+            examples["disagreeing"],
+        ),
+        Insight(
+            "Several wrong answers in a row",
+            plural(several_wrong, "row"),
+            several_wrong > 0,
+            "The first wrong answer of a list is used, the others are not. Put the hardest first.",
+            examples["several_wrong"],
         ),
         Insight(
             "Contexts that are nearly the same",
