@@ -1,18 +1,19 @@
 """Tokens a second of training, scoring and generation: this repository, a plain TRL script, and the
 original study's recipe.
 
-    python -m benchmarks.throughput [ROWS]
+    python -m benchmarks.throughput [ROWS] [--training]
 
 After `dvc repro`: takes the base model in artifacts/base/ and the first ROWS train and test rows
 (64 where none are named), the same for all. Each way runs twice and its faster time counts; what is
-compared are ratios within one run. Writes benchmarks/throughput.json, a record for each
-`format.max_length`.
+compared are ratios within one run. Writes benchmarks/throughput.json, a record for each model and
+`format.max_length`; with `--training` without answers and likelihoods.
 
 - original: every row padded to `format.max_length`, the loss on every token from logits of the
   whole vocabulary, one row at a time and four to a step, LoRA r=8 on queries and values; answers
   and likelihoods one by one.
 - trl: SFTTrainer with its defaults on the 4-bit model, and this repository's LoRA.
-- ours: the stages' own code.
+- ours: the stages' own code, with the batch size and checkpointing that sft would choose.
+- whole steps: the same in batches of `sft.effective_batch_size`, with gradient checkpointing.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from library.llm.devices import device_name, pick_device
 from library.llm.generation import generate_answers
 from library.llm.likelihoods import score_completions
 from library.llm.loading import load_model
+from library.llm.memory.planning import LongestLengths, make_settings, plan_training
 from library.llm.training import TrainingTask, build_trainer
 from library.llm.training_rows import to_dataset
 from library.params import load_model_file, load_params
@@ -121,17 +123,31 @@ def train_trl(rows: Sequence[Row]) -> float:
 
 
 def train_ours(rows: Sequence[Row]) -> float:
-    """Seconds of one epoch with `sft`, with one validation row."""
+    """Seconds of one epoch as sft plans it."""
+    settings = make_settings(MODEL_FILE, PARAMS.sft, pick_device().type)
+    longest = LongestLengths(
+        *(max(row[name] for row in rows) for name in ("tokens", "answer_tokens"))
+    )
+    plan = plan_training(BASE_DIR, settings, PARAMS.sft, longest)
+    return train(rows, plan.per_device_train_batch_size, plan.gradient_checkpointing)
+
+
+def train_whole_steps(rows: Sequence[Row]) -> float:
+    """Seconds of one epoch with each optimizer step in one batch, with gradient checkpointing."""
+    return train(rows, PARAMS.sft.effective_batch_size, True)
+
+
+def train(rows: Sequence[Row], per_device: int, checkpointing: bool) -> float:
+    """Seconds of one epoch with this repository's trainer, with one validation row."""
     with tempfile.TemporaryDirectory() as folder:
         sft = PARAMS.sft.model_copy(update={"num_train_epochs": 1.0})
-        per_device = sft.effective_batch_size if pick_device().type == "cpu" else 1
         task = TrainingTask(
             tokenizer=TOKENIZER,
             train=rows,
             validation=rows[:1],
             params=sft,
             max_length=PARAMS.format.max_length,
-            gradient_checkpointing=MODEL_FILE.gradient_checkpointing,
+            gradient_checkpointing=checkpointing,
             output_dir=Path(folder),
         )
         trainer = build_trainer(load(), task, per_device)
@@ -176,30 +192,9 @@ def fastest(run: Callable[[], Any]) -> tuple[float, Any]:
     return min(seconds), result
 
 
-def main() -> None:
-    """Run every way and write the record."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("rows", type=int, nargs="?", default=64)
-    count = parser.parse_args().rows
-    train, test = (
-        list(read_jsonl(Path(f"data/formatted/{name}.jsonl")))[:count] for name in ("train", "test")
-    )
-    answer_tokens = sum(row["answer_tokens"] for row in train)
-    record: dict[str, Any] = {
-        "rows": {"train": len(train), "test": len(test)},
-        "answer_tokens": answer_tokens,
-    }
-
-    training = {}
-    for name, way in (("original", train_original), ("trl", train_trl), ("ours", train_ours)):
-        seconds = min(way(train), way(train))
-        training[name] = {
-            "seconds": round(seconds, 2),
-            "answer_tokens_per_second": round(answer_tokens / seconds, 1),
-        }
-        print("training", name, training[name], flush=True)
-    record["training"] = training
-
+def measure_answering(test: Sequence[Any]) -> dict[str, Any]:
+    """Generation and scoring, one by one and batched."""
+    record: dict[str, Any] = {}
     model = load()
     prompts = [prompt_ids(TOKENIZER, row["messages"]) for row in test]
     seconds, lengths = fastest(lambda: answer_one_by_one(model, prompts))
@@ -244,6 +239,42 @@ def main() -> None:
         "times_as_fast": round(seconds / batched, 2),
     }
     print("scoring", record["scoring"], flush=True)
+    return record
+
+
+def main() -> None:
+    """Run every way and write the record."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", type=int, nargs="?", default=64)
+    parser.add_argument("--training", action="store_true", help="measure training only")
+    options = parser.parse_args()
+    count = options.rows
+    train, test = (
+        list(read_jsonl(Path(f"data/formatted/{name}.jsonl")))[:count] for name in ("train", "test")
+    )
+    answer_tokens = sum(row["answer_tokens"] for row in train)
+    record: dict[str, Any] = {
+        "rows": {"train": len(train), "test": len(test)},
+        "answer_tokens": answer_tokens,
+    }
+
+    training = {}
+    ways = {
+        "original": train_original,
+        "trl": train_trl,
+        "ours": train_ours,
+        "whole steps": train_whole_steps,
+    }
+    for name, way in ways.items():
+        seconds = min(way(train), way(train))
+        training[name] = {
+            "seconds": round(seconds, 2),
+            "answer_tokens_per_second": round(answer_tokens / seconds, 1),
+        }
+        print("training", name, training[name], flush=True)
+    record["training"] = training
+    if not options.training:
+        record |= measure_answering(test)
 
     record["answer_tokens_against_trl"] = round(
         training["trl"]["seconds"] / training["ours"]["seconds"], 2
@@ -262,7 +293,7 @@ def main() -> None:
     }
     path = Path("benchmarks/throughput.json")
     known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, known | {f"max_length {PARAMS.format.max_length}": record})
+    write_json(path, known | {f"{PARAMS.model}, max_length {PARAMS.format.max_length}": record})
     print(
         json.dumps(
             {key: value for key, value in record.items() if key.startswith("answer_tokens_against")}
