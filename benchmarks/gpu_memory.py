@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
@@ -43,6 +42,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from library.files import write_text
+from library.llm.devices import lacks_bfloat16, pick_dtype
 from library.llm.memory.formula import (
     SCORING_HEAD_BYTES,
     Adapter,
@@ -62,6 +63,7 @@ from library.llm.memory.measuring import (
 )
 from library.llm.sharding import held_and_gathered_layers, shard_layers
 from library.units import GIB, gib
+from library.versions import package_versions
 
 ROOT = Path(__file__).parent.parent
 LIMIT_GIB = 3.45  # free on a card of 4 GB that also drives a display
@@ -183,18 +185,6 @@ def predict(case: Case, device_type: str = "cuda") -> MemoryEstimate | None:
 # them.
 
 
-def lacks_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU has no bfloat16 of its own: compute capability below 8.0."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
-
-
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """As library.llm.loading does."""
-    if device.type == "cpu":
-        return torch.float32
-    return torch.float16 if lacks_bfloat16(device) else torch.bfloat16
-
-
 def build_model(
     config: PreTrainedConfig,
     device: torch.device,
@@ -207,13 +197,13 @@ def build_model(
     What is quantized is a view into one short run of random numbers, so that a large model takes
     little of the host's memory.
     """
-    from bitsandbytes.nn import Linear4bit
-    from transformers import BitsAndBytesConfig, GenerationConfig
-    from transformers.integrations import sdpa_attention
+    from transformers import GenerationConfig
 
-    if lacks_bfloat16(device):  # or they would compute all scores at once
-        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
+    from library.llm.patches import repeat_key_value_heads
+    from library.llm.quantizing import keep_weights_unpacked, nf4_config
 
+    if lacks_bfloat16(device):
+        repeat_key_value_heads()
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
@@ -231,25 +221,16 @@ def build_model(
             weights[name] = torch.ones(shapes[name], dtype=dtype)
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             weights[name] = weights[name].contiguous()
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=storage,
-    )
     model: PreTrainedModel = kind.from_pretrained(
         None,
         config=config,
         state_dict=weights,
         dtype=dtype,
-        quantization_config=quantization,
+        quantization_config=nf4_config(dtype, storage),
         device_map={"": device},
         attn_implementation="sdpa",
     )
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    keep_weights_unpacked(model)
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # no token ends it
     return model
 
@@ -277,6 +258,8 @@ def make_trainer(
     from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
+    from library.llm.patches import keep_adapter_in_float32, mark_as_sharded
+
     disable_progress_bars()
     # for padding alone: the rows are tokens already
     words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
@@ -302,12 +285,11 @@ def make_trainer(
             use_dora=use_dora,
         ),
     )
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    keep_adapter_in_float32(trainer.model)
     if device is not None:
         os.environ["FSDP"] = "offload"
-        trainer.is_distributed_loading_by_transformers = shard_layers(trainer.model, device)
+        shard_layers(trainer.model, device)
+        mark_as_sharded(trainer)
     return trainer
 
 
@@ -581,7 +563,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     names = ("torch", "transformers", "peft", "bitsandbytes", "trl")
     machine: dict[str, Any] = {
         "device": "CPU",
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": package_versions(names),
     }
     if device.type != "cuda":
         return machine
@@ -731,13 +713,6 @@ def run_case(case: Case, device_type: str) -> dict[str, Any]:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """What was measured so far."""
     return json.loads(path.read_text()) if path.exists() else []
-
-
-def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write all at once: a run that is cut off leaves the file as it was or as it should be."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(records, indent=2) + "\n")
-    part.replace(path)
 
 
 # Tables
@@ -952,7 +927,7 @@ def main() -> None:
         record = run_case(case, options.device)
         tried.add(case)
         records = [*(other for other in records if key(other) != case), record]
-        write_records(options.out, records)
+        write_text(options.out, json.dumps(records, indent=2) + "\n")
         peak = f", {gib(record['measured_bytes'])}" if "measured_bytes" in record else ""
         expected = (
             f", {gib(record['predicted_bytes'])} predicted" if "predicted_bytes" in record else ""
