@@ -1,13 +1,12 @@
 """Merge a fine-tuned model into one folder that needs no adapter."""
 
-import json
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from library.files import write_json
+from library.files import read_json, write_json
 from library.llm.chat_template import load_tokenizer
 from library.llm.loading import check_artifacts, greedy_config
 from library.llm.manifest import check_manifest, find_model_folder
@@ -18,10 +17,10 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, folder: Path) -> None:
 
     The base is loaded as published, not quantized, and in float32, so that sums are rounded only
     once, at the end. That takes four bytes of main memory per parameter. Raises InputError as
-    `check_made` does, or if files changed.
+    `check_artifacts` does, or if files changed.
     """
     check_artifacts(base_dir, adapter_dir)
-    manifest = json.loads((base_dir / "manifest.json").read_text())
+    manifest = read_json(base_dir / "manifest.json")
     source = find_model_folder(manifest["source"])
     check_manifest(manifest, source)
     tokenizer = load_tokenizer(base_dir)
@@ -36,7 +35,7 @@ def merge_adapter(base_dir: Path, adapter_dir: Path, folder: Path) -> None:
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # drop settings from how the tokenizer was loaded here
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = read_json(folder / "tokenizer_config.json")
     write_json(
         folder / "tokenizer_config.json",
         {
