@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.doctor.finding import Finding
+from library.errors import InputError
 from library.repository.client import failure_line, run
 
 HUB_SECONDS = 3
@@ -128,10 +129,11 @@ def check_disk() -> Iterator[Finding]:
         )
 
 
-def is_reachable(url: str, seconds: float = HUB_SECONDS) -> bool:
+def is_reachable(url: str) -> bool:
     """Whether a server answers at all."""
+    request = urllib.request.Request(url, method="HEAD")
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
             return True
     except urllib.error.HTTPError:
         return True
@@ -145,7 +147,6 @@ def check_hub() -> Iterator[Finding]:
     """
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
-    from library.errors import InputError
     from library.files import read_json
     from library.llm.manifest import (
         IncompleteModelError,

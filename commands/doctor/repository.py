@@ -12,10 +12,16 @@ from itertools import islice
 from pathlib import Path
 
 from commands.doctor.finding import Finding
+from library.errors import InputError
 from library.repository.client import failure_line, read_dvc, run, run_dvc, run_git
 
 TRACKED_BY_EXPERIMENTS = (
-    *("params.yaml", "models", "dvc.lock", "metrics", "embedding/dvc.lock", "retrievers"),
+    "params.yaml",
+    "models",
+    "dvc.lock",
+    "metrics",
+    "embedding/dvc.lock",
+    "retrievers",
 )
 CONFLICT = re.compile(r"^(<<<<<<<|=======|>>>>>>>)( |$)", re.MULTILINE)
 PEEKED_ROWS = 100
@@ -102,7 +108,6 @@ def check_conflicts() -> Iterator[Finding]:
 
 def check_params() -> Iterator[Finding]:
     """Check params.yaml and the model's file: every key known, every value in range."""
-    from library.errors import InputError
     from library.params import load_model_file, load_params
 
     try:
@@ -121,7 +126,6 @@ def check_params() -> Iterator[Finding]:
 
 def _is_recomputed() -> bool:
     """Whether dvc.lock differs from HEAD's in results only."""
-    from library.errors import InputError
     from library.repository.lock import is_recomputed
     from library.repository.revisions import WORKSPACE, Revision
 
@@ -342,8 +346,8 @@ def check_queue() -> Iterator[Finding]:
     remedies = {
         "queued": "dvc queue start, or dvc queue remove --queued",
         "running": "dvc queue logs NAME, dvc queue stop --kill",
+        "failed": "dvc queue logs NAME; dvc queue remove --failed",
     }
-    remedies["failed"] = "dvc queue logs NAME; dvc queue remove --failed"
     for state, remedy in remedies.items():
         if state in tasks:
             yield Finding("note", "queue", f"{tasks.count(state)} {state}", remedy)
@@ -425,7 +429,6 @@ def check_data() -> Iterator[Finding]:
     """Check the rows of `data.path`: present, with the columns, usable, and known to git or DVC."""
     from library.corpus.reading import find_file_shape, read_raw
     from library.corpus.rows import find_problem
-    from library.errors import InputError
     from library.params import load_params
 
     params = load_params()
