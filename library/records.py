@@ -43,15 +43,6 @@ class CleanRow(TypedDict):
     contradicts: str | None
 
 
-class RejectedRow(TypedDict):
-    """A rejected row: its place and the reason."""
-
-    file: str
-    place: str
-    id: str
-    reason: str
-
-
 class FormattedRow(TypedDict):
     """A row as it is asked and trained on (data/formatted/).
 

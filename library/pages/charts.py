@@ -195,7 +195,6 @@ def plot_lines(
     number: str = ".3f",
     doubling: bool = False,
     zero: bool = True,
-    note: str = "",
 ) -> Chart:
     """Lines by name, each of points from left to right. `number` is the format of y values. With
     `doubling`, the x axis is logarithmic and every x a tick; with `zero`, the y axis starts at 0.
@@ -203,7 +202,7 @@ def plot_lines(
     """
     most = max(map(len, lines.values()))
     every = -(-most // MOST_DOTS)
-    note = _note_part(note, every, most)
+    note = _note_part("", every, most)
     lines = {name: [*line[:-1][::every], line[-1]] for name, line in lines.items()}
     names = list(lines)
     places = sorted({x for line in lines.values() for x, _ in line})
@@ -328,7 +327,6 @@ def plot_shares(
     shares: Mapping[str, Mapping[str, float]],
     label_title: str,
     value_title: str,
-    note: str = "",
 ) -> Chart:
     """Shares of a whole by label, as stacked bars from 0% to 100%."""
     names = list(dict.fromkeys(part for parts in shares.values() for part in parts))
@@ -350,7 +348,7 @@ def plot_shares(
     }
     rows = [[label, *(f"{parts[name]:.0%}" for name in names)] for label, parts in shares.items()]
     layers = [_draw("bar", encoding, stroke="var(--page)", opacity=1)]
-    return Chart(title, _spec(data, layers, 36 * len(shares)), [label_title, *names], rows, note)
+    return Chart(title, _spec(data, layers, 36 * len(shares)), [label_title, *names], rows)
 
 
 def plot_ranks(

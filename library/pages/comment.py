@@ -33,15 +33,14 @@ BARS = "▁▂▃▄▅▆▇█"
 Change = Mapping[str, Any]
 
 
-def code(text: str, characters: int = SHOWN_CHARACTERS) -> str:
-    """Text on one line as a code span, shortened to `characters`, between more backticks than it
-    has in a row.
+def code(text: str) -> str:
+    """Text on one line as a code span, shortened, between more backticks than it has in a row.
 
     Invisible characters, such as those that change the text's direction, are shown as �.
     """
     line = " ".join(text.split())
-    if len(line) > characters:
-        line = line[:characters] + " …"
+    if len(line) > SHOWN_CHARACTERS:
+        line = line[:SHOWN_CHARACTERS] + " …"
     line = "".join("�" if unicodedata.category(sign)[0] == "C" else sign for sign in line)
     if not line:
         return "(empty)"
@@ -80,14 +79,14 @@ def shortened(lines: Sequence[str], rest: str) -> list[str]:
     return [*lines[:LINES_SHOWN], f"- … and {more} more: {rest}"] if more > 0 else list(lines)
 
 
-def draw_curve(losses: Sequence[float], width: int = CURVE_WIDTH) -> str:
+def draw_curve(losses: Sequence[float]) -> str:
     """Losses as a row of bars on a logarithmic scale: on a linear one, the first losses dwarf the
     rest.
 
     If there are more losses than bars, neighbours are averaged.
     """
     values = [math.log(max(loss, 1e-6)) for loss in losses]
-    count = min(width, len(values))
+    count = min(CURVE_WIDTH, len(values))
     bounds = [index * len(values) // count for index in range(count + 1)]
     means = [sum(values[start:stop]) / (stop - start) for start, stop in pairwise(bounds)]
     low, high = min(means), max(means)

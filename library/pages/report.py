@@ -401,7 +401,6 @@ def render_html(report: Report) -> str:
         report=report,
         metrics=metrics,
         primary=primary,
-        confidence=confidence,
         titles=TITLES,
         explanations=EXPLANATIONS,
         title=title,

@@ -114,11 +114,11 @@ class Statement:
         return f"**{self.claim}**{self.detail}"
 
 
-def escape(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+def escape(text: str) -> str:
     """Text from data on one line, shortened, with Markdown and HTML escaped."""
     line = show_directions(" ".join(text.split()))
-    if len(line) > characters:
-        line = line[:characters] + " …"
+    if len(line) > SHOWN_CHARACTERS:
+        line = line[:SHOWN_CHARACTERS] + " …"
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(line, quote=False))
 
 

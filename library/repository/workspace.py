@@ -90,7 +90,7 @@ def _head() -> str:
     return read_git("rev-parse", "HEAD").strip()
 
 
-def _put_back(target: str | None = "sft") -> None:
+def _put_back(target: str | None) -> None:
     for path in _changed_files():
         kept = KEPT_DIR / "files" / path
         if kept.exists():
