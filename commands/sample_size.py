@@ -12,7 +12,8 @@ from typing import Any
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_json, read_jsonl
-from library.pages.statements import title, votes_needed, votes_needed_sentence
+from library.pages.statements import title
+from library.pages.vote_statements import votes_needed, votes_needed_sentence
 from library.params import Params, load_params
 from library.paths import EVALUATION_PATH, SCORES_PATH, SPLITS_PATH
 from library.records import SFT, SPLITS, ZEROSHOT, ScoredRow

@@ -18,7 +18,7 @@ from commands.judge import __main__ as judge
 from commands.judge import asking
 from library.errors import InputError
 from library.files import read_json, read_jsonl, write_json
-from library.pages.statements import judges_statements
+from library.pages.vote_statements import judges_statements
 from library.paths import EVALUATION_PATH, REVIEW_KEY_PATH
 from library.verdict.judges import (
     JudgeFile,

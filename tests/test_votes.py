@@ -4,7 +4,7 @@ import pytest
 from conftest import EVALUATE
 
 from library.errors import InputError
-from library.pages.statements import votes_needed, votes_statement
+from library.pages.vote_statements import votes_needed, votes_statement
 from library.params import ReviewParams
 from library.records import ScoredRow
 from library.verdict.ballot import choose_rows, make_items

@@ -21,7 +21,6 @@ from library.pages.report_charts import (
 )
 from library.pages.statements import (
     EXPLANATIONS,
-    JUDGES_NOTE,
     TITLES,
     Statement,
     certainty_statement,
@@ -30,7 +29,6 @@ from library.pages.statements import (
     escape,
     format_holm,
     format_interval,
-    judges_statements,
     leading_metrics,
     overfitting_sentence,
     render_table,
@@ -39,6 +37,10 @@ from library.pages.statements import (
     split_statement,
     system_name,
     title,
+)
+from library.pages.vote_statements import (
+    JUDGES_NOTE,
+    judges_statements,
     votes_needed,
     votes_needed_sentence,
     votes_statement,
