@@ -27,6 +27,14 @@ settings.register_profile("here", deadline=None, derandomize=True)
 settings.load_profile("here")
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# What the published templates are made of; real tokenizers have each as one token.
+MARKUP = (
+    "<|im_start|> <|im_end|> <|endoftext|> <bos> <eos> <start_of_turn> <end_of_turn> <turn|> "
+    "<|turn> <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|end|> <|user|> "
+    "<|assistant|> <|system|> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|START_RESPONSE|> "
+    "<|END_RESPONSE|> <|return|> <|start|> <|message|> <|channel|> <|User|> </s> <s> [INST] [/INST]"
+).split()
 # turned down, and without anything that takes a model
 EVALUATE = EvaluateParams(
     primary="rouge_l",
@@ -82,6 +90,42 @@ def tiny_dir(tmp_path_factory):
     # the trainer collects garbage often, each time through all that the libraries hold for good
     gc.freeze()
     return folder / "model"
+
+
+@pytest.fixture
+def tokenizer(tiny_dir):
+    """A tokenizer to which each sign of the published templates is one token."""
+    from library.llm.chat_template import load_tokenizer
+
+    loaded = load_tokenizer(tiny_dir)
+    known = loaded.get_vocab()
+    loaded.add_special_tokens(
+        {"additional_special_tokens": [mark for mark in MARKUP if mark not in known]}
+    )
+    loaded.add_tokens(["<think>", "</think>"])
+    loaded.bos_token = "<bos>"
+    return loaded
+
+
+@pytest.fixture
+def context(tmp_path):
+    """A browser with an empty profile that keeps what a page stores; every request beyond files
+    fails the test.
+    """
+    from playwright.sync_api import sync_playwright
+
+    requests = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch_persistent_context(
+            tmp_path / "browser",
+            executable_path=CHROMIUM,
+            args=["--no-sandbox"],
+            accept_downloads=True,
+        )
+        browser.on("request", lambda request: requests.append(request.url))
+        yield browser
+        browser.close()
+    assert [url for url in requests if not url.startswith(("file:", "blob:"))] == []
 
 
 def copy_code(folder):

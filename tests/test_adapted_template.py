@@ -33,13 +33,6 @@ from library.paths import ADAPTER_DIR, BASE_DIR
 from stages import base, clean, format, predict, sft, zeroshot
 
 PUBLISHED = Path(trl.__file__).parent / "chat_templates"
-# What the published templates are made of; real tokenizers have each as one token.
-MARKUP = (
-    "<|im_start|> <|im_end|> <|endoftext|> <bos> <eos> <start_of_turn> <end_of_turn> <turn|> "
-    "<|turn> <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|> <|end|> <|user|> "
-    "<|assistant|> <|system|> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|START_RESPONSE|> "
-    "<|END_RESPONSE|> <|return|> <|start|> <|message|> <|channel|> <|User|> </s> <s> [INST] [/INST]"
-).split()
 # What ends a turn, as the models' makers say it.
 ENDS = {
     "cohere": "<|END_OF_TURN_TOKEN|>",
@@ -119,19 +112,6 @@ OURS = {
         ["a turn ends in '<end_of_turn>', not '<|im_end|>'"],
     ),
 }  # fmt: skip
-
-
-@pytest.fixture
-def tokenizer(tiny_dir):
-    """A tokenizer to which each sign of the published templates is one token."""
-    loaded = load_tokenizer(tiny_dir)
-    known = loaded.get_vocab()
-    loaded.add_special_tokens(
-        {"additional_special_tokens": [mark for mark in MARKUP if mark not in known]}
-    )
-    loaded.add_tokens(["<think>", "</think>"])
-    loaded.bos_token = "<bos>"
-    return loaded
 
 
 def adapt(tokenizer, template, **kwargs):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import vl_convert
-from test_pages import HOSTILE, context, needs_browser, open_page  # noqa: F401  # context is a fixture
+from test_pages import HOSTILE, needs_browser, open_page
 
 from library.files import write_text
 from library.pages import charts
@@ -124,7 +124,7 @@ def make_page(name):
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_from_data_stays_text_in_a_chart_and_colours_are_the_pages(tmp_path, context, scheme):  # noqa: F811
+def test_text_from_data_stays_text_in_a_chart_and_colours_are_the_pages(tmp_path, context, scheme):
     write_text(tmp_path / "page.html", make_page(HOSTILE))
     page, errors = open_page(context, tmp_path / "page.html")
     page.emulate_media(color_scheme=scheme)

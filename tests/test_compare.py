@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import EVALUATE, copy_params, edit_yaml
 from ruamel.yaml import YAML
-from test_pages import HOSTILE, check_charts, context, fits, needs_browser, open_page  # noqa: F401  # context is a fixture
+from test_pages import HOSTILE, check_charts, fits, needs_browser, open_page
 
 from commands import compare
 from commands.compare import (
@@ -367,7 +367,7 @@ def test_without_results_it_says_what_to_do(experiments):
 
 @needs_browser
 @pytest.mark.parametrize("width", [1200, 390])
-def test_the_page_opens_without_requests_or_errors_and_fits_a_phone(tmp_path, context, width):  # noqa: F811
+def test_the_page_opens_without_requests_or_errors_and_fits_a_phone(tmp_path, context, width):
     runs = [
         make_run(f"run-{number}", 0.3 + 0.03 * number, **{"sft.learning_rate": 10.0**-number})
         for number in range(5)

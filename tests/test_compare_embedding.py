@@ -10,7 +10,7 @@ import pytest
 from conftest import EVALUATE, copy_params, edit_yaml
 from ruamel.yaml import YAML
 from test_compare import make_run
-from test_pages import HOSTILE, check_charts, context, fits, needs_browser, open_page  # noqa: F401  # context is a fixture
+from test_pages import HOSTILE, check_charts, fits, needs_browser, open_page
 
 from commands import compare
 from commands.compare import embedding_rows, group_runs, render_comparison
@@ -195,7 +195,7 @@ def test_a_bad_file_of_metrics_is_named(repository):
 
 @needs_browser
 @pytest.mark.parametrize("width", [1300, 390])
-def test_the_page_draws_embeddings_and_fits_a_phone(tmp_path, context, width):  # noqa: F811
+def test_the_page_draws_embeddings_and_fits_a_phone(tmp_path, context, width):
     runs = [
         make_embedding(HOSTILE, 0.8),
         make_embedding("one", 0.6, verdict=0, **{"embed.seed": 8}),

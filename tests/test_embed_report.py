@@ -12,7 +12,6 @@ from test_pages import (
     HOSTILE,
     RIGHT_TO_LEFT,
     check_charts,
-    context,  # noqa: F401
     fits,
     needs_browser,
     open_page,
@@ -270,7 +269,7 @@ def test_text_from_data_stays_text(ranked):
 
 @needs_browser
 @pytest.mark.parametrize("width", [1300, 390])
-def test_the_page_opens_without_requests_or_errors_and_fits(ranked, context, width):  # noqa: F811
+def test_the_page_opens_without_requests_or_errors_and_fits(ranked, context, width):
     ranked(hostile={1: HOSTILE, 2: RIGHT_TO_LEFT, 3: "long " * 900 + "x" * 3000})
     rankings = Path("data/rankings/sft.jsonl")
     rows = list(read_jsonl(rankings))

@@ -8,7 +8,7 @@ import pytest
 from conftest import EVALUATE, ROOT, copy_params, edit_yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pages import check_charts, context, fits, needs_browser, open_page  # noqa: F401  # context is a fixture
+from test_pages import check_charts, fits, needs_browser, open_page
 from test_sweep import run, run_and_commit, set_environment
 
 from commands import learning_curve
@@ -126,7 +126,7 @@ def test_a_flat_curve_is_no_evidence_and_a_fall_is_no_law():
 
 @needs_browser
 @pytest.mark.parametrize("width", [1300, 390])
-def test_the_page_draws_the_curve_and_fits_a_phone(tmp_path, context, width):  # noqa: F811
+def test_the_page_draws_the_curve_and_fits_a_phone(tmp_path, context, width):
     curve = make_curve(make_sizes([0.9 - 3 * size**-0.6 for size in SIZES]), "rouge_l", EVALUATE)
     write_text(tmp_path / "curve.html", render_curve(curve))
     page, errors = open_page(context, tmp_path / "curve.html")

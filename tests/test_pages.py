@@ -2,12 +2,11 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
-from conftest import edit_yaml, write_answers
-from playwright.sync_api import expect, sync_playwright
+from conftest import CHROMIUM, edit_yaml, write_answers
+from playwright.sync_api import expect
 
 from library.errors import InputError
 from library.files import hash_file, read_json, read_jsonl, write_json, write_jsonl
@@ -38,7 +37,6 @@ from library.paths import (
 from library.verdict.metrics import METRICS
 from stages import evaluate, report, review
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 HOSTILE = (
@@ -46,25 +44,6 @@ HOSTILE = (
     "\u202e " + "a" + "\u0301" * 1000
 )
 RIGHT_TO_LEFT = "مضخة من الفولاذ، وزنها ١٢ كيلوغرام."
-
-
-@pytest.fixture
-def context(tmp_path):
-    """A browser with an empty profile that keeps what a page stores; every request beyond files
-    fails the test.
-    """
-    requests = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch_persistent_context(
-            tmp_path / "browser",
-            executable_path=CHROMIUM,
-            args=["--no-sandbox"],
-            accept_downloads=True,
-        )
-        browser.on("request", lambda request: requests.append(request.url))
-        yield browser
-        browser.close()
-    assert [url for url in requests if not url.startswith(("file:", "blob:"))] == []
 
 
 def open_page(context, path):

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pages import (
     check_charts,
-    context,  # noqa: F401
     fits,
     needs_browser,
     open_page,
@@ -204,7 +203,7 @@ def test_a_hostile_row_harms_neither_page_nor_stage(project):
 
 
 @needs_browser
-def test_the_page_opens_without_requests_or_errors_and_fits(project, context):  # noqa: F811
+def test_the_page_opens_without_requests_or_errors_and_fits(project, context):
     run_profile([HOSTILE, *make_rows(12)])
     page, errors = open_page(context, project / "reports/profile.html")
     titles = check_charts(page, project / "reports/profile.html")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from all_stages import JUDGED
 from conftest import edit_yaml
-from test_adapted_template import published, put_random_llama, tokenizer  # noqa: F401  # a fixture
+from test_adapted_template import published, put_random_llama
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from library.errors import InputError
@@ -19,13 +19,13 @@ from library.llm.thinking import answer_after_thoughts
 
 
 @pytest.fixture
-def thinking(tokenizer):  # noqa: F811
+def thinking(tokenizer):
     tokenizer.chat_template = published("qwen3")
     adapt_template(tokenizer, {}, thinking=True)
     return tokenizer
 
 
-def make_row(tokenizer):  # noqa: F811
+def make_row(tokenizer):
     messages = example_messages()
     prompt = prompt_ids(tokenizer, messages)
     return {
@@ -41,7 +41,7 @@ def make_row(tokenizer):  # noqa: F811
     }
 
 
-def make_model(tokenizer, bias):  # noqa: F811
+def make_model(tokenizer, bias):
     """A tiny random model that prefers some tokens by so much."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -58,7 +58,7 @@ def make_model(tokenizer, bias):  # noqa: F811
     return model
 
 
-def test_a_prompt_opens_the_thoughts_that_training_and_asking_leave_out(tokenizer):  # noqa: F811
+def test_a_prompt_opens_the_thoughts_that_training_and_asking_leave_out(tokenizer):
     tokenizer.chat_template = published("qwen3")
     assert "enable_thinking is true" in adapt_template(tokenizer, {}, thinking=True)
     on = render(tokenizer, example_messages(), add_generation_prompt=True)
@@ -70,7 +70,7 @@ def test_a_prompt_opens_the_thoughts_that_training_and_asking_leave_out(tokenize
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_2"])
-def test_a_template_that_can_not_think_is_refused(tokenizer, name):  # noqa: F811
+def test_a_template_that_can_not_think_is_refused(tokenizer, name):
     tokenizer.chat_template = published(name)
     with pytest.raises(InputError, match=r"evaluate\.thinking_tokens: its chat template cannot tu"):
         adapt_template(tokenizer, {}, thinking=True)
@@ -104,7 +104,7 @@ def test_thoughts_that_end_leave_the_answer_its_whole_budget(thinking):
     assert (found["thoughts"], found["prediction"], found["finish_reason"]) == ("", "", "stop")
 
 
-def test_it_is_judged_beside_zero_shot_and_fine_tuned(project, tokenizer):  # noqa: F811
+def test_it_is_judged_beside_zero_shot_and_fine_tuned(project, tokenizer):
     put_random_llama(tokenizer, published("qwen3"))
     edit_yaml("params.yaml", evaluate__thinking_tokens=6, review__systems=["thinking", "sft"])
     for stage in JUDGED:
