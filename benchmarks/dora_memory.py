@@ -9,24 +9,17 @@ on one core. Writes benchmarks/dora_memory.json.
 """
 
 import argparse
-import contextlib
-import io
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from peft import LoraConfig, get_peft_model
 from scipy.optimize import nnls
 from tqdm import tqdm
 from transformers.utils import logging
 
-from benchmarks.gpu_memory import build_model, make_trainer, random_rows, score
-from benchmarks.memory_fit import CPU, STEPS, TYPES, Shape, head_of
+from benchmarks.memory_fit import TYPES, Shape, What, head_of, measure, predict
 from library.llm.memory import formula
-from library.llm.memory.measuring import measure_peak
 
 FITTED = [
     Shape(256, 1024, 2, 4, 1),
@@ -37,47 +30,15 @@ FITTED = [
     Shape(512, 2048, 2, 8, 2, tokens=1024),
 ]
 CHECKED = [Shape(448, 1792, 3, 7, 1, tokens=768), Shape(320, 1280, 2, 5, 5, tokens=1536)]
-HELD: dict[str, Any] = {
+ADAPTER = formula.Adapter(r=16, target_modules="all-linear", dora=True)
+HELD: dict[What, Any] = {
     "checkpointed": (formula.DORA_BACKWARD, formula.DORA_TRAINING_WEIGHTS),
     "kept": (formula.DORA_KEPT, formula.DORA_TRAINING_WEIGHTS),
     "answering": (formula.DORA_FORWARD, formula.DORA_ANSWERING_WEIGHTS),
 }
 
 
-def measure(shape: Shape, dtype: torch.dtype, what: str, dora: bool) -> int:
-    """Measure the most bytes in tensors beyond the weights."""
-    rows = random_rows(shape.rows * STEPS, shape.tokens, shape.answer, shape.vocabulary)
-    # the trainer prints losses
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        model = build_model(shape.config, CPU, dtype)
-        if what != "answering":
-            checkpointing = what == "checkpointed"
-            trainer = make_trainer(
-                *(model, rows, folder, shape.rows, 1, checkpointing), use_dora=dora
-            )
-            return measure_peak(CPU, trainer.train)
-    adapter = LoraConfig(
-        task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear", use_dora=dora
-    )
-    adapted = get_peft_model(model, adapter).eval()
-    ids = torch.tensor([row["input_ids"] for row in rows[: shape.rows]])
-    answers = ids[:, -shape.answer :].repeat_interleave(2, dim=0)
-    return measure_peak(CPU, lambda: score(adapted, ids, torch.ones_like(ids), answers))
-
-
-def predict(shape: Shape, dtype: torch.dtype, what: str) -> int:
-    """Predict the same bytes with DoRA by library.llm.memory.formula."""
-    adapter = formula.Adapter(r=16, target_modules="all-linear", dora=True)
-    sizes = formula.measure_sizes(shape.config, adapter)
-    setting = formula.ComputeSettings("nf4", what != "kept", adapter, dtype, "cpu")
-    if what == "answering":
-        found = formula.predict_answering(sizes, setting, shape.rows, shape.tokens, shape.answer)
-    else:
-        found = formula.predict_training(sizes, setting, shape.rows, shape.tokens, shape.answer)
-    return found.peak - found.weights - 4 * sizes.lora
-
-
-def fit(what: str, size: int, plain: list[int], dora: list[int]) -> list[float]:
+def fit(what: What, size: int, plain: list[int], dora: list[int]) -> list[float]:
     """Fit DoRA's coefficients.
 
     Two are per token, for the hidden and intermediate widths. Two are per float32 element, of the
@@ -113,7 +74,7 @@ def main() -> None:
                         for dora, found in peaks.items():
                             found.append(measure(shape, dtype, what, dora))
                             progress.update()
-                        predicted = predict(shape, dtype, what)
+                        predicted, _ = predict(shape, dtype, what, ADAPTER)
                     differences.append(round(100 * (predicted / peaks[True][-1] - 1), 1))
                 count, size = len(FITTED), dtype.itemsize
                 record.append(

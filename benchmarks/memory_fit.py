@@ -120,7 +120,7 @@ CHECKED = [
 ]
 
 
-def measure(shape: Shape, dtype: torch.dtype, what: What) -> int:
+def measure(shape: Shape, dtype: torch.dtype, what: What, use_dora: bool = False) -> int:
     """Most bytes in tensors beyond the weights: in training with or without checkpoints, or in
     scoring two answers to each prompt.
 
@@ -138,13 +138,15 @@ def measure(shape: Shape, dtype: torch.dtype, what: What) -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         model = build_model(shape.config, CPU, dtype)
         if what != "answering":
+            checkpointing = what != "kept"
             trainer = make_trainer(
-                model, rows, folder, shape.rows, accumulated=1, checkpointing=what != "kept"
+                *(model, rows, folder, shape.rows, 1, checkpointing), use_dora=use_dora
             )
             return measure_peak(CPU, trainer.train)
-    adapted = get_peft_model(
-        model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    ).eval()
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear", use_dora=use_dora
+    )
+    adapted = get_peft_model(model, adapter).eval()
     padding = [shape.tokens - len(row["input_ids"]) for row in rows[: shape.rows]]
     ids = torch.tensor(
         [[0] * missing + row["input_ids"] for missing, row in zip(padding, rows, strict=False)]
@@ -154,13 +156,17 @@ def measure(shape: Shape, dtype: torch.dtype, what: What) -> int:
     return measure_peak(CPU, lambda: score(adapted, ids, mask, answers))
 
 
-def predict(shape: Shape, dtype: torch.dtype, what: What) -> formula.MemoryEstimate:
-    """The same by library.llm.memory.formula, the weights included."""
-    sizes = formula.measure_sizes(shape.config, ADAPTER)
-    setting = formula.ComputeSettings("nf4", what != "kept", ADAPTER, dtype, "cpu")
+def predict(
+    shape: Shape, dtype: torch.dtype, what: What, adapter: formula.Adapter = ADAPTER
+) -> tuple[int, formula.MemoryEstimate]:
+    """The same by library.llm.memory.formula, without the adapter; and the whole estimate."""
+    sizes = formula.measure_sizes(shape.config, adapter)
+    setting = formula.ComputeSettings("nf4", what != "kept", adapter, dtype, "cpu")
     if what == "answering":
-        return formula.predict_answering(sizes, setting, shape.rows, shape.tokens, shape.answer)
-    return formula.predict_training(sizes, setting, shape.rows, shape.tokens, shape.answer)
+        found = formula.predict_answering(sizes, setting, shape.rows, shape.tokens, shape.answer)
+    else:
+        found = formula.predict_training(sizes, setting, shape.rows, shape.tokens, shape.answer)
+    return found.peak - found.weights - 4 * sizes.lora, found
 
 
 @contextlib.contextmanager
@@ -213,9 +219,8 @@ def measure_for_fit(shape: Shape, dtype: torch.dtype, what: What) -> tuple[list[
 
 def check(shape: Shape, dtype: torch.dtype, what: What) -> dict[str, Any]:
     """Predicted and measured bytes beyond the weights and the adapter, which are there before."""
-    prediction = predict(shape, dtype, what)
-    held = prediction.weights + 4 * formula.measure_sizes(shape.config, ADAPTER).lora
-    predicted, measured = prediction.peak - held, measure(shape, dtype, what)
+    predicted, prediction = predict(shape, dtype, what)
+    measured = measure(shape, dtype, what)
     return {
         **dataclasses.asdict(shape),
         "larger": "layer" if prediction.layer >= prediction.head else "head",
