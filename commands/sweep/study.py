@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from commands.sweep.space import Choice, Space, distributions, list_grid, round_values
 from commands.sweep.trial import TrialFailedError, TrialStoppedError, run_trial
-from library.files import read_jsonl, write_json
+from library.files import read_json, read_jsonl, write_json
 from library.params import flatten, load_params, read_values, read_yaml
 from library.paths import (
     BASE_DIR,
@@ -100,7 +100,7 @@ def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[op
             key=lambda other: other.stat().st_mtime,
         )
         if others:
-            before = json.loads(others[-1].read_text())
+            before = read_json(others[-1])
             changed = [part for part, value in identity.items() if before.get(part) != value]
             log.info(
                 "new study: %s changed since %s",
@@ -123,7 +123,7 @@ def open_study(space: Space, identity: Mapping[str, Any], name: str) -> tuple[op
     # DVC refuses a name that another study's experiment already has
     if "name" not in study.user_attrs:
         study.set_user_attr("name", f"{name}-{secrets.token_hex(2)}")
-    write_json(path, json.loads(json.dumps(identity)))
+    write_json(path, identity)
     return study, folder
 
 
@@ -213,7 +213,7 @@ def check_losses_comparable(study: optuna.Study) -> None:
         )
 
 
-def note_evaluation(study: optuna.Study, trial: Trial, share: float, loss: float) -> bool:
+def note_evaluation(trial: Trial, share: float, loss: float) -> bool:
     """Record an evaluation by the tenths of training done; return whether to stop the trial.
 
     They are tenths of the trial's own steps, because trials differ in their number. The last
@@ -237,9 +237,7 @@ def work_on(study: optuna.Study, folder: Path, space: Space) -> None:
         name, values = experiment_name(study, trial.number), trial.user_attrs["parameters"]
         log.info("%d of %d: %s %s", count + 1, space.trials, name, format_values(values))
         try:
-            loss = run_trial(
-                name, values, folder / f"{name}.log", partial(note_evaluation, study, trial)
-            )
+            loss = run_trial(name, values, folder / f"{name}.log", partial(note_evaluation, trial))
             check_losses_comparable(study)
         except TrialStoppedError:
             log.info(
