@@ -23,7 +23,6 @@ from library.pages.report import (
     describe_model,
     describe_weights,
     give_verdict,
-    make_case,
     render_html,
     render_markdown,
 )
@@ -84,7 +83,8 @@ def main() -> None:
             row = rows[scores.id]
             given = {system: by_row[scores.id] for system, by_row in answers.items()}
             passages = passages_in_prompt(row, contexts[scores.id], width)
-            cases.append(make_case(row, scores, given, passages, primary))
+            by_system = {system: scores.systems[system][primary] for system in given}
+            cases.append(Case(row, given, by_system, passages))
         return cases
 
     gained, lost = pick_examples(scored, primary)

@@ -46,7 +46,7 @@ from library.pages.vote_statements import (
     votes_statement,
 )
 from library.params import Params
-from library.records import SYSTEMS, Answerer, FormattedRow, ScoredRow
+from library.records import SYSTEMS, Answerer, FormattedRow
 from library.verdict.metrics import METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
 
@@ -197,18 +197,6 @@ def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]], train_frac
     counts = [f"{split['rows']} {name}" for name, split in splits.items()]
     part = f"; trained on {train_fraction:.1%} of the train groups" if train_fraction < 1 else ""
     return f"{path}: {', '.join(counts)} rows{part}"
-
-
-def make_case(
-    row: FormattedRow,
-    scores: ScoredRow,
-    answers: Mapping[str, str],
-    passages: Sequence[str],
-    primary: str,
-) -> Case:
-    """A row to show, with its answers by system."""
-    by_system = {system: scores.systems[system][primary] for system in answers}
-    return Case(row, answers, by_system, passages)
 
 
 def left_out(metrics: Mapping[str, Any]) -> str:
