@@ -14,7 +14,7 @@ from pathlib import Path
 
 from commands.doctor.finding import Finding
 
-LOCK_PATH = Path("requirements.lock")
+REQUIREMENTS_PATH = Path("requirements.lock")
 PROJECT_PATH = Path("pyproject.toml")
 NEEDED = (3, 11)
 SHOWN = 5
@@ -69,7 +69,7 @@ def compare_versions(lock: str) -> tuple[list[str], list[str]]:
 
 
 def check_packages(
-    lock_path: Path = LOCK_PATH, project_path: Path = PROJECT_PATH
+    lock_path: Path = REQUIREMENTS_PATH, project_path: Path = PROJECT_PATH
 ) -> Iterator[Finding]:
     """Compare the installed versions with requirements.lock.
 

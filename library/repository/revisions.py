@@ -17,6 +17,8 @@ from library.params import flatten
 from library.paths import EMBEDDING_LOCK_PATH, EMBEDDING_PATH, LOCK_PATH, PARAMS_PATH
 from library.repository.client import read_git
 
+WORKSPACE = "workspace"
+
 
 def check_numbers(values: Mapping[str, Any], name: str, prefix: str = "") -> None:
     """Raise InputError, naming the key, if a metrics file contains anything but numbers.
@@ -28,9 +30,6 @@ def check_numbers(values: Mapping[str, Any], name: str, prefix: str = "") -> Non
             check_numbers(value, name, f"{prefix}{key}.")
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{name}: {prefix}{key}: expected a number, got {value!r}")
-
-
-WORKSPACE = "workspace"
 
 
 @dataclass(frozen=True)
