@@ -239,7 +239,7 @@ def make_trainer(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, list[int]]],
     output_dir: str,
-    batch_size_choices: int = 1,
+    per_device: int = 1,
     accumulated: int = ACCUMULATED,
     checkpointing: bool = True,
     device: torch.device | None = None,
@@ -265,7 +265,7 @@ def make_trainer(
     words = Tokenizer(WordLevel({"<pad>": 0, "<end>": 1}, unk_token="<pad>"))
     args = SFTConfig(
         **trainer_settings(
-            device or model.device, model.dtype, output_dir, batch_size_choices, accumulated
+            device or model.device, model.dtype, output_dir, per_device, accumulated
         ),
         gradient_checkpointing=checkpointing,
         max_length=max(len(row["input_ids"]) for row in rows) + 2,
@@ -325,14 +325,14 @@ def trainer_settings(
     device: torch.device,
     dtype: torch.dtype,
     output_dir: str,
-    batch_size_choices: int,
+    per_device: int,
     accumulated: int,
 ) -> dict[str, Any]:
     """What both recipes have in common."""
     return {
         "output_dir": output_dir,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": batch_size_choices,
+        "per_device_train_batch_size": per_device,
         "gradient_accumulation_steps": accumulated,
         "learning_rate": 1e-4,
         "bf16": dtype == torch.bfloat16,
@@ -723,7 +723,7 @@ def find(records: Iterable[Mapping[str, Any]], case: Case) -> Mapping[str, Any]:
     return next((record for record in reversed(list(records)) if key(record) == case), {})
 
 
-def say_fits(records: Sequence[Mapping[str, Any]], case: Case) -> str:
+def fits_label(records: Sequence[Mapping[str, Any]], case: Case) -> str:
     """Whether a case fits under the limit, in words."""
     outcomes = [
         find(records, dataclasses.replace(case, limit=limit)).get("outcome")
@@ -734,7 +734,7 @@ def say_fits(records: Sequence[Mapping[str, Any]], case: Case) -> str:
     return {FITS: "yes", OUT_OF_MEMORY: "no"}.get(str(outcomes[0]), NOT_MEASURED)
 
 
-def find_measured(records: Sequence[Mapping[str, Any]], case: Case) -> Mapping[str, Any]:
+def measured_record(records: Sequence[Mapping[str, Any]], case: Case) -> Mapping[str, Any]:
     """The record that says what a case takes: without a limit, else under one; an empty one where
     none did.
     """
@@ -812,7 +812,7 @@ def case_tables(
     for what, speeds in whats.items():
         rows = []
         for case in (Case(what, model, tokens, "none") for model in models for tokens in lengths):
-            record, prediction = find_measured(records, case), predict(case, device_type)
+            record, prediction = measured_record(records, case), predict(case, device_type)
             assert prediction is not None
             measured = record.get("measured_bytes")
             found = (
@@ -823,7 +823,7 @@ def case_tables(
             found += [
                 show(record, "tokens_per_second"),
                 show(record, "answer_tokens_per_second"),
-                say_fits(records, case),
+                fits_label(records, case),
             ]
             rows.append([case.model, f"{case.tokens:,}", gib(prediction.peak), *found])
         yield markdown(
@@ -853,10 +853,10 @@ def recipe_table(
     """The original study's training beside this one's."""
     old = next(case for case in plan(models, lengths, limited=False) if case.what == "original")
     new = dataclasses.replace(old, what="training")
-    used = {case: find_measured(records, case).get("measured_bytes") for case in (old, new)}
+    used = {case: measured_record(records, case).get("measured_bytes") for case in (old, new)}
     rows = []
     for name, case in (("the original study's", old), ("this study's", new)):
-        size, ours, record = used[case], used[new], find_measured(records, case)
+        size, ours, record = used[case], used[new], measured_record(records, case)
         times = f"{size / ours:.2f}" if size and ours else NOT_MEASURED
         rows.append(
             [
@@ -864,7 +864,7 @@ def recipe_table(
                 gib(size) if size else NOT_MEASURED,
                 times,
                 show(record, "tokens_per_second"),
-                say_fits(records, case),
+                fits_label(records, case),
             ]
         )
     header = [

@@ -75,14 +75,14 @@ def train_original(rows: Sequence[Row]) -> float:
         (value for value in model.parameters() if value.requires_grad), lr=2e-4
     )
     length = PARAMS.format.max_length
-    make_batches = []
+    batches = []
     for row in rows:
         prompt, completion = prompt_completion_ids(TOKENIZER, row["messages"], row["positive"])
         ids = (prompt + completion)[:length]
         ids = torch.tensor(
             [ids + [TOKENIZER.pad_token_id] * (length - len(ids))], device=model.device
         )
-        make_batches.append(
+        batches.append(
             {
                 "input_ids": ids,
                 "attention_mask": (ids != TOKENIZER.pad_token_id).long(),
@@ -91,7 +91,7 @@ def train_original(rows: Sequence[Row]) -> float:
         )
     model.train()
     start = time.perf_counter()
-    for index, batch in enumerate(make_batches, 1):
+    for index, batch in enumerate(batches, 1):
         (model(**batch).loss / 4).backward()
         if index % 4 == 0:
             optimizer.step()

@@ -19,9 +19,9 @@ from benchmarks.gpu_memory import (
     SEARCH_STEP,
     TRAINED,
     Case,
-    find_measured,
     key,
     main,
+    measured_record,
     next_case,
     predict,
     predict_longest,
@@ -139,7 +139,7 @@ def test_the_printed_table_says_what_the_records_and_the_formula_say():
         (title, *predicted), (_, *measured) = rows[2 * index : 2 * index + 2]
         assert title.lower().removesuffix(": predicted").replace(" ", "-") + "-instruct" == name
         cases = [Case("training", name, tokens, "none") for tokens in LENGTHS]
-        taken = [find_measured(records, case).get("measured_bytes") for case in cases]
+        taken = [measured_record(records, case).get("measured_bytes") for case in cases]
         assert measured[:4] == ["open" if size is None else f"{size / GIB:.2f}" for size in taken]
         assert predicted[:4] == [f"{predict(case).peak / GIB:.2f}" for case in cases]
         longest = [predict_longest(name, what) for what in TRAINED]
