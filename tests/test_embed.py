@@ -433,6 +433,23 @@ def test_a_wrong_answer_that_training_holds_as_right_is_not_asked_about(embedded
     assert found["negative"] is None
 
 
+def test_a_contradicting_row_loses_such_a_wrong_answer_too(embedded):
+    edit_yaml("params.yaml", split__same_answer_words=1000)  # or the answer would tie the rows
+    rows = make_rows(40)
+    before = read_split_rows(load_params().split)
+    known = before.splits["train"][0]["positive"]
+    asked = before.splits["test"][0]
+    (row,) = [row for row in rows if row["query"] == asked["query"]]
+    row["negative"] = known
+    rows.append({**row, "positive": known, "negative": row["positive"]})
+    Path("rows.json").write_text(json.dumps(rows))
+    clean.main()
+    test = read_split_rows(load_params().split).splits["test"]
+    found = {row["positive"]: row for row in test if row["query"] == asked["query"]}
+    assert {row["contradicts"] for row in found.values()} == {row["id"] for row in found.values()}
+    assert found[asked["positive"]]["negative"] is None
+
+
 def test_layers_that_are_not_there_are_named(embedded):
     embed_zeroshot.main()
     lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["nosuch"]}

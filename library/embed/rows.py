@@ -44,7 +44,9 @@ def read_split_rows(params: SplitParams) -> GroupedRows:
         by_split[split.splits[key]].append(row)
     for name in ("validation", "test"):
         asked = by_split[name]
-        given_away = find_given_away(by_split["train"], asked, pair_rows(asked))
+        # contradicting rows make no pair, since they ask the same question
+        partners = pair_rows([row for row in asked if row["contradicts"] is None])
+        given_away = find_given_away(by_split["train"], asked, partners)
         if given_away:
             log.info(
                 "%d %s rows lose their wrong answer, because it is right in training",
