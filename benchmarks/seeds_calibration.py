@@ -60,7 +60,10 @@ def calibrate(kind: str, spread: float, rows: int, seeds: int, studies: int) -> 
     for study in range(studies):
         before, after, groups = draw_table(rng, kind, spread, rows, seeds)
         how = groups, DRAWS, CONFIDENCE, study
-        judged = compare_seeds(before, after, *how), compare(before, after[0], *how)
+        judged = (
+            compare_seeds([before.tolist()], after.tolist(), *how),
+            compare(before, after[0], *how),
+        )
         found.append(
             [
                 value

@@ -199,13 +199,14 @@ class ScoredRow:
         return {"id": self.id, "group": self.group, "pair": self.pair, **self.systems}
 
     @property
+    def seeds(self) -> list[str]:
+        """The names of the fine-tuned model, one for each seed that it was trained with."""
+        return [name for name in self.systems if name == SFT or name.startswith(SEED_PREFIX)]
+
+    @property
     def tuned(self) -> dict[str, float]:
         """The fine-tuned model's metrics: means over the seeds that it was trained with."""
-        seeds = [
-            scores
-            for name, scores in self.systems.items()
-            if name == SFT or name.startswith(SEED_PREFIX)
-        ]
+        seeds = [self.systems[name] for name in self.seeds]
         return {
             metric: mean(scores[metric] for scores in seeds)
             for metric in self.systems[SFT]

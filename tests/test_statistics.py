@@ -135,7 +135,7 @@ def seeds_table(of_groups, of_seeds):
 
 def test_the_interval_over_groups_and_seeds_by_hand():
     table = seeds_table([-1, 0, 0, 1], [-0.3, 0, 0.3])
-    result = compare_seeds(np.zeros(4), table, list("abcd"), 500, 0.95, 1)
+    result = compare_seeds([np.zeros(4)], table, list("abcd"), 500, 0.95, 1)
     # squared errors: of groups 2/3/4, of seeds 0.18/2/3; nothing is left over
     of_groups, of_seeds = 1 / 6, 0.03
     half = math.sqrt(3.1824**2 * of_groups + 4.3027**2 * of_seeds)
@@ -160,7 +160,7 @@ def test_the_p_value_over_seeds_is_the_level_at_which_the_interval_ends_at_no_di
     rng = np.random.default_rng(3)
     groups = [f"{i:02}" for i in range(30)]
     table = 0.5 + rng.normal(size=30) + np.array([[-0.1], [0], [0.15]])
-    result = compare_seeds(np.zeros(30), table, groups, 2000, 0.95, 1)
+    result = compare_seeds([np.zeros(30)], table, groups, 2000, 0.95, 1)
     level = 1 - result.p
     errors = table.mean(axis=0).var(ddof=1) / 30, table.mean(axis=1).var(ddof=1) / 3
     half = math.sqrt(
@@ -179,7 +179,7 @@ def test_seeds_that_differ_no_more_than_rows_do_leave_the_interval_of_their_mean
     wiggle = np.tile([0.2, -0.2], 20)
     table = [base + wiggle, base - wiggle, base]
     groups = [f"{i:02}" for i in range(40)]
-    result = compare_seeds(np.zeros(40), table, groups, 500, 0.95, 1)
+    result = compare_seeds([np.zeros(40)], table, groups, 500, 0.95, 1)
     alone = compare(np.zeros(40), base, groups, 500, 0.95, 1)
     assert (result.low, result.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
     assert result.detectable == pytest.approx(alone.detectable)
@@ -199,7 +199,7 @@ def test_the_interval_covers_training_with_other_seeds_too(spread):
     for study in range(300):
         rows = rng.normal(size=40) + rng.normal(size=(3, 40)) / 2
         table = rows + spread * rng.normal(size=(3, 1)) / math.sqrt(40)
-        result = compare_seeds(np.zeros(40), table, groups, 300, 0.95, study)
+        result = compare_seeds([np.zeros(40)], table, groups, 300, 0.95, study)
         covered += result.low <= 0 <= result.high
         one = compare(np.zeros(40), table[0], groups, 300, 0.95, study)
         naive += one.low <= 0 <= one.high
@@ -208,13 +208,81 @@ def test_the_interval_covers_training_with_other_seeds_too(spread):
         assert naive / 300 < 0.9  # one seed's interval does not
 
 
+def test_the_interval_over_the_seeds_of_two_runs_by_hand():
+    first = seeds_table([0, 0, 0, 0], [-0.1, 0.1])
+    second = seeds_table([0, 1, 1, 2], [-0.3, 0, 0.3])
+    result = compare_seeds(first, second, list("abcd"), 500, 0.95, 1)
+    # squared errors: of groups 2/3/4, of the seeds of the first 0.02/1/2, of the second 0.18/2/3
+    of_groups, of_first, of_second = 1 / 6, 0.01, 0.03
+    half = math.sqrt(3.1824**2 * of_groups + 12.7062**2 * of_first + 4.3027**2 * of_second)
+    assert (result.baseline, result.candidate, result.delta) == pytest.approx((1, 2, 1))
+    assert (result.low, result.high) == pytest.approx((1 - half, 1 + half), abs=1e-3)
+    assert result.training_share == pytest.approx(0.04 / (0.04 + of_groups))
+    # one more seed of each: Student's 4.3 with two degrees of freedom, 3.18 with three
+    assert result.half_width_next_seed == pytest.approx(
+        math.sqrt(
+            3.1824**2 * (of_groups + of_second * 3 / 4) + 4.3027**2 * of_first * 2 / 3,
+        ),
+        abs=1e-3,
+    )
+    other = compare_seeds(second, first, list("abcd"), 500, 0.95, 1)
+    assert (other.low, other.high, other.p) == pytest.approx((-result.high, -result.low, result.p))
+
+
+def test_what_seeds_and_groups_do_together_counts_once_for_each_run():
+    rng = np.random.default_rng(8)
+    first, second = rng.normal(size=(2, 1, 40)) + rng.normal(size=(2, 3, 40)) / 2
+    second += 0.5 + np.array([[-0.3], [0], [0.3]])
+    groups = [f"{i:02}" for i in range(40)]
+    result = compare_seeds(first, second, groups, 500, 0.95, 1)
+    rests = []
+    for table in (first, second):
+        left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        rests.append((left**2).sum() / (39 * 2) / (40 * 3))
+    between = (second.mean(axis=0) - first.mean(axis=0)).var(ddof=1) / 40
+    beyond = [
+        max(table.mean(axis=1).var(ddof=1) / 3 - rest, 0)
+        for table, rest in zip((first, second), rests, strict=True)
+    ]
+    total = between + sum(beyond)
+    assert result.training_share == pytest.approx(sum(beyond) / total)
+    assert result.rows_share == pytest.approx((between - sum(rests)) / total)
+    # the p-value is the level at which the interval ends at no difference
+    at = 1 - result.p / 2
+    half = math.sqrt(t.ppf(at, 39) ** 2 * between + t.ppf(at, 2) ** 2 * sum(beyond))
+    assert half == pytest.approx(result.delta, rel=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (2, 4)])
+@pytest.mark.parametrize("effect", [0, 0.5])
+def test_the_interval_covers_training_both_runs_with_other_seeds_too(seeds, effect):
+    rng = np.random.default_rng(9)
+    groups = [f"{i:02}" for i in range(40)]
+    covered, naive = 0, 0
+    for study in range(200):
+        rows = rng.normal(size=40)
+        first, second = (
+            rows * side
+            + effect * side
+            + rng.normal(size=(count, 40)) / 2
+            + rng.normal(size=(count, 1)) * spread
+            for side, count, spread in zip((0, 1), seeds, (0.1, 0.4), strict=True)
+        )
+        result = compare_seeds(first, second, groups, 300, 0.95, study)
+        covered += result.low <= effect <= result.high
+        one = compare(first[0], second[0], groups, 300, 0.95, study)
+        naive += one.low <= effect <= one.high
+    assert covered / 200 >= 0.92
+    assert naive / 200 < 0.75  # one seed of each does not
+
+
 def test_one_group_has_no_interval_over_seeds():
-    result = compare_seeds([0, 0], [[1, 1], [2, 2]], ["a", "a"], 500, 0.95, 1)
+    result = compare_seeds([[0, 0]], [[1, 1], [2, 2]], ["a", "a"], 500, 0.95, 1)
     assert (result.low, result.high) == (-math.inf, math.inf)
     assert math.isnan(result.training_share)
     # nor where rounding makes a difference between its rows
     rounded = compare_seeds(
-        [0.1, 0.2, 0.3], [[0.4, 0.6, 0.9], [0.5, 0.7, 1.1]], ["a"] * 3, 500, 0.95, 1
+        [[0.1, 0.2, 0.3]], [[0.4, 0.6, 0.9], [0.5, 0.7, 1.1]], ["a"] * 3, 500, 0.95, 1
     )
     assert math.isnan(rounded.training_share)
     assert math.isnan(rounded.half_width_next_seed)

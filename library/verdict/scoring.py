@@ -274,29 +274,62 @@ def compare_systems(
     baseline: str = ZEROSHOT,
     candidate: str = SFT,
     again: Sequence[str] = (),
+    baseline_again: Sequence[str] = (),
 ) -> dict[str, Comparison]:
     """Compare two systems by each of the metrics that some row has under both.
 
-    `again` are the candidate trained with other seeds; with them, its mean over all seeds counts.
+    `again` are the candidate trained with other seeds, `baseline_again` the baseline; with them,
+    the mean over all seeds counts.
     """
+    baselines, candidates = (baseline, *baseline_again), (candidate, *again)
     comparisons: dict[str, Comparison] = {}
     for metric in metrics:
-        rows = rows_with_metric(scored, metric, (baseline, candidate, *again))
+        rows = rows_with_metric(scored, metric, (*baselines, *candidates))
         if not rows:
             continue
-        before, *after = (
-            [row.systems[system][metric] for row in rows]
-            for system in (baseline, candidate, *again)
+        before, after = (
+            [[row.systems[system][metric] for row in rows] for system in systems]
+            for systems in (baselines, candidates)
         )
         groups = [row.group for row in rows]
         how = params.draws, params.confidence, params.seed
         comparison = (
             compare_seeds(before, after, groups, *how)
-            if again
-            else compare(before, after[0], groups, *how)
+            if again or baseline_again
+            else compare(before[0], after[0], groups, *how)
         )
         comparisons[metric] = clip(comparison, metric)
     return comparisons
+
+
+def compare_runs(
+    before: Mapping[str, ScoredRow],
+    after: Mapping[str, ScoredRow],
+    metrics: Iterable[str],
+    params: EvaluateParams,
+) -> dict[str, Comparison]:
+    """Compare the fine-tuned models of two runs on the rows, by id, that both have, by each of the
+    metrics that some row has under both.
+
+    If each run was trained with several seeds, a SeedsComparison covers test rows and the seeds of
+    both. Otherwise a Comparison covers test rows only, and takes the mean over a run's seeds.
+    """
+    common = sorted(before.keys() & after.keys())
+    if not common:
+        return {}
+    trained_again = all(len(run[common[0]].seeds) > 1 for run in (before, after))
+
+    def name_systems(side: str, row: ScoredRow) -> dict[str, dict[str, float]]:
+        if not trained_again:
+            return {side: row.tuned}
+        return {f"{side} {name}": row.systems[name] for name in row.seeds}
+
+    rows = []
+    for key in common:
+        firsts, seconds = name_systems("before", before[key]), name_systems("after", after[key])
+        rows.append(ScoredRow(key, after[key].group, None, firsts | seconds))
+    (first, *first_again), (second, *second_again) = firsts, seconds
+    return compare_systems(rows, metrics, params, first, second, second_again, first_again)
 
 
 def clip(comparison: Comparison, metric: str) -> Comparison:

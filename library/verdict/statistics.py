@@ -45,11 +45,11 @@ class SeedsComparison(Comparison):
     """The comparison of a baseline with a candidate that was trained with several seeds.
 
     `candidate` and `delta` are means over the `seeds`, and the interval covers other test rows and
-    other seeds. `training_share` and `rows_share` are the shares of the squared standard error that
-    are due to training and to the choice of test rows; the rest is due to both together, and falls
-    with more of either. `half_width` is that of an interval with Student's quantiles throughout,
-    `half_width_next_seed` the same with one more seed, `half_width_twice_groups` with twice the
-    groups.
+    other seeds; those of the baseline, too, if it was trained with several. `training_share` and
+    `rows_share` are the shares of the squared standard error that are due to training and to the
+    choice of test rows; the rest is due to both together, and falls with more of either.
+    `half_width` is that of an interval with Student's quantiles throughout, `half_width_next_seed`
+    the same with one more seed of each, `half_width_twice_groups` with twice the groups.
     """
 
     seeds: int
@@ -58,6 +58,18 @@ class SeedsComparison(Comparison):
     half_width: float
     half_width_next_seed: float
     half_width_twice_groups: float
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A system that was trained with several `seeds`, and what adds to the squared standard error
+    of its mean over them: `rest`, which is due to group and seed together, and `beyond` that, the
+    seeds alone.
+    """
+
+    seeds: int
+    beyond: float
+    rest: float
 
 
 def _sums(values: Values, groups: Sequence[str]) -> tuple[Values, Values]:
@@ -93,15 +105,15 @@ def _detectable(
     counts: Values,
     confidence: float,
     times: float = 1.0,
-    seeds_error: float = 0.0,
-    seeds: int = 1,
+    trained: Sequence[_Trained] = (),
 ) -> float:
     """The true difference d that is found with the chance POWER in `times` as many similar groups:
-    d = sqrt(t²·(error² + k·d²) + u²·seeds_error²) + z·sqrt(error² + seeds_error²).
+    d = sqrt(t²·(error² + k·d²) + Σ u²·s²) + z·sqrt(error² + Σ s²).
 
-    t is Student's, for the confidence and the groups, u the same for the training seeds, and z the
-    normal quantile of the power. A difference widens the distribution of swaps by k·d², where k is
-    the sum of the squared group sizes over the square of their sum.
+    t is Student's, for the confidence and the groups, u the same for the seeds of a trained system,
+    s their standard error, and z the normal quantile of the power. A difference widens the
+    distribution of swaps by k·d², where k is the sum of the squared group sizes over the square of
+    their sum.
     """
     if error == 0:
         return math.inf
@@ -112,9 +124,10 @@ def _detectable(
         return math.inf
     error /= math.sqrt(times)
     # in units of the groups' error, so that seeds that add nothing cause no rounding
-    part = seeds_error / error
-    power = z**2 * (1 + part**2)
-    half = t**2 + (_quantile(confidence, seeds - 1) * part) ** 2 if seeds > 1 else t**2
+    power = z**2 * (1 + sum(one.beyond / error**2 for one in trained))
+    half = t**2 + sum(
+        _quantile(confidence, one.seeds - 1) ** 2 * one.beyond / error**2 for one in trained
+    )
     return error * (math.sqrt(power) + math.sqrt(power + left * (half - power))) / left
 
 
@@ -209,65 +222,88 @@ def compare(
     )
 
 
+def _measure_training(scores: Values, groups: Sequence[str]) -> _Trained:
+    """Split the variance of a system's `scores`, (seeds, units), by the mean squares of the two-way
+    table of seeds and groups.
+    """
+    seeds = len(scores)
+    sums, sizes = np.stack([_sums(one, groups)[0] for one in scores]), _sums(scores[0], groups)[1]
+    # what each group and seed adds to the ratio of sums, linearized as in _mean_and_error
+    table = (sums - scores.mean() * sizes) * len(sizes) / sizes.sum()
+    of_groups, of_seeds = table.mean(axis=0), table.mean(axis=1, keepdims=True)
+    trained = float((of_seeds**2).sum()) / (seeds - 1) / seeds
+    freedom = max(len(sizes) - 1, 1) * (seeds - 1)
+    rest = float(((table - of_groups - of_seeds) ** 2).sum()) / freedom / len(sizes) / seeds
+    return _Trained(seeds, max(trained - rest, 0.0), rest)
+
+
 def compare_seeds(
-    baseline: Sequence[float],
+    baselines: Sequence[Sequence[float]],
     candidates: Sequence[Sequence[float]],
     groups: Sequence[str],
     draws: int,
     confidence: float,
     seed: int,
 ) -> SeedsComparison:
-    """Compare a baseline unit by unit with a candidate that was trained with several seeds;
-    `candidates` has the values of each seed.
+    """Compare a baseline unit by unit with a candidate that was trained with several seeds.
+    `candidates` has the values of each seed, `baselines` one sequence if nothing was trained, or
+    one for each of its seeds.
 
-    The model: a difference is the true one plus an effect of its group, an effect of its seed, and
-    a residual. `compare`'s interval of the mean over seeds covers groups and residuals. Student's
-    interval, with one degree of freedom less than seeds, covers the variance of the seeds' means
-    beyond the residuals, from the mean squares of the two-way table. Each end of the combined
-    interval lies off the mean by the root of both squared distances: Zou and Donner, Statistics in
-    Medicine 27, 2008. The p-value is the larger of the swap test's and of the level at which that
-    interval, with Student's quantiles, ends at no difference. benchmarks/seeds_calibration.py
-    measures the coverage.
+    The model: a difference is the true one plus an effect of its group, an effect of its seed for
+    each trained system, and a residual. `compare`'s interval of the mean over seeds covers groups
+    and residuals. Student's interval, with one degree of freedom less than seeds, covers the
+    variance of a trained system's means beyond the residuals, from the mean squares of the two-way
+    table. Each end of the combined interval lies off the mean by the root of all squared distances:
+    Zou and Donner, Statistics in Medicine 27, 2008. Two trained systems have a variance each, since
+    what differs between them may change how much training varies. Of normal effects, distances so
+    combined hold the truth at least as often as promised: Banerjee, Sankhya 22, 1960. The seeds of
+    one are taken as independent of the other's, even if the numbers are the same: an equal start
+    may move both results together, and then the interval is too wide. The p-value is the larger of
+    the swap test's and of the level at which the interval, with Student's quantiles, ends at no
+    difference. benchmarks/seeds_calibration.py and benchmarks/runs_calibration.py measure the
+    coverage.
     """
-    values = np.asarray(candidates, dtype=np.float64)
-    count = len(values)
-    over = compare(baseline, values.mean(axis=0).tolist(), groups, draws, confidence, seed)
-    before = np.asarray(baseline, dtype=np.float64)
-    sums = np.stack([_sums(one - before, groups)[0] for one in values])
-    sizes = _sums(before, groups)[1]
-    # what each group and seed adds to the ratio of sums, linearized as in _mean_and_error
-    table = (sums - over.delta * sizes) * over.groups / sizes.sum()
-    of_groups, of_seeds = table.mean(axis=0), table.mean(axis=1, keepdims=True)
-    cells = over.groups * count
-    between = count * float((of_groups**2).sum()) / max(over.groups - 1, 1) / cells
-    trained = over.groups * float((of_seeds**2).sum()) / (count - 1) / cells
-    freedom = max(over.groups - 1, 1) * (count - 1)
-    rest = float(((table - of_groups - of_seeds) ** 2).sum()) / freedom / cells
+    before, after = (np.asarray(values, dtype=np.float64) for values in (baselines, candidates))
+    over = compare(
+        before.mean(axis=0).tolist(),
+        after.mean(axis=0).tolist(),
+        groups,
+        draws,
+        confidence,
+        seed,
+    )
+    trained = [_measure_training(scores, groups) for scores in (before, after) if len(scores) > 1]
+    sums, sizes = _sums(after.mean(axis=0) - before.mean(axis=0), groups)
     # squared standard errors: of groups and rest together, and of the seeds alone
-    beyond = max(trained - rest, 0.0)
+    spread = float((((sums - over.delta * sizes) / sizes.sum()) ** 2).sum())
+    between = spread * over.groups / max(over.groups - 1, 1)
+    beyond, rest = sum(one.beyond for one in trained), sum(one.rest for one in trained)
     total, known = between + beyond, over.groups > 1 and between > 0
 
     def half_width(level: float, times: int = 1, more: int = 0) -> float:
-        share = count / (count + more)
-        rows = max(between - rest, 0.0) + share * min(rest, between)
-        t, u = _quantile(level, max(times * over.groups - 1, 1)), _quantile(level, count + more - 1)
-        return math.sqrt(t**2 * rows / times + u**2 * share * beyond)
+        t = _quantile(level, max(times * over.groups - 1, 1))
+        rows, seeds = max(between - rest, 0.0), 0.0
+        for one in trained:
+            share = one.seeds / (one.seeds + more)
+            rows += share * one.rest * min(1.0, between / rest if rest else 1.0)
+            seeds += _quantile(level, one.seeds + more - 1) ** 2 * share * one.beyond
+        return math.sqrt(t**2 * rows / times + seeds)
 
     p, surest = over.p, 1 - 1e-12
     if 0 < abs(over.delta) < half_width(surest):
         p = max(p, 1 - brentq(lambda level: half_width(level) - abs(over.delta), 0.0, surest))
-    width = _quantile(confidence, count - 1) * math.sqrt(beyond)
+    width = math.sqrt(
+        sum(_quantile(confidence, one.seeds - 1) ** 2 * one.beyond for one in trained)
+    )
     return SeedsComparison(
         **{
             **asdict(over),
             "low": over.delta - math.hypot(over.delta - over.low, width),
             "high": over.delta + math.hypot(over.high - over.delta, width),
             "p": p,
-            "detectable": _detectable(
-                math.sqrt(between), sizes, confidence, 1.0, math.sqrt(beyond), count
-            ),
+            "detectable": _detectable(math.sqrt(between), sizes, confidence, 1.0, trained),
         },
-        seeds=count,
+        seeds=len(after),
         training_share=beyond / total if known else math.nan,
         rows_share=max(between - rest, 0.0) / total if known else math.nan,
         half_width=half_width(confidence) if known else math.nan,
