@@ -2,9 +2,9 @@
 
 Prints one line per experiment that DVC knows, and writes reports/compare.html. Two runs that
 answered the same test questions are compared row by row, if the cache still has the scores of both.
-A difference counts if it is larger than the choice of test rows explains, corrected for the number
-of pairs. Few-shot and rivals of a run are listed beside it. Embedding models (`make embed`) have
-their own table.
+A difference counts if it is larger than what the choice of test rows explains, corrected for the
+number of pairs; if both runs have several training seeds, than what these explain, too. Few-shot
+and rivals of a run are listed beside it. Embedding models (`make embed`) have their own table.
 """
 
 import itertools
@@ -20,9 +20,9 @@ from library.files import write_text
 from library.pages.charts import Chart, Mark, plot_marks, render_chart_page
 from library.pages.embedding_statements import TASKS
 from library.pages.rendering import plural
-from library.pages.statements import system_name, title
+from library.pages.statements import seeds_command, system_name, title
 from library.params import EvaluateParams, load_params
-from library.records import SFT, SYSTEMS, ZEROSHOT, ScoredRow
+from library.records import SFT, SYSTEMS, ZEROSHOT
 from library.repository.experiments import (
     EmbeddingRun,
     Run,
@@ -32,8 +32,8 @@ from library.repository.experiments import (
 )
 from library.verdict.metrics import LOWER_IS_BETTER
 from library.verdict.retrieval import BM25, PRIMARY_METRIC
-from library.verdict.scoring import compare_systems
-from library.verdict.statistics import adjust_holm, decide
+from library.verdict.scoring import compare_runs
+from library.verdict.statistics import SeedsComparison, adjust_holm, decide
 
 PAGE_PATH = Path("reports/compare.html")
 VERDICTS = {1: "better", -1: "worse", 0: "no evidence"}
@@ -47,7 +47,8 @@ class Difference:
     model.
 
     `decided` is 1 for better, −1 for worse and 0 for undecided. Without the scores of both runs
-    there is no interval and nothing is decided.
+    there is no interval and nothing is decided. `seeds` are the numbers of training seeds of both
+    if interval and p cover these, too; None if they cover test rows only.
     """
 
     first: str
@@ -57,6 +58,7 @@ class Difference:
     high: float | None
     p: float | None
     decided: int
+    seeds: tuple[int, int] | None = None
 
 
 def changed_params(runs: Sequence[Run]) -> list[str]:
@@ -126,29 +128,19 @@ def list_others(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in others_of(run)))
 
 
-def pair_scores(first: Run, second: Run) -> list[ScoredRow]:
-    """The test rows that two fine-tuned models answered, each run as one system."""
-    ones, others = ({row.id: row for row in run.scores or []} for run in (first, second))
-    return [
-        ScoredRow(
-            key,
-            ones[key].group,
-            None,
-            {"first": ones[key].tuned, "second": others[key].tuned},
-        )
-        for key in sorted(ones.keys() & others.keys())
-    ]
+def count_seeds(run: Run) -> int:
+    """With how many seeds the fine-tuned model of a judged run was trained."""
+    return int((run.metrics or {}).get("training_seeds", 1))
 
 
-def compare_runs(group: Sequence[Run], params: EvaluateParams) -> list[Difference]:
+def compare_pairs(group: Sequence[Run], params: EvaluateParams) -> list[Difference]:
     """Compare every two runs of a group, the better first; p is Holm-corrected over all pairs."""
     metric = group[0].primary
     pairs = list(itertools.combinations(group, 2))
     found = {}
     for first, second in pairs:
-        comparisons = compare_systems(
-            pair_scores(first, second), [metric], params, "first", "second"
-        )
+        before, after = ({row.id: row for row in run.scores or []} for run in (first, second))
+        comparisons = compare_runs(before, after, [metric], params)
         if metric in comparisons:
             found[first.name, second.name] = comparisons[metric]
     adjusted = adjust_holm({"\n".join(names): comparison.p for names, comparison in found.items()})
@@ -161,42 +153,72 @@ def compare_runs(group: Sequence[Run], params: EvaluateParams) -> list[Differenc
             continue
         comparison = replace(found[names], p=adjusted["\n".join(names)])
         decided = decide(comparison, metric in LOWER_IS_BETTER, params.confidence)
-        low, high = comparison.low, comparison.high
-        differences.append(Difference(*names, comparison.delta, low, high, comparison.p, decided))
+        of_both = isinstance(comparison, SeedsComparison)
+        differences.append(
+            Difference(
+                *names,
+                comparison.delta,
+                comparison.low,
+                comparison.high,
+                comparison.p,
+                decided,
+                (count_seeds(first), count_seeds(second)) if of_both else None,
+            )
+        )
     return differences
 
 
-def seed_sentence(group: Sequence[Run], seed: str = SEED) -> str:
-    """Say how much the results of runs vary that differ only in their seed.
-
-    The intervals do not include this variation.
+def seed_spread(group: Sequence[Run], seed: str = SEED) -> float | None:
+    """The largest standard deviation of results that differ in their training seed alone, in one
+    run or among several; None if no two do.
     """
     alike: dict[str, dict[Any, float]] = {}
+    spreads = []
     for run in group:
         rest = str(sorted((name, str(value)) for name, value in run.params.items() if name != seed))
         alike.setdefault(rest, {})[run.params.get(seed)] = result(run)[SFT]
-    spreads = [stdev(by_seed.values()) for by_seed in alike.values() if len(by_seed) > 1]
-    if not spreads:
+        if by_seed := (run.metrics or {}).get("by_seed"):
+            spreads.append(stdev(by_seed.values()))
+    spreads += [stdev(by_seed.values()) for by_seed in alike.values() if len(by_seed) > 1]
+    return max(spreads, default=None)
+
+
+def embedding_seed_sentence(group: Sequence[Run]) -> str:
+    """Say how much the results of embedding runs vary that differ only in their seed.
+
+    The intervals do not include this variation.
+    """
+    spread = seed_spread(group, EMBED_SEED)
+    if spread is None:
         return (
-            f"No two of these runs differ in {seed} alone, so it is unknown how much the seed of "
-            "training changes the result. The intervals do not include it: a small difference can "
-            "come from the seed."
+            f"No two of these runs differ in {EMBED_SEED} alone, so it is unknown how much the "
+            "seed of training changes the result. The intervals do not include it: a small "
+            "difference can come from the seed."
         )
     return (
-        f"Runs that differ in {seed} alone have a standard deviation of up to {max(spreads):.3f}. "
+        f"Runs that differ in {EMBED_SEED} alone have a standard deviation of up to {spread:.3f}. "
         "The intervals do not include that: a difference of this size can come from the seed, "
         "however sure it is over test rows."
     )
 
 
 def pair_sentence(differences: Sequence[Difference]) -> str:
-    """Say how many differences are larger than their noise, and how many are undecided."""
+    """Say how many of the differences, all over training seeds or none, are larger than their
+    noise, and how many are undecided.
+    """
     decided = sum(difference.decided != 0 for difference in differences)
     unpaired = sum(difference.p is None for difference in differences)
+    explained, between = (
+        ("the choice of test rows explains", "two runs")
+        if differences[0].seeds is None
+        else (
+            "the choice of test rows and training seeds explains",
+            "two runs with several training seeds each",
+        )
+    )
     said = (
-        f"Of {len(differences)} differences between two runs {decided} "
-        f"{'is' if decided == 1 else 'are'} larger than what the choice of test rows explains "
-        "(paired by test row, p Holm-corrected over all of them)."
+        f"Larger than what {explained}: {decided} of {plural(len(differences), 'difference')} "
+        f"between {between} (paired by test row, p Holm-corrected over all pairs)."
     )
     if unpaired:
         said += (
@@ -204,6 +226,23 @@ def pair_sentence(differences: Sequence[Difference]) -> str:
             "scores of both runs."
         )
     return said
+
+
+def warn_of_seeds(group: Sequence[Run]) -> tuple[str, str]:
+    """What intervals over test rows alone leave out, and the command that finds out."""
+    spread = seed_spread(group)
+    known = (
+        "how much is unknown, since no two of these results differ in their training seed alone."
+        if spread is None
+        else f"results here that differ in their training seed alone have a standard deviation of "
+        f"up to {spread:.3f}."
+    )
+    return (
+        "Where a run has one training seed, the interval of its differences covers test rows only. "
+        f"Another seed may change or reverse them; {known} To cover training, give both runs "
+        "more seeds (each with its own parameters, as -S NAME=VALUE) and compare again:",
+        seeds_command(run.params.get(SEED) for run in group),
+    )
 
 
 def other_sentences(group: Sequence[Run]) -> list[str]:
@@ -228,16 +267,17 @@ def format_param(value: Any) -> str:
 
 
 def table_rows(runs: Sequence[Run], names: Sequence[str]) -> list[list[str]]:
-    """Header and rows: name, differing parameters, primary metric, gain, verdict, other systems,
-    loss.
+    """Header and rows: name, differing parameters, training seeds, primary metric, gain, verdict,
+    other systems, loss.
     """
     others = list_others(runs)
-    rows = [["experiment", *names, "metric", *JUDGED, *map(name_system, others), "validation loss"]]
+    heads = ["experiment", *names, "seeds", "metric", *JUDGED, *map(name_system, others)]
+    rows = [[*heads, "validation loss"]]
     for run in runs:
-        cells = ["–"] * 6 + ["not judged"]
+        cells = ["–"] * 7 + ["not judged"]
         beside = _beside(run)
         if run.metrics is not None:
-            cells = [metric_title(run), *judged_cells(run)]
+            cells = [str(count_seeds(run)), metric_title(run), *judged_cells(run)]
         params = [format_param(run.params.get(name)) for name in names]
         loss = "–" if run.validation_loss is None else f"{run.validation_loss:.4f}"
         means = [f"{beside[system]:.3f}" if system in beside else "–" for system in others]
@@ -314,24 +354,32 @@ def chart_runs(group: Sequence[Run], name: str, confidence: float, paired: bool)
     best = group[0]
     others = f", of {len(group)} runs" if len(group) > 1 else ""
     below = ", but below" if paired else ""
+    several = {count_seeds(run) > 1 for run in group}
+    covered = "test rows and training seeds" if True in several else "test rows only"
+    if len(several) > 1:
+        covered += ", or test rows only if the run has one seed"
     return plot_marks(
         f"{best.name} has the best {name} here{others}: {result(best)[SFT]:.3f}.",
         marks,
         "run",
         f"{name}{' (lower is better)' if group[0].primary in LOWER_IS_BETTER else ''}",
         note=f"Bar: the {confidence:.0%} interval of the gain over that run's own zero-shot, set "
-        f"off from there. Whether two runs differ is not read off overlapping bars{below}.",
+        f"off from there. It covers {covered}. Whether two runs differ is not read off overlapping "
+        f"bars{below}.",
     )
 
 
 def describe_gain(difference: Difference) -> str:
-    """Describe a decided difference from the better run's side."""
+    """Describe a decided difference from the better run's side; without training seeds, as what was
+    seen, not as what a run like it would do.
+    """
     assert difference.low is not None
     assert difference.high is not None
     better, worse = (difference.first, difference.second)[:: -difference.decided]
     least, most = sorted(map(abs, (difference.low, difference.high)))
     gain = f"{abs(difference.delta):.3f} ({least:.3f} to {most:.3f}, p = {difference.p:.4f})"
-    return f"  {better} is better than {worse} by {gain}"
+    did = "did" if difference.seeds is None else "is"
+    return f"  {better} {did} better than {worse} by {gain}"
 
 
 def note_groups(groups: Sequence[Sequence[Run]], differ: str) -> list[str]:
@@ -394,7 +442,7 @@ def show_embeddings(runs: Sequence[EmbeddingRun], confidence: float) -> dict[str
         "rows": embedding_rows(runs),
         "notes": make_embedding_notes(groups),
         "groups": [show_group(group, confidence, paired=False) for group in groups],
-        "seeds": [seed_sentence(group, EMBED_SEED) for group in groups if len(group) > 1],
+        "seeds": [embedding_seed_sentence(group) for group in groups if len(group) > 1],
     }
 
 
@@ -406,13 +454,22 @@ def render_comparison(
     rows = table_rows(ordered, names)
     shown, said = [], []
     for group in groups:
-        differences = compare_runs(group, params) if len(group) > 1 else []
-        sentences = [pair_sentence(differences), seed_sentence(group)] if differences else []
+        differences = compare_pairs(group, params)
+        over_seeds = [one for one in differences if one.seeds is not None]
+        over_rows = [one for one in differences if one.seeds is None]
+        parts = [part for part in (over_seeds, over_rows) if part]
+        sentences = [pair_sentence(part) for part in parts]
+        judged = any(one.p is not None for one in over_rows)
+        warning = warn_of_seeds(group) if judged else None
+        for part, sentence in zip(parts, sentences, strict=True):
+            said.append(sentence)
+            if warning and part is over_rows:
+                said += [warning[0], f"    {warning[1]}"]
+            said += [describe_gain(one) for one in part if one.decided]
         cells = {(other.first, other.second): other for other in differences}
         about = show_group(group, params.confidence, paired=True)
-        shown.append({**about, "cells": cells, "sentences": sentences})
-        said += [*sentences, *shown[-1]["others"]]
-        said += [describe_gain(difference) for difference in differences if difference.decided]
+        shown.append({**about, "cells": cells, "sentences": sentences, "warning": warning})
+        said += shown[-1]["others"]
     notes = make_notes(groups, [run for run in ordered if run.metrics is None]) if runs else []
     printed = [align(rows), "\n".join([*said, *notes])] if runs else []
 

@@ -26,6 +26,7 @@ from library.errors import InputError
 from library.files import write_text
 from library.formatted import read_formatted
 from library.pages.learning_curve import Curve, Point, render_curve, render_text
+from library.pages.statements import seeds_command
 from library.params import EvaluateParams, load_params
 from library.records import ZEROSHOT, ScoredRow
 from library.repository.experiments import Run, list_revisions, read_run
@@ -33,8 +34,8 @@ from library.repository.revisions import WORKSPACE, Revision
 from library.repository.workspace import borrow_workspace, recover_workspace
 from library.verdict.learning_curve import forecast
 from library.verdict.metrics import LOWER_IS_BETTER, UNBOUNDED
-from library.verdict.scoring import compare_systems
-from library.verdict.statistics import Comparison, adjust_holm, decide
+from library.verdict.scoring import compare_runs, compare_systems
+from library.verdict.statistics import adjust_holm, decide
 
 log = logging.getLogger(__name__)
 
@@ -101,33 +102,36 @@ def run_fraction(share: float) -> None:
         raise InputError(f"{name} failed, see above; the same command resumes")
 
 
-def pair_rows(sizes: Sequence[Size], metric: str) -> list[ScoredRow]:
-    """The test rows with their scores at each size and zero-shot, each as one system."""
+def pair_rows(sizes: Sequence[Size], metric: str) -> list[dict[str, ScoredRow]]:
+    """The test rows by id at each size, those that have the metric at every size."""
     by_size = [{row.id: row for row in size.run.scores or []} for size in sizes]
-    paired = []
-    for key, row in by_size[-1].items():
-        systems = {str(at): scored[key].tuned for at, scored in enumerate(by_size)}
-        systems[ZEROSHOT] = row.systems[ZEROSHOT]
-        if all(metric in values for values in systems.values()):
-            paired.append(ScoredRow(key, row.group, None, systems))
-    return paired
+    kept = [
+        key
+        for key in by_size[-1]
+        if all(
+            metric in scores
+            for scored in by_size
+            for scores in (scored[key].systems[ZEROSHOT], scored[key].tuned)
+        )
+    ]
+    return [{key: scored[key] for key in kept} for scored in by_size]
 
 
 def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Curve:
     """Compute the points, the gain of each step, and the forecast for twice the rows."""
-    rows = pair_rows(sizes, metric)
+    by_size = pair_rows(sizes, metric)
     lower = metric in LOWER_IS_BETTER
-
-    def compare(baseline: str, candidate: str) -> Comparison:
-        return compare_systems(rows, [metric], params, baseline, candidate)[metric]
-
-    gains = [compare(ZEROSHOT, str(at)) for at in range(len(sizes))]
-    steps = [compare(str(at), str(at + 1)) for at in range(len(sizes) - 1)]
+    gains = []
+    for scored in by_size:
+        rows = list(scored.values())
+        _, *again = rows[0].seeds
+        gains.append(compare_systems(rows, [metric], params, again=again)[metric])
+    steps = [compare_runs(*pair, [metric], params)[metric] for pair in pairwise(by_size)]
     adjusted = adjust_holm({at: step.p for at, step in enumerate(steps)})
     steps = [replace(step, p=adjusted[at]) for at, step in enumerate(steps)]
-    scores = np.array([[row.systems[str(at)][metric] for at in range(len(sizes))] for row in rows])
+    scores = np.array([[row.tuned[metric] for row in scored.values()] for scored in by_size]).T
     counts = [size.rows for size in sizes]
-    groups = [row.group for row in rows]
+    groups = [row.group for row in by_size[-1].values()]
     most = math.inf if metric in UNBOUNDED else 1.0
     drawing = (most, params.draws, params.confidence, params.seed)
     hidden = more = None
@@ -138,7 +142,7 @@ def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Cu
         metric=metric,
         lower=lower,
         confidence=params.confidence,
-        n=len(rows),
+        n=len(groups),
         test_groups=len(set(groups)),
         zeroshot=gains[0].baseline,
         points=[
@@ -148,6 +152,8 @@ def make_curve(sizes: Sequence[Size], metric: str, params: EvaluateParams) -> Cu
         steps=[(step, decide(step, lower, params.confidence)) for step in steps],
         hidden=hidden,
         more=more,
+        seeds=min(len(row.seeds) for scored in by_size for row in scored.values()),
+        more_seeds=seeds_command(size.run.params.get("sft.seed") for size in sizes),
     )
 
 

@@ -30,9 +30,15 @@ from library.pages.comment import (
     render_rejects,
     render_retrieval,
     tuned_statement,
+    warn_of_seeds,
 )
 from library.pages.embedding_statements import TASKS, bm25_statement, tuning_statement
-from library.pages.statements import result_statements, split_statement, system_name
+from library.pages.statements import (
+    result_statements,
+    seeds_command,
+    split_statement,
+    system_name,
+)
 from library.params import Params, load_params
 from library.paths import (
     BASE_DIR,
@@ -55,7 +61,7 @@ from library.repository.client import find_cache_dir, read_dvc_json, read_git
 from library.repository.lock import find_changes, find_stale, is_recomputed
 from library.repository.revisions import WORKSPACE, Revision, find_commits
 from library.verdict.retrieval import BM25
-from library.verdict.scoring import compare_systems
+from library.verdict.scoring import compare_runs
 
 COMMENT_PATH = Path("reports/pull_request.md")
 TEST, SCORES, EVALUATION, HISTORY, BASE_MODEL, EMBEDDING, CLEAN_ROWS = (
@@ -238,6 +244,12 @@ def show_wins(head: Revision, primary: str) -> str | None:
     return render_examples(rows, rows_by_id(test), answers, names, primary, summary)
 
 
+def count_seeds(head: Revision, base: Revision) -> tuple[int, int]:
+    """With how many seeds the fine-tuned models of base and head were trained."""
+    before, after = (side.metrics(EVALUATION).get("training_seeds", 1) for side in (base, head))
+    return int(before), int(after)
+
+
 def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, str] | None:
     """Compare the fine-tuned answers of both sides on the test rows that both have.
 
@@ -250,19 +262,22 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
         return None
     before, after = (rows_by_id(rows or []) for rows in tests)
     old, new = (rows or {} for rows in scores)
-    scored = []
-    for key, row in after.items():
-        if key in before and question_and_answers(before[key]) == question_and_answers(row):
-            systems = {"base": old[key].tuned, "head": new[key].tuned}
-            scored.append(ScoredRow(key, new[key].group, None, systems))
+    same = [
+        key
+        for key, row in after.items()
+        if key in before and question_and_answers(before[key]) == question_and_answers(row)
+    ]
     primary, confidence = params.evaluate.primary, params.evaluate.confidence
-    comparisons = compare_systems(scored, [primary], params.evaluate, "base", "head")
+    comparisons = compare_runs(
+        {key: old[key] for key in same}, {key: new[key] for key in same}, [primary], params.evaluate
+    )
     if primary not in comparisons:
         return (
             "No test row is the same on both sides, so the fine-tuned answers cannot be compared.",
             "",
         )
-    sentence = str(tuned_statement(comparisons[primary], primary, confidence))
+    seeds = count_seeds(head, base)
+    sentence = str(tuned_statement(comparisons[primary], seeds, primary, confidence))
     if head.inputs.get(HOW_IT_IS_SCORED) != base.inputs.get(HOW_IT_IS_SCORED):
         sentence += (
             f" `{HOW_IT_IS_SCORED}` changed between the two, so part of this may come from the "
@@ -270,7 +285,17 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
         )
     answers = {"base": given[0] or {}, "head": given[1] or {}}
     names = {"base": "base", "head": "here"}
-    summary = "Fine-tuned, here against the base"
+    # the answers are those of the first seed
+    scored = [
+        ScoredRow(
+            key,
+            new[key].group,
+            None,
+            {"base": old[key].systems[SFT], "head": new[key].systems[SFT]},
+        )
+        for key in same
+    ]
+    summary = f"Fine-tuned{', first seed' * (max(seeds) > 1)}, here against the base"
     return sentence, render_examples(scored, after, answers, names, primary, summary)
 
 
@@ -453,8 +478,10 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
 
     wins, loss = show_wins(head, primary), show_loss(head, base)
     tuned: tuple[str, str] | None = ("", "")
+    warning = ""
     if before and head.hash(SCORES) != base.hash(SCORES):
         tuned = compare_tuned(head, base, params)
+        warning = warn_of_seeds(count_seeds(head, base), seeds_command([params.sft.seed]))
     tuned_sentence, tuned_examples = tuned or ("", "")
     rejected, complete = compare_rejects(head, base)
     missing = {
@@ -469,7 +496,7 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
         effect = ["No metric changed."]
         if judged:
             effect = [render_effect(after, before, judged, primary)]
-        effect.append(tuned_sentence)
+        effect += [tuned_sentence, warning]
         if number := sum(map(len, metrics.values())):
             numbers = f"{number} number{'s' * (number != 1)}"
             effect.append(f"{numbers} changed in all: `dvc metrics diff {base} {head}`")

@@ -1,7 +1,9 @@
 """Experiments compared: by hand-made runs, by real DVC experiments, and the page in a browser."""
 
 import hashlib
+import html
 import json
+import math
 import os
 import random
 import re
@@ -21,7 +23,7 @@ from commands.compare import (
     PAGE_PATH,
     align,
     chart_runs,
-    compare_runs,
+    compare_pairs,
     group_runs,
     order_runs,
     render_comparison,
@@ -45,10 +47,11 @@ def make_run(
     judged=True,
     loss=1.0,
     primary="rouge_l",
+    seeds=(),
     **params,
 ):
     """A run whose rows score about `mean`: what is hard for one run is hard for all, and `noise` is
-    each run's own.
+    each run's own. `seeds` are what further training seeds score beside that.
     """
     hard, own = random.Random(0), random.Random(name)
     scores = [
@@ -60,7 +63,13 @@ def make_run(
         )
         for row in range(rows)
     ]
-    sft = sum(row.systems["sft"][primary] for row in scores) / rows
+    for row in scores:
+        first = row.systems["sft"][primary]
+        row.systems.update({f"sft@{at}": {primary: first + by} for at, by in enumerate(seeds, 1)})
+    sft = sum(row.tuned[primary] for row in scores) / rows
+    by_seed = {"sft": sft - sum(seeds) / (1 + len(seeds))}
+    by_seed |= {f"sft@{at}": by_seed["sft"] + by for at, by in enumerate(seeds, 1)}
+    trained = {"training_seeds": 1 + len(seeds), **({"by_seed": by_seed} if seeds else {})}
     result = {
         "zeroshot": 0.4,
         "sft": sft,
@@ -74,7 +83,7 @@ def make_run(
     return Run(
         name=name,
         params={**PARAMS, "evaluate.primary": primary, **params},
-        metrics={"verdict": 1, "primary": result} if judged else None,
+        metrics={"verdict": 1, "primary": result, **trained} if judged else None,
         validation_loss=loss,
         test=test,
         scores=scores if judged else None,
@@ -82,7 +91,7 @@ def make_run(
 
 
 def decided(runs):
-    return {(one.first, one.second): one.decided for one in compare_runs(runs, EVALUATE)}
+    return {(one.first, one.second): one.decided for one in compare_pairs(runs, EVALUATE)}
 
 
 def test_a_difference_counts_where_it_is_larger_than_its_noise_though_intervals_overlap():
@@ -113,6 +122,7 @@ def test_without_the_scores_of_both_nothing_is_decided_and_it_is_said():
     assert decided(group_runs(runs)[0]) == {("a", "b"): 0}
     said, page = render_comparison(runs, EVALUATE)
     assert "1 cannot be paired" in said
+    assert "interval of its differences" not in said  # there is none
     assert "undecided: not paired" in page
 
 
@@ -138,17 +148,60 @@ def test_runs_with_other_test_rows_or_another_metric_are_not_compared_and_it_is_
     assert "3 groups (2, 1, 1)" in page
 
 
-def test_what_the_seed_moves_is_said_beside_the_intervals():
+def test_intervals_over_test_rows_alone_say_so_once_and_how_to_cover_training():
     first, second = make_run("a", 0.40, **{"sft.seed": 1}), make_run("b", 0.44, **{"sft.seed": 2})
-    assert (
-        "alone have a standard deviation of up to 0.02"
-        in render_comparison([first, second], EVALUATE)[0]
+    other = make_run("c", 0.44, **{"sft.learning_rate": 1e-4})
+    for runs, known, command in (
+        ([first, second], "standard deviation of up to 0.02", "'sft.seeds=[3,4]'"),
+        ([first, other], "how much is unknown", "'sft.seeds=[2,3]'"),
+    ):
+        said, page = render_comparison(runs, EVALUATE)
+        for text in (said, html.unescape(page)):
+            assert text.count("covers test rows only") == (1 if text == said else 2)
+            assert known in text
+            assert text.count(f"dvc exp run -S {command}") == 1
+        assert "It covers test rows only. Whether two runs differ" in page  # the chart's note
+        assert "with several training seeds" not in said
+
+
+def test_runs_with_several_seeds_each_are_compared_over_these_and_test_rows():
+    # by row the second is better by 0.1 under the first seed, and by seed both vary by more
+    runs = [
+        make_run("a", 0.40, noise=0.02, seeds=(0.1, -0.1)),
+        make_run("b", 0.50, noise=0.02, seeds=(-0.12, 0.12)),
+    ]
+    (found,) = compare_pairs(group_runs(runs)[0], EVALUATE)
+    assert (found.first, found.second, found.decided, found.seeds) == ("b", "a", 0, (3, 3))
+    # squared errors of the seeds alone: 0.01/3 and 0.0144/3, with Student's 4.3027
+    half = 4.3027 * math.sqrt((0.01 + 0.0144) / 3)
+    assert found.high - found.delta == pytest.approx(half, rel=0.01)
+    said, page = render_comparison(runs, EVALUATE)
+    assert "rows and training seeds explains: 0 of 1 difference between two runs" in said
+    assert "test rows only" not in said + page
+    assert "<br>3 and 3 seeds" in page
+    assert "It covers test rows and training seeds. Whether two runs differ" in page
+
+    # beside a run with one seed only the rows count, and the mean over the other's seeds
+    single = make_run("one", 0.40, noise=0.02)
+    mixed = compare_pairs(group_runs([*runs, single])[0], EVALUATE)
+    assert {frozenset((one.first, one.second)): (one.decided, one.seeds) for one in mixed} == {
+        frozenset("ba"): (0, (3, 3)),
+        frozenset(("b", "one")): (-1, None),
+        frozenset(("a", "one")): (0, None),
+    }
+    said, page = render_comparison([*runs, single], EVALUATE)
+    assert re.search(
+        r"over all pairs\)\.\n"
+        r"Larger than what the choice of test rows explains: 1 of 2 differences between .*\n"
+        r"Where a run has one training seed, the interval of its differences covers test rows only"
+        r".*\n    dvc exp run -S 'sft\.seeds=\[1,2\]'\n"
+        r"  b did better than one by 0\.1\d\d ",
+        said,
     )
-    other = make_run("b", 0.44, **{"sft.learning_rate": 1e-4})
-    assert (
-        "a small difference can come from the seed"
-        in render_comparison([first, other], EVALUATE)[0]
-    )
+    assert "standard deviation of up to 0.12" in said
+    assert page.count("and 3 seeds") == 1
+    rows = {row[0]: row for row in table_rows([*runs, single], [])}
+    assert [rows[name][1] for name in ("experiment", "a", "one")] == ["seeds", "3", "1"]
 
 
 def test_the_table_has_only_parameters_that_differ_and_orders_unjudged_runs_by_loss():
@@ -335,11 +388,14 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     # carries the metrics of the run before on
     experiments("sft-only", make_run("main", 0.4), 0.004, judged=False)
     experiments("more-rows", make_run("more-rows", 0.4, rows=80), 0.008)
+    experiments("seeds", make_run("seeds", 0.4, seeds=(0.1, -0.1)), 0.005)
+    experiments("seeds-too", make_run("seeds-too", 0.5, seeds=(0.2, 0.1)), 0.006)
     # of `make embed`: the language model's run is the same
     edit_yaml("params.yaml", embed__eval_steps=99)
     experiments("embed-only", make_run("main", 0.4), 0.002)
     runs = {made.name: made for made in list_runs(list_revisions())}
-    assert runs.keys() == {"main", "other-prompt", "sft-only", "more-rows"}
+    names = {"main", "other-prompt", "sft-only", "more-rows", "seeds", "seeds-too"}
+    assert runs.keys() == names
     assert runs["sft-only"].metrics is None
     assert runs["sft-only"].validation_loss == 0.004
     # the prompt is another, the questions are not
@@ -347,9 +403,11 @@ def test_experiments_of_dvc_are_read_from_their_commits_and_cache(experiments, c
     assert runs["more-rows"].test != runs["main"].test
     compare.main()
     said = capsys.readouterr().out
-    assert "other-prompt is better than main by 0.0" in said
+    assert "other-prompt did better than main by 0.0" in said
     assert "Not judged, because they ended before evaluate or changed after it: sft-only." in said
-    assert "2 groups (2, 1)" in said
+    assert "rows and training seeds explains: 0 of 1 difference between two runs" in said
+    assert "choice of test rows explains: 4 of 5 differences between two runs (" in said
+    assert "2 groups (4, 1)" in said
     assert PAGE_PATH.exists()
     run("git", "reset", "--quiet", "--hard")
     run("git", "commit", "--quiet", "--allow-empty", "--message", "Later")

@@ -78,7 +78,7 @@ def test_two_runs_are_undecided_and_other_rows_or_tasks_are_not_ordered():
     ):
         assert text in said
         assert text in page.replace("&#39;", "'")
-    assert said.startswith("experiment  metric ")
+    assert said.startswith("experiment  seeds  metric ")
     assert "\n\nEmbedding models (make embed), by nDCG@10:\n\nexperiment  embed.seed" in said
     assert "<tr><td>1. b<td>BM25<td>0.400<td>\n" in page
     assert "undecided: not paired" not in page

@@ -1,5 +1,6 @@
 """Would more rows help? Known power laws, and the command with real DVC and stand-in stages."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_the_interval_of_a_forecast_covers_the_truth():
     assert covered >= 52
 
 
-def make_sizes(law, seed=1, zeroshot=0.2):
+def make_sizes(law, seed=1, zeroshot=0.2, seeds=()):
+    """Sizes along a law; `seeds` are what further training seeds score beside that."""
     scores = make_scores(law, seed)
     sizes = []
     for at, rows in enumerate(SIZES):
@@ -81,11 +83,12 @@ def make_sizes(law, seed=1, zeroshot=0.2):
                 f"r{row}",
                 f"g{row // 2}",
                 None,
-                {"sft": {"rouge_l": float(value)}, "zeroshot": {"rouge_l": zeroshot}},
+                {"sft": {"rouge_l": float(value)}, "zeroshot": {"rouge_l": zeroshot}}
+                | {f"sft@{at}": {"rouge_l": value + by} for at, by in enumerate(seeds, 1)},
             )
             for row, value in enumerate(scores[:, at])
         ]
-        run_of_size = Run(f"curve-{at}", {}, {"n": 1}, None, None, scored)
+        run_of_size = Run(f"curve-{at}", {"sft.seed": 7}, {"n": 1}, None, None, scored)
         sizes.append(Size(rows, rows // 2, run_of_size))
     return sizes
 
@@ -97,6 +100,11 @@ def test_more_rows_help_where_the_curve_still_rises():
     said = render_text(curve)
     assert "Twice the rows would likely help: with about 800 train rows" in said
     assert "The last step, 200 to 400 rows, helped" in said
+    assert (
+        "The intervals cover test rows only: each size was trained with one seed, and another may "
+        "change or reverse a step. To find out, run dvc exp run -S 'sft.seeds=[1,2]' and then make "
+        "learning-curve again." in said
+    )
     chart = chart_curve(curve)
     assert [row[:2] for row in chart.rows] == [
         *([f"{size}", "fine-tuned"] for size in SIZES),
@@ -122,6 +130,29 @@ def test_a_flat_curve_is_no_evidence_and_a_fall_is_no_law():
     few = make_curve(make_sizes([0.1, 0.3, 0.4, 0.5])[-2:], "rouge_l", EVALUATE)
     assert "Too few sizes for a forecast" in render_text(few)
     assert len(chart_curve(few).rows) == 3
+
+
+def test_steps_and_gains_cover_training_seeds_where_every_size_has_several():
+    law = [0.9 - 3 * size**-0.6 for size in SIZES]
+    curve = make_curve(make_sizes(law, seeds=(0.1, -0.1)), "rouge_l", EVALUATE)
+    assert curve.seeds == 3
+    alone = make_curve(make_sizes(law), "rouge_l", EVALUATE)
+    step, gain = curve.steps[-1][0], curve.points[-1].gain
+    assert step.delta == pytest.approx(alone.steps[-1][0].delta)
+    # squared errors of the seeds alone, 0.01/3 for each size, with Student's 4.3027
+    seeds = 4.3027 * math.sqrt(0.01 / 3)
+    rows = alone.steps[-1][0].high - alone.steps[-1][0].delta
+    assert step.high - step.delta == pytest.approx(math.hypot(rows, seeds * math.sqrt(2)), rel=0.02)
+    rows = alone.points[-1].gain.high - alone.points[-1].gain.delta
+    assert gain.high - gain.delta == pytest.approx(math.hypot(rows, seeds), rel=0.02)
+    assert (curve.steps[-1][1], curve.verdict) == (0, 0)
+    said = render_text(curve)
+    assert (
+        "Gains and steps cover test rows and training seeds: each size was trained with 3." in said
+    )
+    assert "cover test rows only: each" not in said
+    assert "interval over training seeds" in render_curve(curve)
+    assert "interval over training seeds" not in render_curve(alone)
 
 
 @needs_browser

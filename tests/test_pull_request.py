@@ -16,7 +16,14 @@ from ruamel.yaml import YAML
 
 from commands import pull_request
 from library.errors import InputError
-from library.files import read_jsonl, write_json, write_jsonl, write_text
+from library.files import (
+    hash_file,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from library.pages.comment import COMMENT_CHARACTERS, MARKER, code, draw_curve, render_comment
 from library.records import hash_answers
 from library.repository.lock import is_recomputed
@@ -217,13 +224,66 @@ def test_a_changed_prompt_is_named_and_its_answers_are_compared_row_by_row(repos
         "here against the base: no evidence of a difference.** ROUGE-L went from 1.000 to 0.875 "
         "(-0.125, interval" in comment
     )
-    assert "compared on the 8 rows that both test" in comment
+    assert "compared on the 8 rows that both test.\n" in comment
+    assert (
+        "> **This comparison covers test rows only**, since the base and this branch were trained "
+        "with one seed: another may change or reverse the difference. To find out, run `dvc exp "
+        "run -S 'sft.seeds=[1,2]'` on the base and on this branch, and commit the results."
+        in comment
+    )
     assert "  - base, 1.000: `the tuned answer 5`\n  - here, 0.000: `nothing alike`" in comment
     assert "eval_loss   1.750 █▁ 1.500, least 1.500 at step 4" in comment
     assert "eval_loss   1.500 █▁ 1.250, least 1.250 at step 4" in comment
     assert f"git switch --detach {git('rev-parse', 'HEAD')}" in comment
     assert len(comment) < 10_000
     assert_inert(comment)
+
+
+def answer_with_seeds(answers):
+    """Write what `seeds` would with the seeds 1 and 2; `answers` are by seed and row, where they
+    are not the first seed's.
+    """
+    for seed in (1, 2):
+        name = f"seeds/sft@{seed}"
+        records = [
+            row | {"prediction": answers.get((seed, row["id"]), row["prediction"])}
+            for row in read_jsonl(Path(SFT))
+        ]
+        write_jsonl(Path(f"data/predictions/{name}.jsonl"), records)
+        answered = {name: hash_file(Path(f"data/predictions/{name}.jsonl"))}
+        record = read_json(Path("data/predictions/sft_model.json"))
+        write_json(Path(f"data/predictions/{name}_model.json"), record | {"answers": answered})
+    write_json(Path("data/predictions/seeds/seeds.json"), {"seeds": [1, 2]})
+
+
+@pytest.mark.slow
+def test_a_side_with_training_seeds_is_compared_over_these_if_the_other_has_them_too(
+    repository, capsys
+):
+    answer_with_seeds({(1, "r5"): "nothing alike"})
+    edit_yaml("params.yaml", sft__seeds=[1, 2])
+    commit("Train with more seeds")
+    comment = report(capsys)
+    assert "this branch was" not in comment
+    assert (
+        "> **This comparison covers test rows only**, since the base was trained with " in comment
+    )
+    # one row of eight fell from 1 to 0 under one of three seeds
+    assert "ROUGE-L went from 1.000 to 0.958 (-0.042" in comment
+
+    git("branch", "--force", "main", "branch")
+    answer_with_seeds({(1, "r5"): "nothing alike", (2, "r6"): "nothing alike"})
+    commit("Answer otherwise")
+    comment = report(capsys)
+    assert "covers test rows only" not in comment
+    assert (
+        "no evidence of a difference.** ROUGE-L went from 0.958 to 0.917 (-0.042, interval"
+        in comment
+    )
+    assert (
+        "compared on the 8 rows that both test, over 3 training seeds on the base and 3 here: "
+        "interval and p cover other rows and other seeds." in comment
+    )
 
 
 @pytest.mark.slow

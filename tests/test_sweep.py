@@ -291,6 +291,9 @@ def test_failures_are_named_and_end_nothing_and_finish_runs_what_was_selected(
     said = capfd.readouterr().out
     assert "failed: error: sft: out of memory at step 3 | 5.0 |" in said
     assert "dvc exp run -S sft.learning_rate=0.003\n" in said
+    assert "trained with one seed, and another may order them differently" in said
+    more = "-S 'sft.seeds=[1,2]'\n"
+    assert f"    dvc exp run {more}    dvc exp run -S sft.learning_rate=0.003 {more}" in said
     assert len(runs("evaluate")) == 1
     assert read_yaml(PARAMS_PATH)["sft"]["learning_rate"] == 0.003
 

@@ -28,6 +28,8 @@ from commands.sweep.study import (
 )
 from library.entry import run_main
 from library.errors import InputError
+from library.pages.statements import seeds_command
+from library.params import load_params
 from library.repository.workspace import borrow_workspace, recover_workspace
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,14 @@ def main() -> None:
     )
     print("No trial used the test rows. Run the whole pipeline with these parameters:")
     print(f"\n    {shlex.join(command)}\n")
+    seeds = {load_params().sft.seed, values.get("sft.seed")}
+    # params.yaml's values first: dvc exp run leaves its own there
+    print(
+        "Each trial was trained with one seed, and another may order them differently. To compare "
+        "the values in params.yaml with the selected ones over training seeds, run these instead, "
+        "then make compare:"
+    )
+    print(f"\n    {seeds_command(seeds)}\n    {seeds_command(seeds, overrides(values))}\n")
     if arguments.finish:
         sys.exit(subprocess.run([sys.executable, "-m", *command], check=False).returncode)
 

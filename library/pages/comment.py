@@ -19,7 +19,7 @@ from library.records import SYSTEMS, ScoredRow
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from library.verdict.retrieval import BM25
 from library.verdict.scoring import comparison_record, pick_examples
-from library.verdict.statistics import Comparison, decide
+from library.verdict.statistics import Comparison, SeedsComparison, decide
 
 # .github/workflows/comment.yml finds its comment by this
 MARKER = "<!-- does-fine-tuning-help: pull request -->"
@@ -195,8 +195,12 @@ def render_rejects(rejected: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     )
 
 
-def tuned_statement(comparison: Comparison, primary: str, confidence: float) -> Statement:
-    """The fine-tuned answers here against those on the base, row by row."""
+def tuned_statement(
+    comparison: Comparison, seeds: tuple[int, int], primary: str, confidence: float
+) -> Statement:
+    """The fine-tuned answers here against those on the base, row by row; `seeds` are the numbers of
+    training seeds on the base and here.
+    """
     words = {
         1: "better here than on the base",
         -1: "worse here than on the base",
@@ -205,11 +209,35 @@ def tuned_statement(comparison: Comparison, primary: str, confidence: float) -> 
     verdict = decide(comparison, primary in LOWER_IS_BETTER, confidence)
     units = "pairs" if primary == "pair_matching" else "rows"
     interval = format_interval(comparison_record(comparison))
+    trained = ""
+    if isinstance(comparison, SeedsComparison):
+        trained = (
+            f", over {seeds[0]} training seeds on the base and {seeds[1]} here: interval and p "
+            "cover other rows and other seeds"
+        )
     return Statement(
         f"The fine-tuned answers, here against the base: {words[verdict]}.",
         f" {title(primary)} went from {comparison.baseline:.3f} to {comparison.candidate:.3f} "
         f"({comparison.delta:+.3f}, interval {interval}, {format_p(comparison.p)}), compared on "
-        f"the {comparison.n} {units} that both test.",
+        f"the {comparison.n} {units} that both test{trained}.",
+    )
+
+
+def warn_of_seeds(seeds: tuple[int, int], command: str) -> str:
+    """What the comparison leaves out if the base or this side was trained with one seed, and the
+    command that finds out; empty if both have several.
+    """
+    where = [
+        name for name, count in zip(("the base", "this branch"), seeds, strict=True) if count == 1
+    ]
+    if not where:
+        return ""
+    return alert(
+        "NOTE",
+        f"**This comparison covers test rows only**, since {' and '.join(where)} "
+        f"{'were' if len(where) > 1 else 'was'} trained with one seed: another may change or "
+        f"reverse the difference. To find out, run `{command}` on {' and on '.join(where)}, and "
+        "commit the results.",
     )
 
 

@@ -25,6 +25,9 @@ class Point:
 class Curve:
     """Points by size, the step from each to the next with its verdict, and two forecasts: `hidden`
     for the last point from those before, `more` for twice its rows. Both None if sizes are too few.
+
+    Each size was trained with `seeds` seeds; with several, gains and steps cover these, too, and
+    forecasts do not. `more_seeds` is the command that trains with more.
     """
 
     metric: str
@@ -37,6 +40,8 @@ class Curve:
     steps: Sequence[tuple[Comparison, int]]
     hidden: Forecast | None
     more: Forecast | None
+    seeds: int
+    more_seeds: str
 
     @property
     def fits(self) -> bool:
@@ -118,12 +123,18 @@ def say(curve: Curve) -> Iterator[Statement]:
             f": {name} went from {step.baseline:.3f} to {step.candidate:.3f} ({step.delta:+.3f}, "
             f"interval {span(step.low, step.high)}, Holm {format_p(step.p)}).",
         )
-    yield Statement(
-        "What no interval here covers",
-        ": the chance of training. Each size is one run with one seed; a small step can be due to "
-        "the seed. Smaller sizes take fewer optimizer steps, since the number of epochs stays "
-        "the same.",
-    )
+    steps = "Smaller sizes take fewer optimizer steps, since the number of epochs stays the same."
+    if curve.seeds > 1:
+        yield Statement(
+            "Gains and steps cover test rows and training seeds",
+            f": each size was trained with {curve.seeds}. Forecasts cover test rows only. {steps}",
+        )
+    else:
+        yield Statement(
+            "The intervals cover test rows only",
+            ": each size was trained with one seed, and another may change or reverse a step. To "
+            f"find out, run {curve.more_seeds} and then make learning-curve again. {steps}",
+        )
 
 
 def table(curve: Curve) -> list[list[str]]:
@@ -193,4 +204,5 @@ def render_curve(curve: Curve) -> str:
         statements=list(say(curve)),
         rows=table(curve),
         chart=chart_curve(curve),
+        seeds=curve.seeds,
     )

@@ -2,7 +2,8 @@
 
 import html
 import re
-from collections.abc import Collection, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -324,6 +325,13 @@ def prompt_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
         claims[judged["tuned"]["verdict"]],
         f": {title(primary)} {result[FEW_SHOT]:.3f} against {result[SFT]:.3f}.",
     )
+
+
+def seeds_command(taken: Iterable[Any], options: Sequence[str] = ()) -> str:
+    """The command that trains with two seeds more than those `taken` by sft.seed."""
+    taken = set(taken)
+    one, other, *_ = (seed for seed in range(1, len(taken) + 3) if seed not in taken)
+    return shlex.join(["dvc", "exp", "run", *options, "-S", f"sft.seeds=[{one},{other}]"])
 
 
 def seed_doubt(metrics: Mapping[str, Any]) -> Statement | None:
