@@ -66,6 +66,7 @@ from benchmarks.gpu_memory import (
     random_rows,
     read_shape,
     synchronize,
+    trainer_settings,
 )
 from library.files import hash_file, write_json
 from library.llm.batching import Batching
@@ -204,9 +205,7 @@ def make_plain(model: PreTrainedModel, rows: Sequence[Result], folder: str, per_
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    ours = make_trainer.__globals__["trainer_settings"](
-        model.device, model.dtype, folder, per_device, 1
-    )
+    ours = trainer_settings(model.device, model.dtype, folder, per_device, 1)
     return SFTTrainer(
         model=model,
         args=SFTConfig(**ours, max_length=None),

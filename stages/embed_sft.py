@@ -38,6 +38,7 @@ from library.paths import (
     rankings_path,
 )
 from library.records import SFT
+from library.versions import EMBEDDING_PACKAGES, PACKAGES
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def main() -> None:
             model.model_dump(),
             describe_device(),
         ],
+        (*PACKAGES, *EMBEDDING_PACKAGES),
     )
     pairs = make_pairs(rows.splits["train"], cut)
     asked = make_pairs(rows.splits["validation"], cut)

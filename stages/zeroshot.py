@@ -21,7 +21,7 @@ def main() -> None:
         "zeroshot": session.answer("test", "zeroshot"),
         "zeroshot_train": session.answer("train_sample", "zeroshot_train"),
         "zeroshot_general": session.score_general_text("zeroshot_general"),
-        "no_context": session.answer_without_context("test", "no_context"),
+        "no_context": session.answer_without_context("no_context"),
     }
     session.close("zeroshot", predictions)
     session.forget()

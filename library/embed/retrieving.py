@@ -9,7 +9,7 @@ import numpy as np
 
 from library.corpus.passages import Ranker, rank_passages, split_passages
 from library.embed.encoder import Vectors, count_longest, count_tokens, encode, load_encoder
-from library.embed.memory import plan_encoding
+from library.embed.memory import SHORTEST, plan_encoding
 from library.embed.opening import open_encoder
 from library.embedding_models import AnyEmbeddingModel, parse_embedding_model
 from library.errors import InputError
@@ -128,6 +128,6 @@ def load_ranker(name: str) -> Ranker:
         encoder.eval()
     else:
         folder = EMBEDDER_DIR
-        plan_encoding(model, folder, min(64, model.max_length))
+        plan_encoding(model, folder, min(SHORTEST, model.max_length))
         encoder = load_encoder(model, folder)
     return EmbeddingRanker(encoder, model, folder)

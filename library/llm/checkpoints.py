@@ -13,24 +13,29 @@ from typing import Any
 from library.files import hash_file
 from library.imports import ROOT, computing_modules
 from library.paths import CHECKPOINTS_DIR
-from library.versions import package_versions
+from library.versions import PACKAGES, package_versions
 
 COMPLETE = "complete"  # the file that marks a whole checkpoint of the trainer
 
 
-def checkpoint_dir(stage: str, input_paths: Sequence[Path], parameters: Any) -> Path:
+def checkpoint_dir(
+    stage: str,
+    input_paths: Sequence[Path],
+    parameters: Any,
+    packages: Sequence[str] = PACKAGES,
+) -> Path:
     """The folder for the progress of this run of a stage, created if missing:
     checkpoints/STAGE-KEY.
 
     The key is a hash of the input files (folders file by file), the parameters, the modules that
-    the outputs depend on, and the libraries' versions. Progress under another key is never used.
+    the outputs depend on, and the versions of `packages`. Progress under another key is never used.
     """
     files = [file for path in input_paths for file in _files_of(path)]
     identity = {
         "inputs": [[path.as_posix(), hash_file(path)] for path in files],
         "parameters": parameters,
         "code": [[path.as_posix(), hash_file(ROOT / path)] for path in computing_modules(stage)],
-        "versions": package_versions(),
+        "versions": package_versions(packages),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = CHECKPOINTS_DIR / f"{stage}-{key}"

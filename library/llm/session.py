@@ -80,10 +80,10 @@ class AnsweringSession:
             self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
         )
 
-    def answer_without_context(self, split: str, name: str) -> list[QuestionAnswer]:
-        """Answer a split's questions without their context."""
+    def answer_without_context(self, name: str) -> list[QuestionAnswer]:
+        """Answer the test questions without their context."""
         return answer_questions(
-            self.model, self.tokenizer, self.rows[split], self.max_new_tokens, self.batching, name
+            self.model, self.tokenizer, self.rows["test"], self.max_new_tokens, self.batching, name
         )
 
     def score_general_text(self, name: str) -> list[Likelihood]:
