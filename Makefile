@@ -41,9 +41,11 @@ memory: environment  ## print the memory that each model needs: make memory MEMO
 	@python -m commands.memory --processes "$$PROCESSES"
 
 # LLAMA_CPP=../llama.cpp also makes a GGUF file, artifacts/gguf: of GGUF=bf16, f16 or q8_0.
+# SYSTEM=dpo merges the adapter after DPO instead of sft's.
 export LLAMA_CPP GGUF
+export SYSTEM ?= sft
 export: environment  ## merge base and adapter into artifacts/merged, for transformers, vLLM and Ollama
-	@python -m commands.export
+	@python -m commands.export --system "$$SYSTEM"
 
 compare: environment  ## compare experiments: which differences are larger than noise?
 	@python -m commands.compare

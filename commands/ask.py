@@ -1,8 +1,9 @@
 """Ask the model a question in a terminal: python -m commands.ask "question" --context file.txt
 
 Builds the prompt as the pipeline does: it cleans question and context like `clean` and chooses
-passages within the budget like `format`. The fine-tuned model answers; --base asks the base model,
---model a folder such as artifacts/merged. Only the answer goes to standard output.
+passages within the budget like `format`. The fine-tuned model answers; --system dpo asks the model
+after DPO, --base (or --system zeroshot) the base model, --model a folder such as artifacts/merged.
+Only the answer goes to standard output.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from jinja2 import Template
 from transformers import PreTrainedTokenizerBase
 
+from library.adapters import check_started_from, check_turned_on
 from library.corpus.cleaning_rules import clean_text
 from library.corpus.shapes import is_text
 from library.embed.retrieving import load_ranker
@@ -41,7 +43,8 @@ from library.llm.memory.planning import (
 from library.llm.prompts import Prompt, build_prompt, load_asked_prompt, reads_passages
 from library.llm.sharding import find_sharding
 from library.params import Params, load_model_file, load_params
-from library.paths import ADAPTER_DIR, BASE_DIR
+from library.paths import ADAPTER_DIR, ADAPTER_DIRS, BASE_DIR
+from library.records import DPO, SFT, ZEROSHOT
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +129,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("question")
     parser.add_argument("--context", help="a text file to answer from; - is standard input")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--base", action="store_true", help="ask the base model without the adapter")
+    which.add_argument(
+        "--system",
+        choices=[ZEROSHOT, *ADAPTER_DIRS],
+        default=SFT,
+        help="ask the base model, the fine-tuned one (the default), or the one after DPO",
+    )
+    which.add_argument(
+        "--base",
+        action="store_const",
+        dest="system",
+        const=ZEROSHOT,
+        help="ask the base model: --system zeroshot",
+    )
     which.add_argument(
         "--model", type=Path, help="ask the model in this folder, such as artifacts/merged"
     )
@@ -168,7 +183,7 @@ def check_memory(
             ways.append(
                 [Way("CUDA_VISIBLE_DEVICES= in the environment", on_cpu(settings), longest)]
             )
-    elif options.base:
+    elif options.system == ZEROSHOT:
         settings = unadapted(adapted)
     if options.model is None:
         ways.append(offloaded_ways(settings, longest))
@@ -204,9 +219,12 @@ def main() -> None:
     find_sharding()  # raises before anything is loaded
     limit = options.max_new_tokens or params.format.max_new_tokens
     context = "" if options.context is None else read_context(options.context)
-    adapter_dir = None if options.base else ADAPTER_DIR
+    adapter_dir = ADAPTER_DIRS.get(options.system)
     if options.model is None:
+        check_turned_on(options.system, params)
         check_artifacts(BASE_DIR, adapter_dir)
+        if options.system == DPO:
+            check_started_from()
     elif options.model.is_dir():
         check_model_files(options.model, str(options.model))
     else:

@@ -1,13 +1,15 @@
 """Export the fine-tuned model as one folder: python -m commands.export
 
-Merges the adapter into the base model, asks the merged model the test questions, and reports the
-result in a model card. Reads artifacts/{base,adapter}/ and the outputs of the pipeline. Writes
-artifacts/merged/: a folder that transformers and vLLM load, with the model card in README.md and a
-Modelfile for Ollama. With LLAMA_CPP in the environment, llama.cpp's converter also makes a GGUF
-file of it in artifacts/gguf/, which is asked the test questions, too. It is not a stage of
-dvc.yaml, because an export is no measurement and can be made again.
+Merges the adapter of sft, or with --system dpo the one after DPO, into the base model, asks the
+merged model the test questions, and reports the result in a model card. Reads
+artifacts/{base,adapter,dpo}/ and the outputs of the pipeline. Writes artifacts/merged/: a folder
+that transformers and vLLM load, with the model card in README.md and a Modelfile for Ollama. With
+LLAMA_CPP in the environment, llama.cpp's converter also makes a GGUF file of it in artifacts/gguf/,
+which is asked the test questions, too. It is not a stage of dvc.yaml, because an export is no
+measurement and can be made again.
 """
 
+import argparse
 import logging
 import shutil
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from library.adapters import check_turned_on
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_json, write_text
@@ -44,9 +47,10 @@ from library.llm.prompts import build_messages, load_asked_prompt
 from library.llm.sharding import find_sharding
 from library.llm.unpacking import unpack
 from library.pages.cards import read_model_facts, render_card, shipped_statement, shipped_table
+from library.pages.statements import no_gain_sentence, system_name
 from library.params import EvaluateParams, Params, load_model_file, load_params
 from library.paths import (
-    ADAPTER_DIR,
+    ADAPTER_DIRS,
     BASE_DIR,
     CLEAN_ROWS_PATH,
     EVALUATION_PATH,
@@ -56,13 +60,15 @@ from library.paths import (
     SPLITS_PATH,
     TEST_PATH,
     answerer_path,
+    answers_name,
     predictions_path,
 )
-from library.records import Computation, FormattedRow, Prediction
+from library.records import DPO, SFT, Computation, FormattedRow, Prediction
 from library.repository.lock import find_stale
 from library.verdict.metrics import LOWER_IS_BETTER
 from library.verdict.scoring import (
     Predictions,
+    check_tuned,
     compare_systems,
     comparison_record,
     read_predictions,
@@ -72,42 +78,69 @@ from library.verdict.statistics import adjust_holm, decide
 
 log = logging.getLogger(__name__)
 
-NEEDED = {
-    CLEAN_ROWS_PATH: "clean",
-    TEST_PATH: "format",
-    SPLITS_PATH: "format",
-    answerer_path("sft"): "predict",
-    predictions_path("sft"): "predict",
-    EVALUATION_PATH: "evaluate",
-}
+ANSWERING = {SFT: "predict", DPO: "dpo"}  # the stages that ask the tuned systems
 COMPARED = ("rouge_l", "token_f1", "bits_per_byte", "pair_matching", "contrastive")
 
 
-def check_needed() -> None:
-    """Raise InputError naming the first file that is missing, or stage that is out of date."""
-    check_artifacts(BASE_DIR, ADAPTER_DIR)
-    for path, stage in NEEDED.items():
+def parse_system() -> str:
+    """The system that the command line names: sft or dpo."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.export", description="Export a tuned model as one folder."
+    )
+    parser.add_argument(
+        "--system",
+        choices=list(ADAPTER_DIRS),
+        default=SFT,
+        help="whose adapter to merge: that of sft, the default, or the one after DPO",
+    )
+    return str(parser.parse_args().system)
+
+
+def needed_files(system: str) -> dict[Path, str]:
+    """The files that the export of a system reads beside base and adapter, with their stages."""
+    name, asking = answers_name(system), ANSWERING[system]
+    return {
+        CLEAN_ROWS_PATH: "clean",
+        TEST_PATH: "format",
+        SPLITS_PATH: "format",
+        answerer_path(name): asking,
+        predictions_path(name): asking,
+        EVALUATION_PATH: "evaluate",
+    }
+
+
+def check_needed(system: str, params: Params) -> None:
+    """Raise InputError naming the first thing that is off, missing, out of date, or does not belong
+    to the rest.
+    """
+    check_turned_on(system, params)
+    check_artifacts(BASE_DIR, ADAPTER_DIRS[system])
+    needed = needed_files(system)
+    for path, stage in needed.items():
         if not path.is_file():
             raise InputError(f"{path}: no such file; run `dvc repro {stage}`")
+    check_tuned(system)
+    if system == DPO and DPO not in read_json(EVALUATION_PATH).get("others", {}):
+        raise InputError(f"{EVALUATION_PATH}: does not judge dpo; run `dvc repro evaluate`")
     if not LOCK_PATH.is_file():
         log.warning(
-            "there is no dvc.lock, so it is unknown whether the predictions belong to this adapter"
+            "there is no dvc.lock, so it is unknown whether the evaluation is of these answers"
         )
         return
     stale = find_stale() or {}
-    for stage in ("sft", *NEEDED.values()):
+    for stage in ("sft", *needed.values()):
         if stage in stale:
             reasons = ", ".join(stale[stage])
             raise InputError(f"{stage} is out of date ({reasons}); run `dvc repro`")
 
 
-def check_memory(params: Params, rows: Sequence[FormattedRow]) -> int:
+def check_memory(params: Params, rows: Sequence[FormattedRow], system: str = SFT) -> int:
     """Log the memory for merging and for asking the merged model; return tokens per batch.
 
     Raises InputError if either does not fit, with a list of what would.
     """
     settings = make_settings(load_model_file(params.model), params.sft, pick_device().type)
-    check_merging(BASE_DIR, settings.adapter)
+    check_merging(BASE_DIR, settings.adapter, f"python -m commands.ask --system {system}")
     limit = params.format.max_new_tokens
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in rows)
     settings, lengths = merged(settings), LongestLengths(longest, limit)
@@ -212,23 +245,26 @@ def compare_shipped(
 
 def main() -> None:
     """Merge, ask, compare, and keep the folder with its model card."""
-    params = load_params()
+    system = parse_system()
+    params, name = load_params(), answers_name(system)
     find_sharding()  # fail before the merge, which takes minutes
     packing = read_packing()
-    check_needed()
+    check_needed(system, params)
     template = load_asked_prompt(params.format.prompt)
     rows = read_formatted("test")
     wanted = {row["id"] for row in rows}
     contexts = read_contexts(wanted)
-    adapter = read_predictions(predictions_path("sft"), rows)
-    facts = read_model_facts(params)
-    tokens = check_memory(params, rows)
+    adapter = read_predictions(predictions_path(name), rows)
+    facts = read_model_facts(params, system)
+    if system == DPO and (said := no_gain_sentence(facts.metrics, params.evaluate.primary)):
+        log.warning("%s `make export` ships the model before DPO.", said)
+    tokens = check_memory(params, rows, system)
     MERGED_DIR.parent.mkdir(parents=True, exist_ok=True)
     for left in MERGED_DIR.parent.glob("tmp-merged-*"):  # left by a killed export
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix="tmp-merged-", dir=MERGED_DIR.parent) as temporary:
         folder = Path(temporary) / "merged"
-        merge_adapter(BASE_DIR, ADAPTER_DIR, folder)
+        merge_adapter(BASE_DIR, ADAPTER_DIRS[system], folder)
         free_memory()  # what comes next needs the memory of what was merged
         gguf = Path(temporary) / "gguf"
         if packing is not None:
@@ -242,7 +278,7 @@ def main() -> None:
         passages = ["The first passage.", "The second passage."]
         card = render_card(
             facts,
-            {"measured": read_json(answerer_path("sft")), "shipped": shipped_on},
+            {"measured": read_json(answerer_path(name)), "shipped": shipped_on},
             shipped,
             build_messages(template, passages, "The question?"),
         )
@@ -255,8 +291,11 @@ def main() -> None:
             if made.is_dir():
                 made.replace(kept)
         size = sum(file.stat().st_size for file in MERGED_DIR.iterdir())
-        log.info("%s: %.1f MB, with a model card in README.md", MERGED_DIR, size / 1e6)
-        print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.metrics)}")
+        log.info(
+            "%s: the model %s, %.1f MB, with a model card in README.md",
+            *(MERGED_DIR, system_name(system), size / 1e6),
+        )
+        print(f"\n{shipped_statement(shipped)}\n\n{shipped_table(shipped, facts.own_metrics)}")
         if packing is None:
             return
         free_memory()
@@ -265,7 +304,7 @@ def main() -> None:
         if answers is not None:
             packed = compare_shipped(rows, contexts, adapter, answers, params.evaluate)
             print(f"\n{path}, asked the same questions after it was unpacked again:")
-            print(f"\n{shipped_statement(packed)}\n\n{shipped_table(packed, facts.metrics)}")
+            print(f"\n{shipped_statement(packed)}\n\n{shipped_table(packed, facts.own_metrics)}")
 
 
 if __name__ == "__main__":

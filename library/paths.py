@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from library.records import DPO
+from library.records import DPO, SFT, SYSTEMS
 
 PARAMS_PATH = Path("params.yaml")
 PIPELINE_PATH = Path("dvc.yaml")
@@ -31,6 +31,7 @@ ADAPTER_DIR = Path("artifacts/adapter")
 MERGED_DIR = Path("artifacts/merged")
 DPO_DIR = Path("artifacts/dpo")  # off.json alone if dpo is off
 DPO_ADAPTER_DIR = DPO_DIR / "adapter"
+ADAPTER_DIRS = {SFT: ADAPTER_DIR, DPO: DPO_ADAPTER_DIR}  # by system
 DPO_HISTORY_PATH = DPO_DIR / "history.csv"
 DPO_MEMORY_PATH = DPO_DIR / "memory.json"
 GGUF_DIR = Path("artifacts/gguf")  # the same as one file, if llama.cpp's converter is available
@@ -66,6 +67,11 @@ def other_name(system: str) -> str:
     few-shot, thinking or dpo.
     """
     return f"dpo/{system}" if system == DPO else f"others/{system}"
+
+
+def answers_name(system: str) -> str:
+    """What `predictions_path` and `answerer_path` know any system but a seed by."""
+    return system if system in SYSTEMS else other_name(system)
 
 
 def seed_name(system: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -18,13 +19,17 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from commands import ask, export
 from library.errors import InputError
-from library.files import hash_adapter, read_json, read_jsonl
+from library.files import hash_adapter, read_json, read_jsonl, write_json
 from library.llm import preferences
 from library.llm.chat_template import load_tokenizer
 from library.llm.checkpoints import find_checkpoint
+from library.llm.generation import generate_answers
+from library.llm.loading import load_model
 from library.llm.memory.formula import Adapter, ComputeSettings, measure_sizes, predict_training
 from library.llm.memory.measuring import measure_peak, resident_bytes
+from library.llm.merging import merge_adapter
 from library.llm.preferences import (
     PreferenceTask,
     PreferenceTrainer,
@@ -33,6 +38,9 @@ from library.llm.preferences import (
     load_policy,
     logging_steps,
 )
+from library.llm.prompts import load_asked_prompt
+from library.pages.cards import read_model_facts, render_card
+from library.pages.statements import no_gain_sentence
 from library.params import load_params
 from library.paths import (
     ADAPTER_DIR,
@@ -40,17 +48,25 @@ from library.paths import (
     DPO_ADAPTER_DIR,
     DPO_DIR,
     DPO_MEMORY_PATH,
+    MERGED_DIR,
 )
 from stages import base, clean, dpo, evaluate, format, sft
 
 WEIGHTS = "adapter_model.safetensors"
 MADE = ("artifacts", "data", "metrics", "reports")
+JUDGED = {"dpo__learning_rate": 5e-3, "review__systems": ["dpo", "sft"]}
 
 
 @pytest.fixture(scope="module")
 def made_dir(tmp_path_factory):
     """Where what `tuned` made first is kept for the tests after it."""
     return tmp_path_factory.mktemp("tuned")
+
+
+@pytest.fixture(scope="module")
+def judged_dir(tmp_path_factory):
+    """Where what was judged first, with JUDGED for parameters, is kept."""
+    return tmp_path_factory.mktemp("judged")
 
 
 @pytest.fixture
@@ -211,12 +227,8 @@ def test_off_by_default_it_takes_nothing(project):
     assert [path.name for path in DPO_DIR.iterdir()] == ["off.json"]
 
 
-def test_it_is_asked_judged_and_said_beside_the_others(tuned, caplog):
-    edit_yaml(
-        "params.yaml",
-        dpo__learning_rate=5e-3,
-        review__systems=["dpo", "sft"],
-    )
+def test_it_is_asked_judged_and_said_beside_the_others(tuned, judged_dir, caplog):
+    edit_yaml("params.yaml", **JUDGED)
     caplog.set_level("INFO")
     for stage in ASKED:
         stage.main()
@@ -243,6 +255,9 @@ def test_it_is_asked_judged_and_said_beside_the_others(tuned, caplog):
     assert read_json(Path("reports/review_key.json"))["systems"] == ["dpo", "sft"]
     assert read_json(Path("reports/costs.json"))["dpo"]["seconds_per_row"] > 0
 
+    for name in MADE:
+        shutil.copytree(name, judged_dir / name)
+
     made = json.dumps(record | {"started_from": "0" * 64})
     (DPO_ADAPTER_DIR / "made.json").write_text(made)
     with pytest.raises(InputError, match="artifacts/dpo/adapter: trained on from another adapter"):
@@ -251,6 +266,110 @@ def test_it_is_asked_judged_and_said_beside_the_others(tuned, caplog):
     answers.write_text(answers.read_text().replace('"stop"', '"length"') + "\n")
     with pytest.raises(InputError, match=r"dpo\.jsonl: not as dpo wrote it; run `dvc repro`"):
         evaluate.main()
+
+
+def test_it_is_exported_and_asked_in_the_fine_tuned_models_place(
+    tuned, judged_dir, monkeypatch, capfd, caplog
+):
+    edit_yaml("params.yaml", **JUDGED)
+    if not (judged_dir / "metrics").exists():  # else the test before this one made it
+        for stage in ASKED:
+            stage.main()
+    else:
+        for name in MADE:
+            shutil.copytree(judged_dir / name, name, dirs_exist_ok=True)
+    metrics = read_json(Path("metrics/evaluation.json"))
+    judged = metrics["others"]["dpo"]
+    judged["tuned"]["verdict"] = 0
+    write_json(Path("metrics/evaluation.json"), metrics)
+    monkeypatch.setattr(sys, "argv", ["export", "--system", "dpo"])
+    capfd.readouterr()
+    caplog.set_level("INFO")
+    export.main()
+    printed = capfd.readouterr().out
+
+    result = judged["tuned"]["rouge_l"]
+    (said,) = [line for line in caplog.messages if "ships the model before DPO" in line]
+    assert said.startswith(
+        "There is no evidence that DPO changed the fine-tuned model: ROUGE-L is "
+        f"{result['dpo']:.3f}, {result['sft']:.3f} before it (Holm p = "
+    )
+    expected = Path("expected")
+    merge_adapter(BASE_DIR, DPO_ADAPTER_DIR, expected)
+    made, other = (load_file(folder / "model.safetensors") for folder in (MERGED_DIR, expected))
+    assert all(torch.equal(value, other[name]) for name, value in made.items())
+
+    card = (MERGED_DIR / "README.md").read_text()
+    matter, body = card.split("---\n", 2)[1:]
+    assert "- sft\n- dpo\n" in matter
+    assert "# A model fine-tuned and trained with DPO to answer questions from passages\n" in body
+    assert "then by TRL's `DPOTrainer`" in body
+    assert re.search(r"^dpo:\n  num_train_epochs: 1\.0\n", body, re.MULTILINE)
+    assert "fine-tuning and DPO" in body
+    assert "| metric | zero-shot | fine-tuned, then DPO | the reference itself |" in body
+    for name, row in (("ROUGE-L", "rouge_l"), ("bits per byte of the reference", "bits_per_byte")):
+        value = judged[row]
+        cells = f" | {value['zeroshot']:.3f} | {value['dpo']:.3f} | "
+        (measured, shipped) = [line for line in body.splitlines() if line.startswith(f"| {name} ")]
+        assert cells in measured
+        assert (
+            f"| {value['delta']:+.3f} | {value['low']:+.3f} to {value['high']:+.3f} |" in measured
+        )
+        assert f"| {value['p']:.4f} | {value['p_holm']:.4f} | {value['n']} |" in measured
+        assert cells in shipped
+        assert shipped in printed
+    # fine-tuning's own numbers are nowhere but where the two are compared
+    own = metrics["bits_per_byte"]
+    assert own["sft"] != judged["bits_per_byte"]["dpo"]
+    assert f"{own['zeroshot']:.3f} | {own['sft']:.3f}" not in card
+    assert f"{metrics['general_text']['sft']:.3f} bits per byte" not in card
+    assert "Forgetting was not measured after DPO." in card
+    assert "(`sft.seed` 7, `dpo.seed` 7)" in card
+    # sft's own card says that it is without DPO
+    measured = {"measured": read_json(Path("data/predictions/sft_model.json"))}
+    sft_card = render_card(read_model_facts(load_params()), measured)
+    assert "validation loss; without DPO\n" in sft_card
+    assert "artifacts/dpo/adapter/; `make export SYSTEM=dpo` merges that one.\n" in sft_card
+    assert f"| {own['zeroshot']:.3f} | {own['sft']:.3f} |" in sft_card
+
+    question = ["What is it made of?", "--max-new-tokens", "8"]
+    prompt = ask.prompt_for(
+        *(question[0], "", load_tokenizer(BASE_DIR), load_asked_prompt("answer"), load_params())
+    )
+    for system, folder in (("zeroshot", None), ("sft", ADAPTER_DIR), ("dpo", DPO_ADAPTER_DIR)):
+        monkeypatch.setattr(sys, "argv", ["ask", *question, "--system", system])
+        ask.main()
+        model = load_model(BASE_DIR, "nf4", folder)
+        (answer,) = generate_answers(model, load_tokenizer(BASE_DIR), [prompt.ids], 8)
+        assert capfd.readouterr().out == answer["prediction"] + "\n"
+
+    monkeypatch.setattr(sys, "argv", ["ask", *question, "--system", "dpo"])
+    record = read_json(DPO_ADAPTER_DIR / "made.json")
+    write_json(DPO_ADAPTER_DIR / "made.json", record | {"started_from": "0" * 64})
+    with pytest.raises(InputError, match="artifacts/dpo/adapter: trained on from another adapter"):
+        ask.main()
+    shutil.rmtree(DPO_DIR)
+    with pytest.raises(InputError, match=r"base\.json: no such file; run `dvc repro dpo`"):
+        ask.main()
+    edit_yaml("params.yaml", dpo__num_train_epochs=0, review__systems=["zeroshot", "sft"])
+    with pytest.raises(InputError, match=r"dpo\.num_train_epochs is 0, which turns DPO off; run "):
+        ask.main()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        (1, "DPO made the fine-tuned model worse: ROUGE-L is 0.400, 0.500 before it (Holm p = "),
+        (0, "There is no evidence that DPO changed the fine-tuned model: ROUGE-L is 0.400, 0.500 "),
+        (-1, ""),
+    ],
+)
+def test_what_is_not_better_is_said(verdict, said):
+    rouge_l = {"dpo": 0.4, "sft": 0.5, "p_holm": 0.01}
+    metrics = {"others": {"dpo": {"tuned": {"verdict": verdict, "rouge_l": rouge_l}}}}
+    sentence = no_gain_sentence(metrics, "rouge_l")
+    assert sentence.startswith(said)
+    assert bool(sentence) == bool(said)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from commands import export
 from library.errors import InputError
-from library.files import hash_adapter, read_jsonl, write_json
+from library.files import hash_adapter, hash_file, read_json, read_jsonl, write_json
 from library.llm.answering import answer_rows
 from library.llm.chat_template import load_tokenizer, prompt_ids
 from library.llm.loading import load_merged
@@ -25,7 +26,18 @@ from library.llm.memory.measuring import SPARE
 from library.llm.memory.planning import read_sizes
 from library.pages.cards import ModelFacts, render_card, shipped_statement
 from library.params import load_params
-from library.paths import ADAPTER_DIR, BASE_DIR, MERGED_DIR
+from library.paths import (
+    ADAPTER_DIR,
+    ADAPTER_DIRS,
+    BASE_DIR,
+    EVALUATION_PATH,
+    MERGED_DIR,
+    answerer_path,
+    answers_name,
+    formatted_path,
+    predictions_path,
+)
+from library.records import DPO, SFT
 from library.units import GIB
 from library.verdict.metrics import score_row
 from stages import base, evaluate, review
@@ -40,6 +52,12 @@ MERGED = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_options(monkeypatch):
+    """`export.main` is run as without options; a test may give it some."""
+    monkeypatch.setattr(sys, "argv", ["export"])
 
 
 def read_card(text):
@@ -163,46 +181,101 @@ def test_the_folder_holds_the_adapter_on_the_base_and_a_card_whose_code_runs(
     assert names["output"].shape[1] <= len(made) + 16
 
 
-@pytest.fixture
-def stubs(tmp_path, monkeypatch):
-    """A project folder in which every file that the export needs is there, and empty."""
+STAGE_OF = {SFT: "predict", DPO: "dpo"}
+
+
+@pytest.fixture(params=[SFT, DPO])
+def stubs(request, tmp_path, monkeypatch):
+    """A project folder with the least that the export of a system needs; the system."""
+    system = request.param
     copy_params(tmp_path)
     monkeypatch.chdir(tmp_path)
-    adapter = Path("artifacts/adapter")
-    names = ("base.json", "adapter_config.json", "adapter_model.safetensors")
-    made = (adapter / name for name in names)
-    for path in (*export.NEEDED, "artifacts/base/manifest.json", *made):
-        write_json(Path(path), {})
-    write_json(adapter / "made.json", {"adapter": hash_adapter(adapter)})
+    monkeypatch.setattr(sys, "argv", ["export", "--system", system])
+    edit_yaml("params.yaml", dpo__num_train_epochs=float(system == DPO))
+    for path in (*export.needed_files(system), BASE_DIR / "manifest.json"):
+        write_json(path, {})
+    rows = {}
+    for split in ("train", "validation"):
+        write_json(formatted_path(split), {})
+        rows[split] = hash_file(formatted_path(split))
+    for folder in {ADAPTER_DIR, ADAPTER_DIRS[system]}:
+        for name in ("base.json", "adapter_config.json", "adapter_model.safetensors"):
+            write_json(folder / name, {})
+        made = {"adapter": hash_adapter(folder), "rows": rows, "started_from": hash_adapter(folder)}
+        write_json(folder / "made.json", made)
+    name = answers_name(system)
+    answers = {name: hash_file(predictions_path(name))}
+    record = {"adapter": hash_adapter(ADAPTER_DIRS[system]), "answers": answers}
+    write_json(answerer_path(name), record)
+    write_json(EVALUATION_PATH, {"others": {"dpo": {}}})
+    return system
 
 
-@pytest.mark.parametrize(
-    ("path", "stage"),
-    [
-        ("artifacts/base/manifest.json", "base"),
-        ("artifacts/adapter/base.json", "sft"),
-        *export.NEEDED.items(),
-    ],
-)
-def test_a_missing_file_is_named_with_the_command_that_makes_it(stubs, path, stage):
-    export.check_needed()
-    Path(path).unlink()
-    with pytest.raises(
-        InputError, match=rf"^{re.escape(str(path))}: no such file; run `dvc repro {stage}`$"
-    ):
-        export.main()
+def test_a_missing_file_is_named_with_the_command_that_makes_it(stubs):
+    export.check_needed(stubs, load_params())
+    adapter = ADAPTER_DIRS[stubs] / "base.json"
+    made_by = {BASE_DIR / "manifest.json": "base", adapter: "sft" if stubs == SFT else "dpo"}
+    for path, stage in {**made_by, **export.needed_files(stubs)}.items():
+        path.rename("moved")
+        with pytest.raises(
+            InputError, match=rf"^{re.escape(str(path))}: no such file; run `dvc repro {stage}`$"
+        ):
+            export.main()
+        Path("moved").rename(path)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_an_adapter_that_was_changed_since_is_refused(stubs, name):
-    Path("artifacts/adapter", name).write_text("other")
-    with pytest.raises(InputError, match="artifacts/adapter: not as sft wrote it"):
+    (ADAPTER_DIRS[stubs] / name).write_text("other")
+    with pytest.raises(
+        InputError,
+        match=rf"{ADAPTER_DIRS[stubs]}: not as {stubs} wrote it; run `dvc repro {stubs} --force`",
+    ):
         export.main()
 
 
 def test_an_adapter_of_another_base_is_refused(stubs):
-    write_json(Path("artifacts/adapter/base.json"), {"source": {"path": "other"}})
-    with pytest.raises(InputError, match="artifacts/adapter: was trained on another base model"):
+    write_json(ADAPTER_DIRS[stubs] / "base.json", {"source": {"path": "other"}})
+    with pytest.raises(
+        InputError, match=f"{ADAPTER_DIRS[stubs]}: was trained on another base model"
+    ):
+        export.main()
+
+
+def test_an_adapter_of_other_rows_or_with_answers_of_another_one_is_refused(stubs):
+    folder, name = ADAPTER_DIRS[stubs], answers_name(stubs)
+    write_json(formatted_path("train"), {"other": 1})
+    other_rows = f"{folder}: trained on other rows than data/formatted/train.jsonl holds; run `dvc"
+    with pytest.raises(InputError, match=other_rows):
+        export.main()
+    record = read_json(answerer_path(name))
+    write_json(answerer_path(name), record | {"adapter": "0" * 64})
+    with pytest.raises(InputError, match=f"answers were given not with that of {folder}; run"):
+        export.main()
+    write_json(predictions_path(name), {"other": 1})
+    with pytest.raises(InputError, match=rf"{stubs}\.jsonl: not as {stubs} wrote it; run `dvc"):
+        export.main()
+
+
+@pytest.mark.parametrize("stubs", [DPO], indirect=True)
+def test_dpo_that_is_off_not_judged_or_of_another_fine_tuned_adapter_is_refused(stubs):
+    write_json(EVALUATION_PATH, {})
+    with pytest.raises(
+        InputError,
+        match=r"^metrics/evaluation\.json: does not judge dpo; run `dvc repro evaluate`$",
+    ):
+        export.main()
+    write_json(ADAPTER_DIR / "adapter_config.json", {"other": 1})
+    with pytest.raises(
+        InputError,
+        match=r"^artifacts/dpo/adapter: trained on from another adapter than artifacts/adapter hol",
+    ):
+        export.main()
+    edit_yaml("params.yaml", dpo__num_train_epochs=0)
+    with pytest.raises(
+        InputError,
+        match=r"^params\.yaml: dpo\.num_train_epochs is 0, .* `dvc exp run -S dpo\.num_train_ep",
+    ):
         export.main()
 
 
@@ -310,16 +383,17 @@ def test_what_stands_in_names_and_prompts_does_not_break_the_card(judged, source
 
 def test_an_adapter_that_is_newer_than_its_answers_is_not_shipped(stubs, monkeypatch, caplog):
     write_json(Path("dvc.lock"), {})
+    stage, params = STAGE_OF[stubs], load_params()
     monkeypatch.setattr(
-        export, "find_stale", lambda: {"predict": ["artifacts/adapter"], "cards": ["reports"]}
+        export, "find_stale", lambda: {stage: ["artifacts/adapter"], "cards": ["reports"]}
     )
     with pytest.raises(
         InputError,
-        match=r"predict is out of date \(artifacts/adapter\); run `dvc repro`",
+        match=rf"{stage} is out of date \(artifacts/adapter\); run `dvc repro`",
     ):
-        export.check_needed()
+        export.check_needed(stubs, params)
     Path("dvc.lock").unlink()
-    export.check_needed()
+    export.check_needed(stubs, params)
     assert "there is no dvc.lock" in caplog.text
 
 

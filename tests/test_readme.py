@@ -37,6 +37,7 @@ NOT_RUN_PARTS = {
     "vllm serve": "needs vLLM, and a GPU",
     "-e '.[gguf]'": "downloads a package",
     "make export LLAMA_CPP": "needs llama.cpp's source; tests/test_unpacking.py has a stand-in",
+    "make export SYSTEM=dpo": "needs DPO on: tests/test_dpo.py exports a tiny one",
     "ollama create": "needs Ollama; tests/test_modelfile.py reads what it would",
     "make judge": "needs a server with a model: tests/test_judge.py starts one with known replies",
     "commands.judge": "and so does this",

@@ -1,6 +1,7 @@
 """GGUF files as a base: written here from a tiny model's weights, as llama.cpp lays them out."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,7 @@ write_gguf(arguments.outfile, AutoModelForCausalLM.from_pretrained(arguments.mod
 def test_what_is_exported_is_packed_asked_again_and_has_a_modelfile(
     model, project, monkeypatch, capsys, caplog
 ):
+    monkeypatch.setattr(sys, "argv", ["export"])
     edit_yaml("params.yaml", format__max_length=1024, format__max_new_tokens=16)
     for stage in JUDGED:
         stage.main()

@@ -19,16 +19,19 @@ from library.pages.statements import (
     RETRIEVERS,
     Statement,
     contradiction_sentence,
+    dpo_statements,
     escape,
+    evaluation_of,
     format_interval,
     render_table,
     result_statements,
     split_statement,
+    system_name,
     title,
 )
 from library.params import Params, load_model_file
 from library.paths import EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH, prompt_path
-from library.records import SPLITS, Computation, Message
+from library.records import DPO, SFT, SPLITS, Computation, Message
 from library.versions import package_versions
 
 QUANTIZATIONS = {"nf4": "4 bits (NF4)", "none": "16 bits, or 32 on a CPU"}
@@ -59,7 +62,7 @@ def to_yaml(value: Mapping[str, Any]) -> str:
     return stream.getvalue().rstrip()
 
 
-def front_matter(source: Mapping[str, str], library: str) -> str:
+def front_matter(source: Mapping[str, str], library: str, system: str = SFT) -> str:
     """The metadata that a hub reads. The base model is named if it comes from a hub."""
     fields: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if "id" in source:
@@ -67,7 +70,8 @@ def front_matter(source: Mapping[str, str], library: str) -> str:
             "base_model": source["id"],
             "base_model_relation": "finetune" if library == "transformers" else "adapter",
         }
-    return to_yaml(fields | {"tags": ["lora", "sft", "trl", "question-answering"]})
+    trained = [SFT] if system == SFT else [SFT, system]
+    return to_yaml(fields | {"tags": ["lora", *trained, "trl", "question-answering"]})
 
 
 def describe_base(manifest: Mapping[str, Any]) -> str:
@@ -141,7 +145,7 @@ class ModelFacts:
     """What a model was made of and how it scored: all of a card but the devices that answered.
 
     `metrics` is metrics/evaluation.json, `splits` metrics/format.json, `prompt` the template's
-    text, `versions` the packages' versions.
+    text, `versions` the packages' versions, `system` sft or dpo.
     """
 
     params: Params
@@ -151,10 +155,23 @@ class ModelFacts:
     splits: Mapping[str, Any]
     prompt: str
     versions: Mapping[str, str]
+    system: str = SFT
+
+    @property
+    def own_metrics(self) -> Mapping[str, Any]:
+        """The part of `metrics` that compares this system with zero-shot."""
+        return evaluation_of(self.metrics, self.system, self.params.evaluate.primary)
+
+    @property
+    def statements(self) -> list[Statement]:
+        """What the evaluation says about this system."""
+        say = dpo_statements if self.system == DPO else result_statements
+        how = self.params.evaluate
+        return say(self.metrics, how.primary, how.confidence)
 
 
-def read_model_facts(params: Params) -> ModelFacts:
-    """Read the facts of the model that the pipeline made last."""
+def read_model_facts(params: Params, system: str = SFT) -> ModelFacts:
+    """Read the facts of the model that the pipeline made last, by sft or dpo."""
     return ModelFacts(
         params=params,
         quantization=load_model_file(params.model).quantization,
@@ -163,6 +180,7 @@ def read_model_facts(params: Params) -> ModelFacts:
         splits=read_json(SPLITS_PATH),
         prompt=prompt_path(params.format.prompt).read_text(encoding="utf-8"),
         versions=package_versions(),
+        system=system,
     )
 
 
@@ -178,10 +196,18 @@ def render_card(
     `measured` and the `shipped` answers, `messages` are the template's for two passages and a
     question. No path on this machine goes into it.
     """
-    params, metrics = facts.params, facts.metrics
+    params, metrics, primary = facts.params, facts.own_metrics, facts.params.evaluate.primary
+    training = params.sft.model_dump()
+    if facts.system == DPO:
+        training = {"sft": training, "dpo": params.dpo.model_dump()}
     return _cards.get_template("card.md.jinja").render(
         retriever=RETRIEVERS[params.format.retriever],
-        front_matter=front_matter(facts.manifest["source"], "transformers" if shipped else "peft"),
+        front_matter=front_matter(
+            facts.manifest["source"], "transformers" if shipped else "peft", facts.system
+        ),
+        after_dpo=facts.system == DPO,
+        beside_dpo=facts.system != DPO and DPO in facts.metrics.get("others", {}),
+        system=system_name(facts.system),
         base=describe_base(facts.manifest),
         data=escape(PurePath(params.data.path).name),
         splits={name: facts.splits[name] for name in SPLITS},
@@ -190,13 +216,13 @@ def render_card(
         params=params,
         budget=params.format.max_length - params.format.max_new_tokens,
         quantization=QUANTIZATIONS[facts.quantization],
-        sft=fence(to_yaml(params.sft.model_dump()), "yaml"),
+        training=fence(to_yaml(training), "yaml"),
         prompt=fence(facts.prompt, "jinja"),
         messages=fence(load_and_ask(messages, params.format.max_new_tokens), "python"),
         split=split_statement({name: facts.splits[name] for name in SPLITS}) or "",
-        statements=result_statements(metrics, params.evaluate.primary, params.evaluate.confidence),
-        contradictions=contradiction_sentence(metrics, params.evaluate.primary),
-        table=render_table(metrics, params.evaluate.primary),
+        statements=facts.statements,
+        contradictions=contradiction_sentence(metrics, primary, facts.system),
+        table=render_table(metrics, primary, facts.system),
         verdict=metrics["verdict"],
         with_passages=metrics["with_passages"],
         shipped=shipped_statement(shipped) if shipped else "",

@@ -18,6 +18,28 @@ FEW_GROUPS = 6  # with fewer, the swap test can't reach a small p
 # From these shares on, a comparison says more about the prompt than about the model.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
 
+
+@dataclass(frozen=True)
+class TunedWords:
+    """What sentences call a tuned model, its answers and its training; `adjective` goes before
+    "answers".
+    """
+
+    model: str
+    answers: str
+    training: str
+    adjective: str
+
+
+TUNED_WORDS = {
+    SFT: TunedWords("The fine-tuned model", "Fine-tuned answers", "fine-tuning", "fine-tuned"),
+    DPO: TunedWords(
+        model="The model after fine-tuning and DPO",
+        answers="Answers after fine-tuning and DPO",
+        training="fine-tuning and DPO",
+        adjective="DPO",
+    ),
+}
 SYSTEM_NAMES = {
     ZEROSHOT: "zero-shot",
     FEW_SHOT: "few-shot",
@@ -121,34 +143,35 @@ def format_interval(result: Mapping[str, Any], digits: int = 3) -> str:
 
 def format_holm(name: str, row: Mapping[str, Any], primary: str) -> str:
     """The Holm-corrected p-value; for what needs none, "primary" or "describes"."""
-    if name == primary:
-        return "primary"
-    return f"{row['p_holm']:.4f}" if "p_holm" in row else "describes"
+    if "p_holm" in row:
+        return f"{row['p_holm']:.4f}"
+    return "primary" if name == primary else "describes"
 
 
-def verdict_words(verdict: int, primary: str) -> str:
+def verdict_words(verdict: int, primary: str, system: str = SFT) -> str:
     """The verdict in words that claim no more than the primary metric shows.
 
     That is likeness, likelihood, or telling right from wrong.
     """
+    said = TUNED_WORDS[system]
+    unchanged = f"There is no evidence that {said.training} changed"
     if primary in ("pair_matching", "contrastive"):
         words = {
-            1: "The fine-tuned model tells right from wrong better",
-            -1: "The fine-tuned model tells right from wrong worse",
-            0: "There is no evidence that fine-tuning changed how well it tells right from wrong",
+            1: f"{said.model} tells right from wrong better",
+            -1: f"{said.model} tells right from wrong worse",
+            0: f"{unchanged} how well it tells right from wrong",
         }
     elif primary == "bits_per_byte":
         words = {
-            1: "The fine-tuned model finds the references likelier",
-            -1: "The fine-tuned model finds the references less likely",
-            0: "There is no evidence that fine-tuning changed how likely the references are",
+            1: f"{said.model} finds the references likelier",
+            -1: f"{said.model} finds the references less likely",
+            0: f"{unchanged} how likely the references are",
         }
     else:
         words = {
-            1: "Fine-tuned answers are more like the references",
-            -1: "Fine-tuned answers are less like the references",
-            0: "There is no evidence that fine-tuning changed how similar the answers are to the "
-            "references",
+            1: f"{said.answers} are more like the references",
+            -1: f"{said.answers} are less like the references",
+            0: f"{unchanged} how similar the answers are to the references",
         }
     return words[verdict]
 
@@ -180,7 +203,7 @@ def several_sentence(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
+def style_statement(metrics: Mapping[str, Any], primary: str, system: str = SFT) -> Statement:
     """Does it answer more like the references? The verdict on the primary metric."""
     result = metrics["primary"]
     units = "pairs of test rows" if primary == "pair_matching" else "test rows"
@@ -192,23 +215,25 @@ def style_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
             " The smallest true difference that these rows would likely have shown is "
             f"{result['detectable']:.3f}."
         )
+    p = f"Holm {format_p(result['p_holm'])}" if "p_holm" in result else format_p(result["p"])
     return Statement(
-        verdict_words(metrics["verdict"], primary),
-        f": {title(primary)} went from {result['zeroshot']:.3f} to {result['sft']:.3f} "
-        f"({result['delta']:+.3f}, interval {format_interval(result)}, {format_p(result['p'])}) on "
+        verdict_words(metrics["verdict"], primary, system),
+        f": {title(primary)} went from {result['zeroshot']:.3f} to {result[system]:.3f} "
+        f"({result['delta']:+.3f}, interval {format_interval(result)}, {p}) on "
         f"{result['n']} {units} in {plural(result['groups'], 'group')}.{power}"
-        f"{one_seed_sentence(metrics)}"
-        f"{broken_answers_sentence(metrics)}{wordless_sentence(metrics, primary)}",
+        f"{one_seed_sentence(metrics, system)}"
+        f"{broken_answers_sentence(metrics, system)}{wordless_sentence(metrics, primary)}",
     )
 
 
-def one_seed_sentence(metrics: Mapping[str, Any]) -> str:
+def one_seed_sentence(metrics: Mapping[str, Any], system: str = SFT) -> str:
     """What the interval leaves out if the model was trained once."""
     if metrics.get("training_seeds", 1) > 1:
         return ""
+    remedy = " (sft.seeds trains with more)" if system == SFT else ""
     return (
         " It was trained with one seed: the interval covers other test rows, not another training "
-        "run (sft.seeds trains with more)."
+        f"run{remedy}."
     )
 
 
@@ -394,13 +419,13 @@ def _too_few_groups(result: Mapping[str, Any], primary: str) -> bool:
     )
 
 
-def broken_answers_sentence(metrics: Mapping[str, Any]) -> str:
+def broken_answers_sentence(metrics: Mapping[str, Any], tuned: str = SFT) -> str:
     """A warning if many of a system's answers are empty, cut off or repetitive; empty otherwise.
 
     Begins with a space, as it follows the verdict.
     """
-    found = {system: _broken_answers(metrics, system) for system in (ZEROSHOT, SFT)}
-    sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[SFT]])
+    found = {system: _broken_answers(metrics, system) for system in (ZEROSHOT, tuned)}
+    sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[tuned]])
     if found[ZEROSHOT]:
         sentences += (
             " With such answers to beat, the prompt alone can explain a gain: read them, and try "
@@ -418,8 +443,9 @@ def _broken_answers(metrics: Mapping[str, Any], system: str) -> list[str]:
             "{:.0%} of the four-word sequences in the {} answers are repetitions",
         ),
     }
+    adjective = TUNED_WORDS[system].adjective if system in TUNED_WORDS else system_name(system)
     return [
-        said.format(metrics[name][system], system_name(system))
+        said.format(metrics[name][system], adjective)
         for name, (least, said) in words.items()
         if name in metrics and metrics[name][system] >= least
     ]
@@ -466,7 +492,9 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
     )
 
 
-def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | None:
+def ending_statement(
+    metrics: Mapping[str, Any], primary: str, system: str = SFT
+) -> Statement | None:
     """Is most of the gain just that answers end? A warning if at most half of it is left once both
     systems' answers are cut where they begin to repeat themselves, or at the reference's length.
     """
@@ -491,16 +519,19 @@ def ending_statement(metrics: Mapping[str, Any], primary: str) -> Statement | No
         return Statement(
             claim,
             f": with all answers cut {where}, {title(primary)} goes from {result['zeroshot']:.3f} "
-            f"to {result['sft']:.3f} ({result['delta']:+.3f}, interval {format_interval(result)}), "
-            f"against {gain:+.3f} on whole answers. {loops['zeroshot']:.0%} of the zero-shot "
-            f"answers repeat themselves, {loops['sft']:.0%} of the fine-tuned ones. Another prompt "
-            "may do as much; prompts/brief.jinja asks for as many sentences as the references "
-            "have, if it was not that one.",
+            f"to {result[system]:.3f} ({result['delta']:+.3f}, interval "
+            f"{format_interval(result)}), against {gain:+.3f} on whole answers. "
+            f"{loops['zeroshot']:.0%} of the zero-shot answers repeat themselves, "
+            f"{loops[system]:.0%} of the {TUNED_WORDS[system].adjective} ones. Another prompt may "
+            "do as much; prompts/brief.jinja asks for as many sentences as the references have, if "
+            "it was not that one.",
         )
     return None
 
 
-def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statement:
+def knowledge_statement(
+    metrics: Mapping[str, Any], confidence: float, system: str = SFT
+) -> Statement:
     """Does it know better, or only sound better? Judged by metrics in which a text's own likelihood
     cancels.
 
@@ -524,7 +555,7 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
             ": no test row has a wrong answer to compare the right one with.",
         )
     parts = [
-        said[name].format(f"{result['sft']:.0%}", result["n"])
+        said[name].format(f"{result[system]:.0%}", result["n"])
         + f", {result['zeroshot']:.0%} before (interval of the change {format_interval(result, 2)})"
         for name, result in judged.items()
     ]
@@ -532,10 +563,10 @@ def knowledge_statement(metrics: Mapping[str, Any], confidence: float) -> Statem
     if "contrastive_no_question" in metrics and reads:
         control = metrics["contrastive_no_question"]
         without = (
-            f" The passages alone do so in {control['sft']:.0%}, {control['zeroshot']:.0%} before."
+            f" The passages alone do so in {control[system]:.0%}, {control['zeroshot']:.0%} before."
         )
     caveat = ""
-    if style_tells(metrics):
+    if style_tells(metrics, system):
         caveat = " Bare answers already differ in style (see the control): some of it may be style."
     claim = _knowledge_claim(judged, confidence)
     return Statement(claim, f": {'; '.join(parts)}.{without}{caveat}")
@@ -555,6 +586,14 @@ def system_name(system: str) -> str:
     return SYSTEM_NAMES.get(system) or f"{system}, zero-shot"
 
 
+# By the verdict on fine-tuned against DPO.
+DPO_CLAIMS = {
+    1: "DPO made the fine-tuned model worse",
+    -1: "DPO made the fine-tuned model better",
+    0: "There is no evidence that DPO changed the fine-tuned model",
+}
+
+
 def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statement]:
     """Does fine-tuning beat few-shot, thinking and other models, and did DPO add to it? One
     statement a system.
@@ -569,11 +608,7 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
             0: f"Fine-tuning and {name} can't be told apart",
         }
         if system == DPO:
-            claims = {
-                1: "DPO made the fine-tuned model worse",
-                -1: "DPO made the fine-tuned model better",
-                0: "There is no evidence that DPO changed the fine-tuned model",
-            }
+            claims = DPO_CLAIMS
         said.append(
             Statement(
                 claims[judged["tuned"]["verdict"]],
@@ -586,6 +621,18 @@ def others_statements(metrics: Mapping[str, Any], primary: str) -> list[Statemen
             )
         )
     return said
+
+
+def no_gain_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+    """That DPO did not make the fine-tuned model better; empty if it did."""
+    tuned = metrics["others"][DPO]["tuned"]
+    result = tuned[primary]
+    if tuned["verdict"] == -1:
+        return ""
+    return (
+        f"{DPO_CLAIMS[tuned['verdict']]}: {title(primary)} is {result[DPO]:.3f}, "
+        f"{result[SFT]:.3f} before it (Holm {format_p(result['p_holm'])})."
+    )
 
 
 def _first_seed_sentence(metrics: Mapping[str, Any], system: str) -> str:
@@ -636,6 +683,36 @@ def result_statements(
     return [statement for statement in statements if statement is not None]
 
 
+def evaluation_of(metrics: Mapping[str, Any], system: str, primary: str) -> Mapping[str, Any]:
+    """What metrics/evaluation.json says about sft or dpo against zero-shot, in the file's shape.
+
+    Means are under the system's name. What was measured of sft alone is not in dpo's: forgetting,
+    over-fitting, rows without contradictions.
+    """
+    if system == SFT:
+        return metrics
+    shared = ("n", "groups", "contradictory", "with_passages", "wordless_references", "baselines")
+    judged = metrics["others"][system]
+    return {
+        **{name: metrics[name] for name in shared if name in metrics},
+        **judged,
+        "primary": judged[primary],
+    }
+
+
+def dpo_statements(metrics: Mapping[str, Any], primary: str, confidence: float) -> list[Statement]:
+    """The statements about the model after DPO: against zero-shot, then against fine-tuning."""
+    own = evaluation_of(metrics, DPO, primary)
+    alone = {**metrics, "others": {DPO: metrics["others"][DPO]}}
+    statements = (
+        style_statement(own, primary, DPO),
+        ending_statement(own, primary, DPO),
+        knowledge_statement(own, confidence, DPO),
+        *others_statements(alone, primary),
+    )
+    return [statement for statement in statements if statement is not None]
+
+
 def forgetting_statement(metrics: Mapping[str, Any]) -> Statement | None:
     """What did tuning break? Measured on a text that has nothing to do with the rows."""
     result = metrics.get("general_text")
@@ -674,7 +751,7 @@ def _knowledge_claim(judged: Mapping[str, Mapping[str, Any]], confidence: float)
     return "There is no evidence that it tells right from wrong better"
 
 
-def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
+def contradiction_sentence(metrics: Mapping[str, Any], primary: str, system: str = SFT) -> str:
     """The primary metric without the test rows that contradict another row; empty if none do."""
     if not metrics["contradictory"]:
         return ""
@@ -682,6 +759,8 @@ def contradiction_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         f"{metrics['contradictory']} test rows contradict another row: the same context and "
         "question, with right and wrong answer swapped. "
     )
+    if system != SFT:
+        return f"{sentence}{TUNED_WORDS[system].adjective} was not compared without them."
     if "unflagged" not in metrics:
         return sentence + "No other row has what the primary metric needs."
     result = metrics["unflagged"]["primary"]
@@ -747,11 +826,11 @@ def repeatable_sentence(records: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def render_table(metrics: Mapping[str, Any], primary: str) -> str:
+def render_table(metrics: Mapping[str, Any], primary: str, system: str = SFT) -> str:
     """All metrics before and after, as a Markdown table."""
     lines = [
-        "| metric | zero-shot | fine-tuned | the reference itself | change | interval | p "
-        "| p (Holm) | n |",
+        f"| metric | zero-shot | {system_name(system)} | the reference itself | change | interval "
+        "| p | p (Holm) | n |",
         "|---|--:|--:|--:|--:|:-:|--:|--:|--:|",
     ]
     gold = metrics.get("baselines", {}).get("gold", {})
@@ -760,7 +839,7 @@ def render_table(metrics: Mapping[str, Any], primary: str) -> str:
             row = metrics[name]
             holm = format_holm(name, row, primary)
             lines.append(
-                f"| {title} | {row['zeroshot']:.3f} | {row['sft']:.3f} | "
+                f"| {title} | {row['zeroshot']:.3f} | {row[system]:.3f} | "
                 f"{'' if name not in gold else format(gold[name], '.3f')} | {row['delta']:+.3f} | "
                 f"{format_interval(row)} | {row['p']:.4f} | {holm} | {row['n']} |"
             )

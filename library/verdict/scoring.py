@@ -9,19 +9,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, cast
 
+from library.adapters import check_started_from, check_trained_rows
 from library.errors import InputError
-from library.files import hash_adapter, hash_base, hash_file, read_json, read_jsonl
+from library.files import hash_adapter, hash_base, read_json, read_jsonl
 from library.params import EvaluateParams
 from library.paths import (
     ADAPTER_DIR,
-    ADAPTER_RECORD,
-    DPO_ADAPTER_DIR,
+    ADAPTER_DIRS,
     DPO_PATH,
     MANIFEST_PATH,
     OTHERS_PATH,
     SEEDS_PATH,
     answerer_path,
-    formatted_path,
+    answers_name,
     other_name,
     predictions_path,
     seed_name,
@@ -109,13 +109,7 @@ def check_answerers() -> None:
     """
     base = hash_base(read_json(MANIFEST_PATH))
     adapter, adapter_base = hash_adapter(ADAPTER_DIR), read_json(ADAPTER_DIR / "base.json")
-    trained = read_json(ADAPTER_DIR / ADAPTER_RECORD)["rows"]
-    for split, rows in trained.items():
-        if hash_file(formatted_path(split)) != rows:
-            raise InputError(
-                f"{ADAPTER_DIR}: trained on other rows than {formatted_path(split)} holds; run "
-                "`dvc repro`"
-            )
+    check_trained_rows(SFT)
     if hash_base(adapter_base) != base:
         raise InputError(
             f"{ADAPTER_DIR}: trained on the base {hash_base(adapter_base)[:12]}, {MANIFEST_PATH} "
@@ -155,7 +149,7 @@ def read_others(rows: Sequence[FormattedRow]) -> dict[str, dict[str, Prediction]
         own, name = system in (FEW_SHOT, THINKING, DPO), other_name(system)
         found[system] = _read_answers_of(system, name, rows, None, same_base=own)
         if system == DPO:
-            _check_preference_adapter(read_json(answerer_path(name)))
+            check_tuned(DPO)
     return found
 
 
@@ -185,20 +179,21 @@ def _read_answers_of(
     return read_predictions(path, rows, hash_name)
 
 
-def _check_preference_adapter(record: Mapping[str, Any]) -> None:
-    """Raise InputError if dpo's answers are not from its adapter, or if its training did not start
-    from the present adapter of sft.
+def check_tuned(system: str) -> None:
+    """Raise InputError unless the adapter of sft or dpo gave the system's answers, was trained on
+    the present rows and, if it is dpo's, from the present adapter of sft.
     """
-    if record["adapter"] != hash_adapter(DPO_ADAPTER_DIR):
+    name = answers_name(system)
+    record = read_json(answerer_path(name))
+    check_file(name, record, system)
+    if record["adapter"] != hash_adapter(ADAPTER_DIRS[system]):
         raise InputError(
-            f"{answerer_path(other_name(DPO))}: its answers were given not with that of "
-            f"{DPO_ADAPTER_DIR}; run `dvc repro`"
+            f"{answerer_path(name)}: its answers were given not with that of "
+            f"{ADAPTER_DIRS[system]}; run `dvc repro`"
         )
-    if read_json(DPO_ADAPTER_DIR / ADAPTER_RECORD)["started_from"] != hash_adapter(ADAPTER_DIR):
-        raise InputError(
-            f"{DPO_ADAPTER_DIR}: trained on from another adapter than {ADAPTER_DIR} holds; run "
-            "`dvc repro`"
-        )
+    check_trained_rows(system)
+    if system == DPO:
+        check_started_from()
 
 
 def score_one(row: FormattedRow, context: str, predictions: Mapping[str, Prediction]) -> ScoredRow:
@@ -528,8 +523,10 @@ def pick_examples(
     return gained, [row for row in ordered[:ROWS_SHOWN] if row.id not in shown]
 
 
-def style_tells(metrics: Mapping[str, Any]) -> bool:
-    """Whether bare answers, without context and question, give the right one away."""
+def style_tells(metrics: Mapping[str, Any], tuned: str = SFT) -> bool:
+    """Whether bare answers, without context and question, give the right one away to zero-shot or
+    the tuned system.
+    """
     return "answer_only" in metrics and any(
-        abs(metrics["answer_only"][system] - 0.5) > STYLE_MARGIN for system in SYSTEMS
+        abs(metrics["answer_only"][system] - 0.5) > STYLE_MARGIN for system in (ZEROSHOT, tuned)
     )

@@ -5,7 +5,13 @@ from typing import Any
 
 from library.errors import InputError
 from library.files import hash_file, read_json, read_jsonl
-from library.paths import answerer_path, other_name, predictions_path, seed_name
+from library.paths import (
+    answerer_path,
+    answers_name,
+    other_name,
+    predictions_path,
+    seed_name,
+)
 from library.records import SFT, SYSTEMS, ZEROSHOT, Answerer
 
 ANSWERS = {
@@ -31,7 +37,7 @@ def read_answers(systems: Sequence[str]) -> dict[str, dict[str, str]]:
     """
     answers = {}
     for system in systems:
-        name = system if system in SYSTEMS else other_name(system)
+        name = answers_name(system)
         check_file(name, read_json(answerer_path(name)), system)
         rows = read_jsonl(predictions_path(name))
         answers[system] = {row["id"]: row["prediction"] for row in rows}

@@ -98,11 +98,13 @@ def describe_answering_misfit(misfit: Misfit, prompt: int) -> Iterator[str]:
     yield from describe_alternatives(misfit, nothing)
 
 
-def describe_merging_misfit(misfit: Misfit) -> Iterator[str]:
-    """Yield lines: what merging needs, what is free, and the models that would fit."""
+def describe_merging_misfit(misfit: Misfit, asking: str) -> Iterator[str]:
+    """Yield lines: what merging needs, what is free, the models that would fit, and the command
+    `asking` that needs no merging.
+    """
     yield (
         f"merging the adapter into its base model, in float32 in host memory, needs "
         f"{misfit.predicted}; {describe_free_memory(misfit.free, misfit.device_type)}"
     )
     yield from describe_alternatives(misfit, "No smaller model in models/ fits either.")
-    yield "You can still ask the adapter without merging it: python -m commands.ask"
+    yield f"You can still ask the adapter without merging it: {asking}"

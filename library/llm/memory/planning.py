@@ -510,10 +510,13 @@ def _fitting_models(
     return fitting[:MODELS_OFFERED]
 
 
-def check_merging(config_dir: Path, adapter: Adapter) -> None:
+def check_merging(
+    config_dir: Path, adapter: Adapter, asking: str = "python -m commands.ask"
+) -> None:
     """Log how much main memory merging needs.
 
-    Raises InputError if less is free, with the models that would fit.
+    Raises InputError if less is free, with the models that would fit and the command `asking` that
+    needs no merging.
     """
     sizes = read_sizes(config_dir, adapter)
     free = free_beside(pick_device())
@@ -527,5 +530,5 @@ def check_merging(config_dir: Path, adapter: Adapter) -> None:
     ]
     fitting = [other for other in needs if fits(other.predicted, free)][:MODELS_OFFERED]
     raise InputError(
-        "\n".join(describe_merging_misfit(Misfit(0, 0, predicted, free, "cpu", fitting)))
+        "\n".join(describe_merging_misfit(Misfit(0, 0, predicted, free, "cpu", fitting), asking))
     )
