@@ -55,6 +55,7 @@ RANKED_TEXTS_PATH = RANKINGS_DIR / "texts.json"
 RETRIEVERS_DIR = Path("retrievers")  # rankers of passages, by name
 EMBEDDER_DIR = Path("artifacts/embedder")
 EMBED_HISTORY_PATH = Path("reports/embed_history.csv")
+EMBED_MEMORY_PATH = Path("reports/embed_memory.json")
 EMBEDDING_PATH = Path("metrics/embedding.json")
 
 CHECKPOINTS_DIR = Path("checkpoints")  # progress of killed stages, outside all outputs

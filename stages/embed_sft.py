@@ -2,7 +2,8 @@
 
 Reads data/clean/rows.jsonl, split as `format` splits it, and data/rankings/texts.json. Writes
 artifacts/embedder/ (all weights, or an adapter), retrievers/tuned.json for `format.retriever`,
-reports/embed_history.csv and data/rankings/sft.jsonl. A killed run resumes at its last checkpoint.
+reports/embed_history.csv, data/rankings/sft.jsonl, and reports/embed_memory.json: the predicted
+and measured memory of one step on the longest texts. A killed run resumes at its last checkpoint.
 """
 
 import logging
@@ -26,13 +27,14 @@ from library.embed.training import (
 )
 from library.embedding_models import load_embedding_model_file
 from library.entry import run_main
-from library.files import read_json, write_jsonl, write_text
+from library.files import read_json, write_json, write_jsonl, write_text
 from library.llm.checkpoints import checkpoint_dir, find_checkpoint
 from library.llm.devices import describe_device
 from library.params import load_params
 from library.paths import (
     CLEAN_ROWS_PATH,
     EMBED_HISTORY_PATH,
+    EMBED_MEMORY_PATH,
     EMBEDDER_DIR,
     RANKED_TEXTS_PATH,
     rankings_path,
@@ -70,10 +72,11 @@ def main() -> None:
     asked = make_pairs(rows.splits["validation"], cut)
     longest = longest_texts(encoder, asked)
     evaluator = make_evaluator(asked, plan_encoding(model, folder, max(map(max, longest))))
-    choices = plan_step(model, folder, embed, longest_texts(encoder, pairs))
+    trained = longest_texts(encoder, pairs)
+    choices = plan_step(model, folder, embed, trained)
     trainer = build_trainer(encoder, pairs, rows.groups, evaluator, embed, model, checkpoints)
     log.info("%s", ", ".join(f"{len(made)} pairs of {kind}" for kind, made in pairs.items()))
-    prove_memory(trainer, choices)
+    memory = {**prove_memory(trainer, choices), "longest": max(map(max, trained))}
     if (checkpoint := find_checkpoint(checkpoints)) is not None:
         log.info("resuming from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -84,6 +87,7 @@ def main() -> None:
     save_encoder(encoder, model, EMBEDDER_DIR)
     write_retriever("tuned", model, EMBEDDER_DIR)
     write_text(EMBED_HISTORY_PATH, history_csv(trainer.state.log_history))
+    write_json(EMBED_MEMORY_PATH, memory)
     texts = Texts.from_record(read_json(RANKED_TEXTS_PATH))
     ranked = rank_rows(
         *(encoder, rows.splits["test"], rows.groups, texts, SFT),

@@ -32,7 +32,7 @@ from library.errors import InputError
 from library.files import hash_file, read_json
 from library.llm.memory.measuring import CONTEXT_BYTES, SPARE
 from library.params import load_params
-from library.paths import EMBEDDER_DIR
+from library.paths import EMBED_MEMORY_PATH, EMBEDDER_DIR
 from library.units import GIB
 from stages import clean, embed_evaluate, embed_sft, embed_zeroshot
 
@@ -269,6 +269,11 @@ def test_the_longest_texts_are_proved_first_and_fewer_taken_where_memory_runs_ou
     caplog.set_level("INFO")
     embed_zeroshot.main()
     embed_sft.main()
+    recorded = read_json(EMBED_MEMORY_PATH)
+    assert (recorded["batch_size"], recorded["mini_batch_size"]) == (4, 4)
+    assert recorded["out_of_memory"] == []
+    assert recorded["predicted"].keys() == {"weights", "trained", "activations", "peak"}
+    assert recorded["measured"] == pytest.approx(recorded["predicted"]["peak"], rel=0.2)
     whole = (EMBEDDER_DIR / "model.safetensors").read_bytes()
     assert "measured on the longest texts: a step with mini-batch size 4 takes" in caplog.text
     monkeypatch.setattr(training.PairTrainer, "measure_training_step", lambda self: 0)
@@ -284,6 +289,8 @@ def test_the_longest_texts_are_proved_first_and_fewer_taken_where_memory_runs_ou
     embed_sft.main()
     assert "a step with mini-batch size 1" in caplog.text
     assert caplog.text.count("out of memory before the first step") == 2
+    recorded = read_json(EMBED_MEMORY_PATH)
+    assert (recorded["mini_batch_size"], recorded["out_of_memory"]) == (1, [4, 2])
 
 
 def test_what_would_fit_is_said_as_it_is_typed(tiny_project, monkeypatch):

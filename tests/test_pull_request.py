@@ -372,7 +372,10 @@ def embed(answer, **changes):
         write_text(Path("data/rankings") / name, "{}\n")
     write_text(Path("data/rankings/sft.jsonl"), f"{answer}\n")
     write_text(Path("artifacts/embedder/config.json"), "{}\n")
-    for name in ("embed_history.csv", "embedding.html", "embedding.md", "embedding_card.md"):
+    for name in (
+        *("embed_history.csv", "embed_memory.json"),
+        *("embedding.html", "embedding.md", "embedding_card.md"),
+    ):
         write_text(Path("reports") / name, "step\n")
     for name in ("embedding", "tuned"):
         write_json(Path("retrievers") / f"{name}.json", {"model": {}, "tuned": None})

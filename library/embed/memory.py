@@ -6,7 +6,7 @@ widths on a CPU; benchmarks/embedding_memory.py repeats the fit and checks it on
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -103,6 +103,11 @@ class EncoderEstimate:
     def fits(self, free: int) -> bool:
         """Whether it fits into `free` bytes with a small reserve."""
         return self.peak <= free * (1 - SPARE)
+
+    def record(self) -> dict[str, int]:
+        """The estimate as JSON, in MB."""
+        sizes = {**asdict(self), "peak": self.peak}
+        return {name: round(size / 1e6) for name, size in sizes.items()}
 
     def __str__(self) -> str:
         parts = {
@@ -288,8 +293,9 @@ def plan_step(
     params: EmbedParams,
     lengths: Sequence[Sequence[int]],
     said: bool = True,
-) -> list[int]:
-    """The mini-batch sizes to try in training, largest first, that are predicted to fit.
+) -> dict[int, EncoderEstimate]:
+    """The mini-batch sizes to try in training, largest first, that are predicted to fit, each with
+    the memory of a step.
 
     `lengths` are, for each kind of pairs, the tokens of the longest question, right text and wrong
     text: a batch in one piece holds all of them in memory. `embed.mini_batch_size` leaves only that
@@ -310,23 +316,24 @@ def plan_step(
 
     wanted = params.mini_batch_size and min(params.mini_batch_size, params.batch_size)
     choices = batch_choices(params.batch_size) if wanted is None else [wanted]
-    fitting = [rows for rows in choices if need(rows).fits(free)]
-    if fitting and not said:
-        return fitting
+    steps = {rows: need(rows) for rows in choices}
+    fitting = {rows: step for rows, step in steps.items() if step.fits(free)}
     if fitting:
-        log.info(
-            "batch size %d in mini-batches of %d, with texts of up to %d tokens, needs %s; %s are "
-            "free",
-            *(params.batch_size, fitting[0], length, need(fitting[0]), gib(free)),
-        )
+        if said:
+            rows, step = next(iter(fitting.items()))
+            log.info(
+                "batch size %d in mini-batches of %d, with texts of up to %d tokens, needs %s; %s "
+                "are free",
+                *(params.batch_size, rows, length, step, gib(free)),
+            )
         return fitting
     if wanted is not None:
         log.warning(
             "embed.mini_batch_size: %d needs %s; %s. Set it to null, and the largest that fits is "
             "taken",
-            *(wanted, need(wanted), describe_free_memory(free, device.type)),
+            *(wanted, steps[wanted], describe_free_memory(free, device.type)),
         )
-        return choices
+        return steps
     found = list(_alternatives(config, settings, params, length, free))
     lines = [
         f"embed_sft: mini-batch size 1 with a text of {length} tokens needs {need(1)}; "

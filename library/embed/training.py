@@ -29,10 +29,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from library.corpus.passages import rank_passages
 from library.embed.encoder import count_longest
+from library.embed.memory import EncoderEstimate
 from library.embed.rows import ask
 from library.embedding_models import EmbeddingModel
 from library.errors import InputError
-from library.llm.devices import pick_device, pick_dtype
+from library.llm.devices import device_name, pick_device, pick_dtype
 from library.llm.memory.measuring import (
     OutOfMemoryError,
     free_memory,
@@ -293,28 +294,37 @@ def ranking_loss(
     return CachedMultipleNegativesRankingLoss(encoder, mini_batch_size=at_once)
 
 
-def prove_memory(trainer: PairTrainer, choices: Sequence[int]) -> None:
+def prove_memory(trainer: PairTrainer, choices: Mapping[int, EncoderEstimate]) -> dict[str, Any]:
     """Give a trainer the loss with the largest mini-batch for which a step on the longest texts
-    fits.
+    fits; returns a record of that step, with its memory in MB.
 
     Raises InputError if none of the choices fits.
     """
-    for at_once in choices:
+    too_large: list[int] = []
+    for at_once, predicted in choices.items():
         trainer.loss = ranking_loss(trainer.model, trainer.args.train_batch_size, at_once)
         try:
             with name_out_of_memory(trainer.model.device):
                 peak = trainer.measure_training_step()
         except OutOfMemoryError:
             log.warning("out of memory before the first step with mini-batch size %d", at_once)
+            too_large.append(at_once)
             free_memory()
             continue
         log.info(
             "measured on the longest texts: a step with mini-batch size %d takes %s",
             *(at_once, gib(peak)),
         )
-        return
+        return {
+            "batch_size": trainer.args.train_batch_size,
+            "device": device_name(trainer.model.device),
+            "measured": int(float(f"{peak / 1e6:.2g}")),  # the rest differs between runs
+            "mini_batch_size": at_once,
+            "out_of_memory": too_large,
+            "predicted": predicted.record(),
+        }
     raise InputError(
-        f"embed_sft: out of memory with mini-batch size {choices[-1]}; lower max_length in the "
+        f"embed_sft: out of memory with mini-batch size {too_large[-1]}; lower max_length in the "
         "model's file, or set embed.mini_batch_size to null"
     )
 
