@@ -22,6 +22,7 @@ from library.embed.memory import (
     make_encoder_settings,
     measure_encoder,
     plan_encoding,
+    plan_step,
     predict_step,
     read_encoder_config,
     refuse_training,
@@ -30,7 +31,7 @@ from library.embed.opening import open_encoder
 from library.embedding_models import EmbeddingModel, load_embedding_model_file
 from library.errors import InputError
 from library.files import hash_file, read_json
-from library.llm.memory.measuring import CONTEXT_BYTES, SPARE
+from library.llm.memory.measuring import CONTEXT_BYTES, SPARE, measure_peak
 from library.params import load_params
 from library.paths import EMBED_MEMORY_PATH, EMBEDDER_DIR
 from library.units import GIB
@@ -149,6 +150,21 @@ def test_bge_m3_at_512_tokens_trains_on_a_card_of_4_gib_in_4_bits_with_an_adapte
         measure_encoder(config, None), make_encoder_settings(model, None, "cuda"), 1, 512
     )
     assert whole.weights + whole.trained == pytest.approx(16 * 568e6 + 2 * 303e6, rel=0.02)
+
+
+@pytest.mark.parametrize("lengths", [(8, 220, 8), (8, 220)])
+def test_a_step_on_texts_of_unequal_lengths_takes_what_is_predicted(lengths):
+    model = load_embedding_model_file("minilm", FOLDER)
+    folder = find_folder(model)
+    encoder = load_encoder(model, folder).train()
+    params = load_params(ROOT / "params.yaml").embed.model_copy(update={"batch_size": 4})
+    predicted = plan_step(model, folder, params, [lengths], said=False)[4]
+    texts = [encoder.preprocess([" ".join(["pump"] * (length - 2))] * 4) for length in lengths]
+    assert [text["input_ids"].shape[1] for text in texts] == list(lengths)
+    loss = training.ranking_loss(encoder, 4, 4)
+    measured = measure_peak(torch.device("cpu"), lambda: loss(texts, None).backward())
+    # gradients take the place of what the backward pass has freed
+    assert measured == pytest.approx(predicted.activations, rel=0.12)
 
 
 def test_every_model_of_a_hub_is_as_large_as_its_makers_say():

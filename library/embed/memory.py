@@ -298,7 +298,8 @@ def plan_step(
     the memory of a step.
 
     `lengths` are, for each kind of pairs, the tokens of the longest question, right text and wrong
-    text: a batch in one piece holds all of them in memory. `embed.mini_batch_size` leaves only that
+    text: a batch in one piece holds all of them in memory, and sentence-transformers pads right and
+    wrong texts to the longest of both. `embed.mini_batch_size` leaves only that
     size, with a warning if it is not predicted to fit. Otherwise raises InputError if size 1 does
     not fit, with what would.
     """
@@ -310,7 +311,9 @@ def plan_step(
     free = measure_free(device)
 
     def need(rows: int) -> EncoderEstimate:
-        together = lengths if rows >= params.batch_size else [[length]]
+        together = [[length]]
+        if rows >= params.batch_size:
+            together = [[asked, *[max(texts, default=0)] * len(texts)] for asked, *texts in lengths]
         steps = (predict_step(sizes, settings, rows, *kind) for kind in together)
         return max(steps, key=lambda step: step.peak)
 
