@@ -1,7 +1,7 @@
 """Report the result of tuning the embedding model: a page, a short report and a model card.
 
-Reads metrics/embedding.json, data/rankings/, reports/embed_history.csv and data/clean/rows.jsonl.
-Writes reports/embedding.html, embedding.md and embedding_card.md.
+Reads metrics/embedding.json, data/rankings/, reports/embed_history.csv, reports/embed_memory.json
+and data/clean/rows.jsonl. Writes reports/embedding.html, embedding.md and embedding_card.md.
 """
 
 import logging
@@ -24,7 +24,13 @@ from library.pages.embedding_report import (
     render_markdown,
 )
 from library.params import load_params
-from library.paths import EMBED_HISTORY_PATH, EMBEDDING_PATH, RANKED_TEXTS_PATH, rankings_path
+from library.paths import (
+    EMBED_HISTORY_PATH,
+    EMBED_MEMORY_PATH,
+    EMBEDDING_PATH,
+    RANKED_TEXTS_PATH,
+    rankings_path,
+)
 from library.records import SFT, ZEROSHOT
 from library.verdict.retrieval import BM25, PRIMARY_METRIC
 from library.versions import EMBEDDING_PACKAGES, package_versions
@@ -62,7 +68,8 @@ def main() -> None:
     asked = [(row, ask(row)) for row in rows.splits["test"]]
     ranked = {system: list(read_jsonl(rankings_path(system))) for system in (BM25, ZEROSHOT, SFT)}
     counts = {name: len(split) for name, split in rows.splits.items()}
-    facts = gather_facts(params, model, counts, texts)
+    memory = read_json(EMBED_MEMORY_PATH)
+    facts = gather_facts(params, model, counts, texts, memory)
     versions = package_versions(EMBEDDING_PACKAGES)
     report = EmbeddingReport(
         metrics=metrics,
@@ -72,6 +79,7 @@ def main() -> None:
         ranked=ranked,
         questions=make_questions(asked, ranked, texts["passages"], primary),
         history=read_history(),
+        memory=memory,
         max_length=model.max_length,
         versions=versions,
     )

@@ -30,11 +30,15 @@ from library.pages.embedding_report import (
     kept_sentence,
     pick_moved,
 )
-from library.pages.embedding_statements import result_statements
+from library.pages.embedding_statements import certainty_statement, result_statements
 from library.records import SYSTEMS
 from library.verdict.retrieval import BM25, judge_rankings
 from stages import embed_report
 
+MEMORY = {
+    **{"device": "CPU", "batch_size": 32, "mini_batch_size": 8, "longest": 256},
+    **{"measured": 3600, "predicted": {"peak": 3650}, "out_of_memory": [16]},
+}
 FILES = ("embedding.html", "embedding.md", "embedding_card.md")
 
 
@@ -203,6 +207,7 @@ def ranked(tmp_path, monkeypatch):
         metrics = judge_rankings(ranked, primary, EVALUATE)
         write_json(Path("metrics/embedding.json"), metrics | {"longer": texts["longer"]})
         write_text(Path("reports/embed_history.csv"), f"step,epoch,loss,ndcg_at_10\n{history}")
+        write_json(Path("reports/embed_memory.json"), MEMORY)
 
     return write
 
@@ -211,6 +216,10 @@ def test_all_three_are_written_and_say_the_same(ranked, caplog):
     ranked()
     embed_report.main()
     first = {name: text(name) for name in FILES}
+    for name in FILES[:2]:  # 3.6 and 3.65 GB
+        assert "3.35 GiB in tensors at most, 3.40 GiB predicted" in first[name], name
+        assert "on 32 rows, 8 at a time, with texts of up to 256 tokens" in first[name], name
+        assert "out of memory with 16 at a time" in first[name], name
     for name, words in first.items():
         assert "Tuning helped retrieval" in words, name
         assert "The tuned model beats BM25, which needs no model" in words, name
@@ -286,6 +295,41 @@ def test_the_page_opens_without_requests_or_errors_and_fits(ranked, context, wid
     assert titles[0] == ["rank before tuning", "rank after tuning"]
     assert page.locator("li.right").count() > 0
     assert errors == []
+
+
+@needs_browser
+def test_the_first_screen_answers_three_questions(ranked, context):  # noqa: F811
+    ranked()
+    embed_report.main()
+    page, _ = open_page(context, "reports/embedding.html")
+    page.set_viewport_size({"width": 1300, "height": 800})
+    answers = (
+        ["Did it help?", "nDCG@10, question → passage", "Tuning helped retrieval.", "BM25"],
+        ["How sure?", "The 95% interval of the change is +", "3 other tasks", "one seed"],
+        ["Does it fit?", "3.35 GiB", "It fits on CPU", "3.40 GiB predicted", "make memory"],
+    )
+    for part, words in zip(page.locator(".first section").all(), answers, strict=True):
+        assert all(word in part.inner_text() for word in words), part.inner_text()
+        box = part.bounding_box()
+        assert box["y"] + box["height"] <= 800
+
+
+def test_how_sure_counts_other_tasks_and_says_what_would_have_been_missed():
+    told = {"low": 0.1, "high": 0.3, "p": 0.001, "p_holm": 0.01}
+    unsure = {"low": -0.1, "high": 0.3, "p": 0.2, "p_holm": 0.4}
+    hurt = {"low": -0.3, "high": -0.1, "p": 0.001, "p_holm": 0.01}
+    primary = {"n": 40, "groups": 30, "low": -0.1, "high": 0.1, "p": 0.5, "detectable": 0.123}
+    metrics = {"verdict": 0, "passage": {"ndcg_at_10": primary}, "context": {"ndcg_at_10": told}}
+    metrics |= {"answer": {"ndcg_at_10": hurt}, "nearer": {"accuracy": unsure}}
+    found = str(certainty_statement(metrics, "passage", 0.95))
+    assert found.startswith(
+        "**The 95% interval of the change is -0.100 to +0.100**, p = 0.5000, on"
+    )
+    assert "smallest true difference that these questions would likely have shown is 0.123" in found
+    assert "Of 3 other tasks, 1 is significantly better and 1 significantly worse" in found
+    alone = {"verdict": 1, "answer": {"ndcg_at_10": primary}}
+    found = str(certainty_statement(alone, "answer", 0.95))
+    assert "other task" not in found
 
 
 def test_what_does_not_fit_together_is_named_with_the_command_that_mends_it(ranked):

@@ -9,6 +9,7 @@ from library.embedding_models import (
     HubEmbeddingModel,
     PackagedEmbeddingModel,
 )
+from library.pages.embedding_statements import memory_sentence
 from library.params import LoraParams, Params
 
 POOLING = {
@@ -47,9 +48,11 @@ def gather_facts(
     model: AnyEmbeddingModel,
     rows: Mapping[str, int],
     texts: Mapping[str, Any],
+    memory: Mapping[str, Any],
 ) -> dict[str, str]:
     """Collect what the numbers are about. `rows` has the count of rows by split, `texts` is
-    data/rankings/texts.json. No path on this machine is among the facts.
+    data/rankings/texts.json, `memory` reports/embed_memory.json. No path on this machine is among
+    the facts.
     """
     embed = params.embed
     passages = sum(map(len, texts["passages"].values()))
@@ -80,4 +83,5 @@ def gather_facts(
         f"learning_rate {rate:g}, warmup_steps {embed.warmup_steps:g}, weight_decay "
         f"{embed.weight_decay:g}, seed {embed.seed}; the weights of the best validation nDCG@10 "
         "were kept",
+        "memory of training": f"{memory_sentence(memory)}; on {memory['device']}",
     }

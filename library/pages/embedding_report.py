@@ -18,16 +18,19 @@ from library.pages.embedding_statements import (
     SYSTEM_TITLES,
     TASKS,
     bm25_rows,
+    certainty_statement,
     claimed,
+    fit_statement,
     markdown_tables,
     metric_rows,
     result_statements,
     tasks_with_numbers,
     unseen_sentences,
 )
-from library.pages.statements import Statement, escape, format_interval
+from library.pages.statements import TONES, Statement, escape
 from library.paths import RANKED_TEXTS_PATH, rankings_path
 from library.records import SFT, SYSTEMS, ZEROSHOT, CleanRow
+from library.units import gib
 from library.verdict.retrieval import BM25, CUT_OFF, PRIMARY_METRIC, score_found
 
 SHOWN = 5  # questions that gained most, and that lost most
@@ -68,7 +71,8 @@ class EmbeddingReport:
 
     `metrics` is metrics/embedding.json, `facts` are texts by name, `ranked` has the test rows'
     rankings by system (data/rankings/), `questions` are those with the primary task, `history` is
-    reports/embed_history.csv, `max_length` the model's longest input in tokens.
+    reports/embed_history.csv, `memory` is reports/embed_memory.json, `max_length` the model's
+    longest input in tokens.
     """
 
     metrics: Mapping[str, Any]
@@ -78,6 +82,7 @@ class EmbeddingReport:
     ranked: Mapping[str, Sequence[Mapping[str, Any]]]
     questions: Sequence[Question]
     history: pd.DataFrame
+    memory: Mapping[str, Any]
     max_length: int
     versions: Mapping[str, str]
 
@@ -250,8 +255,10 @@ def render_html(report: EmbeddingReport) -> str:
         measure=METRIC_TITLES[TASKS[primary].metric],
         result=claimed(metrics, primary),
         bm25=BM25,
-        interval=format_interval(claimed(metrics, primary)),
-        verdict=metrics["verdict"],
+        tone=TONES[metrics["verdict"]],
+        certainty=certainty_statement(metrics, primary, report.confidence),
+        fit=fit_statement(report.memory),
+        memory=gib(report.memory["measured"] * 1e6),
         tasks=sorted(tasks, key=lambda task: not task["primary"]),
         explanations={title: EXPLANATIONS[name] for name, title in METRIC_TITLES.items()},
         metric_heads=METRIC_HEADS,

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.pages.rendering import plural
-from library.pages.statements import FEW_GROUPS, Statement, format_interval, format_p
+from library.pages.statements import (
+    FEW_GROUPS,
+    Statement,
+    changes_sentence,
+    format_interval,
+    format_p,
+)
 from library.records import SFT, ZEROSHOT
+from library.units import gib
 from library.verdict.retrieval import BM25, PRIMARY_METRIC
 
 SYSTEM_TITLES = {BM25: "BM25", ZEROSHOT: "zero-shot", SFT: "fine-tuned"}
@@ -117,20 +124,68 @@ def tuning_statement(metrics: Mapping[str, Any], primary: str, confidence: float
         -1: "Tuning hurt retrieval",
         0: "There is no evidence that tuning changed retrieval",
     }
-    power = ""
-    if result["groups"] < FEW_GROUPS or result.get("detectable", 0) >= 1:
-        power = " These are too few groups to show any difference, however large."
-    elif "detectable" in result:
-        power = (
-            " The smallest true difference that these questions would likely have shown is "
-            f"{result['detectable']:.3f}."
-        )
     return Statement(
         claims[metrics["verdict"]],
         f": {METRIC_TITLES[task.metric]} of “{task.title}” went from {result[ZEROSHOT]:.3f} to "
         f"{result[SFT]:.3f} ({result['delta']:+.3f}, {confidence:.0%} interval "
         f"{format_interval(result)}, {format_p(result['p'])}) on "
-        f"{plural(result['n'], 'test question')} in {plural(result['groups'], 'group')}.{power}",
+        f"{plural(result['n'], 'test question')} in {plural(result['groups'], 'group')}."
+        f"{power_sentence(result)}",
+    )
+
+
+def power_sentence(result: Mapping[str, Any]) -> str:
+    """The smallest difference that could have been shown; empty if that is unknown.
+
+    Begins with a space, as it follows another sentence.
+    """
+    if result["groups"] < FEW_GROUPS or result.get("detectable", 0) >= 1:
+        return " These are too few groups to show any difference, however large."
+    if "detectable" not in result:
+        return ""
+    return (
+        " The smallest true difference that these questions would likely have shown is "
+        f"{result['detectable']:.3f}."
+    )
+
+
+def certainty_statement(metrics: Mapping[str, Any], primary: str, confidence: float) -> Statement:
+    """How sure is the verdict? Interval, p, what they are based on, and the other tasks."""
+    result = claimed(metrics, primary)
+    others = [
+        find_change(claimed(metrics, name), confidence)
+        for name, _ in tasks_with_numbers(metrics)
+        if name != primary
+    ]
+    changes = changes_sentence(others.count(1), others.count(-1), len(others), "other task")
+    return Statement(
+        f"The {confidence:.0%} interval of the change is {format_interval(result)}",
+        f", {format_p(result['p'])}, on {plural(result['n'], 'test question')} in "
+        f"{plural(result['groups'], 'independent group')}.{power_sentence(result)}"
+        f"{changes} The model was trained with one seed: the interval covers other test questions, "
+        "not another training run.",
+    )
+
+
+def fit_statement(memory: Mapping[str, Any]) -> Statement:
+    """Does training fit? `memory` is reports/embed_memory.json."""
+    return Statement(
+        f"It fits on {memory['device']}",
+        f": {memory_sentence(memory)}. Run make memory for other models and GPUs.",
+    )
+
+
+def memory_sentence(memory: Mapping[str, Any]) -> str:
+    """The memory of a training step, measured and predicted, and what was too much."""
+    rows, at_once = memory["batch_size"], memory["mini_batch_size"]
+    pieces = f"{rows} rows at once" if at_once >= rows else f"{rows} rows, {at_once} at a time"
+    too_large = "".join(
+        f"; out of memory with {size} at a time" for size in memory["out_of_memory"]
+    )
+    return (
+        f"{gib(memory['measured'] * 1e6)} in tensors at most, "
+        f"{gib(memory['predicted']['peak'] * 1e6)} predicted, for a training step on {pieces}, "
+        f"with texts of up to {memory['longest']:,} tokens{too_large}"
     )
 
 
@@ -156,18 +211,23 @@ def bm25_statement(metrics: Mapping[str, Any], primary: str) -> Statement:
     )
 
 
+def find_change(result: Mapping[str, Any], confidence: float) -> int:
+    """Whether a task is done better (1) or worse (-1) by its corrected p, or neither (0)."""
+    if result.get("p_holm", result["p"]) > 1 - confidence or "low" not in result:
+        return 0
+    return int(result["low"] > 0) - int(result["high"] < 0)
+
+
 def task_statement(metrics: Mapping[str, Any], name: str, confidence: float) -> Statement:
     """What tuning changed in a task other than the primary one."""
     result, task = claimed(metrics, name), TASKS[name]
     nearer = name == "nearer"
     what = "Right answers are told from wrong ones" if nearer else f"{task.found} found"
-    sure = result.get("p_holm", result["p"]) <= 1 - confidence and "low" in result
-    if sure and result["low"] > 0:
-        claim = f"{what} better"
-    elif sure and result["high"] < 0:
-        claim = f"{what} worse"
-    else:
-        claim = f"There is no evidence that {what[0].lower()}{what[1:]} better"
+    claim = {
+        1: f"{what} better",
+        -1: f"{what} worse",
+        0: f"There is no evidence that {what[0].lower()}{what[1:]} better",
+    }[find_change(result, confidence)]
     measure = "the share of rows" if nearer else METRIC_TITLES[task.metric]
     return Statement(
         claim[0].upper() + claim[1:],

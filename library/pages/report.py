@@ -22,6 +22,7 @@ from library.pages.report_charts import (
 from library.pages.statements import (
     EXPLANATIONS,
     TITLES,
+    TONES,
     Statement,
     certainty_statement,
     contradiction_sentence,
@@ -394,7 +395,8 @@ def render_html(report: Report) -> str:
         titles=TITLES,
         explanations=EXPLANATIONS,
         title=title,
-        claims=result_statements(metrics, primary, confidence),
+        tone=TONES[metrics["verdict"]],
+        results=result_statements(metrics, primary, confidence),
         certainty=certainty_statement(metrics, primary, confidence),
         doubts=doubt_statements(metrics, primary, report.voted, confidence),
         leading=leading,

@@ -14,6 +14,7 @@ from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, UNBOUNDED
 from library.verdict.scoring import style_tells
 
 SHOWN_CHARACTERS = 600
+TONES = {1: "better", 0: "", -1: "worse"}  # a page's colour by verdict
 FEW_GROUPS = 6  # with fewer, the swap test can't reach a small p
 # From these shares on, a comparison says more about the prompt than about the model.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
@@ -244,17 +245,25 @@ def certainty_statement(metrics: Mapping[str, Any], primary: str, confidence: fl
     claim = f"The {confidence:.0%} interval of the change is {format_interval(result)}"
     seeds = metrics.get("training_seeds", 1)
     trained = f" and {seeds} training seeds" if seeds > 1 else ""
-    better, worse, claims = count_changes(metrics, primary, confidence)
-    others = ""
-    if claims:
-        others = (
-            f" Of {plural(claims, 'other claim')}, {better} changed for the better and {worse} for "
-            "the worse (p by Holm)."
-        )
+    others = changes_sentence(*count_changes(metrics, primary, confidence), "other metric")
     return Statement(
         claim,
         f", {format_p(result['p'])}, on {result['n']:,} {units} in "
         f"{plural(result['groups'], 'independent group')}{trained}.{others}",
+    )
+
+
+def changes_sentence(better: int, worse: int, every: int, noun: str) -> str:
+    """How many of the others changed, by their corrected p; empty if there are none.
+
+    Begins with a space, as it follows another sentence.
+    """
+    if not every:
+        return ""
+    verb = "is" if better == 1 else "are"
+    return (
+        f" Of {plural(every, noun)}, {better} {verb} significantly better and {worse} "
+        "significantly worse (p corrected by Holm)."
     )
 
 
