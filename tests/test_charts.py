@@ -112,14 +112,49 @@ def test_the_library_is_inlined_once_and_is_the_same_each_time():
     assert not re.search(r"<(?:script|link|img)[^>]*(?:src|href)=", page.split("<main>")[0])
 
 
-def make_page(name):
+def make_page(name, rows=(("head",),)):
     marks = [Mark(name, name, 0.5, 0.4, 0.6), Mark("other", "other", 0.1)]
     return render_chart_page(
         "learning_curve.html.jinja",
         statements=[Statement("Said", ".")],
-        rows=[["head"]],
+        rows=rows,
         chart=plot_marks(f"{name} is best.", marks, f"run {name}", f"score {name}"),
     )
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_wide_table_keeps_its_first_column_and_shows_where_it_goes_on(tmp_path, context, scheme):
+    rows = [[f"head {number}" for number in range(20)], ["name " * 20, *["1.234"] * 19]]
+    write_text(tmp_path / "page.html", make_page("name", rows))
+    page, _ = open_page(context, tmp_path / "page.html")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    table = page.locator("main > .scroll")
+    table.scroll_into_view_if_needed()
+    first, second = table.locator("td").all()[:2]
+    box = table.bounding_box()
+
+    def edge(x):
+        """A picture of two pixels beside the table's side, below the numbers."""
+        clip = {"x": x, "y": box["y"] + box["height"] - 4, "width": 2, "height": 2}
+        return page.screenshot(clip=clip)
+
+    def places():
+        return [cell.bounding_box()["x"] for cell in (first, second)]
+
+    plain, right = edge(1), box["x"] + box["width"] - 2
+    assert first.bounding_box()["width"] < 190  # half a phone is left for the numbers
+    before = places()
+    assert edge(right) != plain
+    table.evaluate("(one) => { one.scrollLeft = 100; }")
+    assert places() == [before[0], before[1] - 100]
+    assert edge(right) != plain
+    table.evaluate("(one) => { one.scrollLeft = one.scrollWidth; }")
+    assert edge(right) == plain
+    page.emulate_media(media="print")
+    assert table.evaluate("(one) => getComputedStyle(one).backgroundImage") == "none"
+    assert first.evaluate("(one) => getComputedStyle(one).position") == "static"
 
 
 @needs_browser
