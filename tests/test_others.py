@@ -133,6 +133,7 @@ def test_each_is_asked_judged_and_said(project, tiny_dir, caplog):
     with caplog.at_level("INFO"):
         others.main()
     assert caplog.text.count(": resuming, ") == 4  # answers and likelihoods of both
+    assert caplog.text.count("a batch of ") == 2  # once for each
     rows = [row | {"prediction": "edited"} for row in rivals]
     Path("data/predictions/others/rival.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in rows)

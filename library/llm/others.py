@@ -96,9 +96,13 @@ def _check_memory(
     thinking_tokens: int = 0,
     instead: str = "model={}",
 ) -> None:
-    """Raise InputError, beginning with `title`, if the longest row does not fit into memory."""
+    """Raise InputError, beginning with `title`, if the longest row does not fit into memory.
+
+    Logs nothing: `open_session` plans again, with what is free then, and says so.
+    """
     try:
-        plan_rows(base_dir, load_model_file(model), params, rows, thinking_tokens, instead)
+        model_file = load_model_file(model)
+        plan_rows(base_dir, model_file, params, rows, thinking_tokens, instead, shown=False)
     except InputError as error:
         raise InputError(f"{title}: {error}") from error
 

@@ -164,11 +164,12 @@ def plan_rows(
     rows: Sequence[FormattedRow],
     thinking_tokens: int = 0,
     instead: str = "model={}",
+    shown: bool = True,
 ) -> tuple[int, int]:
     """Tokens of the longest row, with its answer and thinking, and of a batch.
 
     Raises InputError if one row does not fit into memory, with what would. Names of other models
-    are put into `instead`.
+    are put into `instead`. Logs the memory if `shown`.
     """
     limit = thinking_tokens + params.format.max_new_tokens
     longest = max(max(row["tokens"], row["prompt_tokens"] + limit) for row in rows)
@@ -186,7 +187,7 @@ def plan_rows(
 
     lengths = LongestLengths(longest, limit)
     ways = [offloaded_ways(settings, lengths), shorter()]
-    return longest, plan_answering(base_dir, settings, lengths, ways, instead=instead)
+    return longest, plan_answering(base_dir, settings, lengths, ways, instead=instead, shown=shown)
 
 
 def open_session(

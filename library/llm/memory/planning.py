@@ -416,7 +416,7 @@ def plan_answering(
     It is TOKENS_PER_BATCH in the environment, or what is predicted to fit. Raises InputError if one
     row does not fit, with what would: the first fitting one of each of `ways`, and smaller models,
     whose names are put into `instead`. A size from the environment is never refused, only warned
-    about.
+    about. Logs the memory, and that warning, if `shown`.
     """
     sizes = read_sizes(config_dir, settings.adapter)
     free = measure_free(pick_device())
@@ -446,9 +446,10 @@ def plan_answering(
         ]
         misfit = Misfit(longest.length, 1, predicted, free, settings.device_type, alternatives)
         raise InputError("\n".join(describe_answering_misfit(misfit, prompt)))
-    log.warning(
-        "TOKENS_PER_BATCH in the environment is more than fits; unset it if memory runs out"
-    )
+    if shown:
+        log.warning(
+            "TOKENS_PER_BATCH in the environment is more than fits; unset it if memory runs out"
+        )
     return tokens
 
 
