@@ -9,6 +9,7 @@ from library.embed.encoder import find_folder
 from library.embed.memory import (
     EXAMPLE_LORA,
     MOST_TEXTS,
+    TEXT_LENGTHS,
     make_encoder_settings,
     measure_encoder,
     predict_encoding,
@@ -30,8 +31,6 @@ from library.llm.memory.planning import load_sizes, make_settings
 from library.llm.sharding import find_sharding
 from library.params import list_models, load_model_file, load_params
 from library.units import gib
-
-TEXT_LENGTHS = (128, 512)  # tokens of a text that is embedded
 
 
 def table(

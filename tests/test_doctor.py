@@ -14,6 +14,7 @@ from conftest import ROOT, copy_params, edit_yaml, make_rows
 from commands.doctor import environment, machine, repository
 from commands.doctor.__main__ import examine
 from commands.doctor.finding import Finding
+from library.files import write_text
 
 PIPELINE = """\
 stages:
@@ -449,6 +450,28 @@ def test_memory_is_held_against_what_the_model_needs(tmp_path, monkeypatch):
     assert finding.level == "problem"
     assert "need" in finding.text
     assert "0.50 GiB are free" in finding.text
+
+
+def test_an_embedding_model_is_looked_at_where_it_was_run_or_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy_params(tmp_path)
+    shutil.copytree(ROOT / "models/embedding", "models/embedding")
+    assert texts(machine.check_embedding) == []  # never run, and the default
+    write_text(Path("data/rankings/texts.json"), "{}")
+    here, memory = texts(machine.check_embedding)
+    assert here == "ok      embedding model: minilm is on this disk"
+    assert re.search(r"minilm, \d+ rows at a time with texts of 256 tokens: .* predicted, ", memory)
+    edit_yaml("params.yaml", embed__model="e5-small-v2")
+    absent, memory = texts(machine.check_embedding)
+    assert absent.startswith("note    embedding model: intfloat/e5-small-v2 is not in the Hub's")
+    assert "e5-small-v2, " in memory
+    monkeypatch.setenv("MEMORY_LIMIT_GIB", "0.1")
+    *_, memory = examine([machine.check_embedding])
+    assert memory.level == "problem"
+    assert "with a text of 512 tokens needs" in memory.text
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    (finding,) = machine.check_embedding()
+    assert finding.remedy.endswith("'.[embedding]'")
 
 
 def test_a_hub_model_that_is_nowhere_is_a_problem_only_where_the_hub_is(tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     machine.check_memory,
     machine.check_disk,
     machine.check_hub,
+    machine.check_embedding,
 )
 
 

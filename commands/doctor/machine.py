@@ -1,7 +1,8 @@
-"""Checks of the GPU and its libraries, memory, disk and the Hugging Face Hub."""
+"""Checks of the GPU and its libraries, memory, disk, the Hub and the embedding model."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -243,3 +244,54 @@ def check_memory() -> Iterator[Finding]:
         f"{gib(predicted.needed)} predicted"
     )
     yield Finding("ok", "memory", f"{text}, {gib(free)} free on {device.type}")
+
+
+def check_embedding() -> Iterator[Finding]:
+    """Check that the embedding model of `make embed` is here, with its packages, and that training
+    it is predicted to fit. Nothing is checked until `make embed` ran here or embed.model was set to
+    another model than the packaged one.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    from library.embed.encoder import find_folder
+    from library.embed.memory import TEXT_LENGTHS, plan_step
+    from library.embedding_models import (
+        HubEmbeddingModel,
+        PackagedEmbeddingModel,
+        load_embedding_model_file,
+    )
+    from library.llm.devices import pick_device
+    from library.llm.memory.measuring import free_bytes
+    from library.params import load_params
+    from library.paths import RANKED_TEXTS_PATH
+    from library.units import gib
+
+    subject, embed = "embedding model", load_params().embed
+    model = load_embedding_model_file(embed.model)
+    if isinstance(model, PackagedEmbeddingModel) and not RANKED_TEXTS_PATH.is_file():
+        return
+    if importlib.util.find_spec("sentence_transformers") is None:
+        remedy = "pip install --constraint requirements.lock --editable '.[embedding]'"
+        yield Finding("problem", subject, "sentence-transformers is not installed", remedy)
+        return
+    folder = None
+    if not isinstance(model, HubEmbeddingModel):
+        folder = find_folder(model)  # raises InputError with the fix
+        yield Finding("ok", subject, f"{embed.model} is on this disk")
+    elif any(
+        isinstance(try_to_load_from_cache(model.id, name, revision=model.revision), str)
+        for name in (model.pickle, "model.safetensors", "model.safetensors.index.json")
+        if name
+    ):
+        yield Finding("ok", subject, f"{model.id} is in the Hub's cache")
+    else:
+        text = f"{model.id} is not in the Hub's cache; make embed downloads it"
+        yield Finding("note", subject, text, "make embed")
+    length = min(TEXT_LENGTHS[-1], model.max_length)
+    rows, step = next(iter(plan_step(model, folder, embed, [[length] * 3], said=False).items()))
+    device = pick_device()
+    text = (
+        f"{embed.model}, {rows} rows at a time with texts of {length} tokens: {gib(step.peak)} "
+        f"predicted, {gib(free_bytes(device))} free on {device.type}"
+    )
+    yield Finding("ok", "embedding memory", text)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 MOST_TEXTS = 32  # encoded at once
 EXAMPLE_LORA = LoraParams(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear")
 SHORTEST = 64  # tokens, the shortest length suggested
+TEXT_LENGTHS = (128, 512)  # tokens of a text that `make memory` and `make doctor` assume
 MODELS_OFFERED = 3  # suggested if a model does not fit
 
 # Bytes per token and element of the width: FORWARD is one layer without gradients, KEPT what each
