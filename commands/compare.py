@@ -353,7 +353,7 @@ def chart_runs(group: Sequence[Run], name: str, confidence: float, paired: bool)
         ]
     best = group[0]
     others = f", of {len(group)} runs" if len(group) > 1 else ""
-    below = ", but below" if paired else ""
+    below = "; the table below does" if paired else ""
     several = {count_seeds(run) > 1 for run in group}
     covered = "test rows and training seeds" if True in several else "test rows only"
     if len(several) > 1:
@@ -363,9 +363,9 @@ def chart_runs(group: Sequence[Run], name: str, confidence: float, paired: bool)
         marks,
         "run",
         f"{name}{' (lower is better)' if group[0].primary in LOWER_IS_BETTER else ''}",
-        note=f"Bar: the {confidence:.0%} interval of the gain over that run's own zero-shot, set "
-        f"off from there. It covers {covered}. Whether two runs differ is not read off overlapping "
-        f"bars{below}.",
+        note=f"Bars: the {confidence:.0%} interval of the gain over the run's own zero-shot score, "
+        f"added to that score. It covers {covered}. Overlapping bars do not tell whether two runs "
+        f"differ{below}.",
     )
 
 

@@ -11,11 +11,12 @@ from library.pages.statements import system_name
 from library.params import load_params
 from library.paths import COSTS_PATH, EVALUATION_PATH, MANIFEST_PATH, SPLITS_PATH
 from library.records import SPLITS
+from library.units import gib
 
 
 def cost_sentence(system: str, cost: Mapping[str, Any]) -> str:
     """What one answer of a system took, from its entry in reports/costs.json."""
-    peak = f", {cost['peak_mb']:,} MB at most" if "peak_mb" in cost else ""
+    peak = f", {gib(cost['peak_mb'] * 1e6)} at most" if "peak_mb" in cost else ""
     return (
         f"One answer ({system_name(system)}): {cost['seconds_per_row']:.2f} s, "
         f"{cost['tokens_per_answer']:.0f} tokens{peak}, on {cost['device']}."

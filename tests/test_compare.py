@@ -160,7 +160,7 @@ def test_intervals_over_test_rows_alone_say_so_once_and_how_to_cover_training():
             assert text.count("covers test rows only") == (1 if text == said else 2)
             assert known in text
             assert text.count(f"dvc exp run -S {command}") == 1
-        assert "It covers test rows only. Whether two runs differ" in page  # the chart's note
+        assert "It covers test rows only. Overlapping bars do not tell" in page  # the chart's note
         assert "with several training seeds" not in said
 
 
@@ -179,7 +179,7 @@ def test_runs_with_several_seeds_each_are_compared_over_these_and_test_rows():
     assert "rows and training seeds explains: 0 of 1 difference between two runs" in said
     assert "test rows only" not in said + page
     assert "<br>3 and 3 seeds" in page
-    assert "It covers test rows and training seeds. Whether two runs differ" in page
+    assert "It covers test rows and training seeds. Overlapping bars do not tell" in page
 
     # beside a run with one seed only the rows count, and the mean over the other's seeds
     single = make_run("one", 0.40, noise=0.02)

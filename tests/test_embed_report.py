@@ -298,7 +298,7 @@ def test_the_page_opens_without_requests_or_errors_and_fits(ranked, context, wid
 
 
 @needs_browser
-def test_the_first_screen_answers_three_questions(ranked, context):  # noqa: F811
+def test_the_first_screen_answers_three_questions(ranked, context):
     ranked()
     embed_report.main()
     page, _ = open_page(context, "reports/embedding.html")

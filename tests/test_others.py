@@ -203,7 +203,7 @@ def test_what_is_said_of_a_rival_follows_from_the_tuned_models_verdict_against_i
     ("system", "peak", "said"),
     [
         ("no_context", {}, "One answer (zero-shot without passages): 0.12 s, 18 tokens, on CPU."),
-        ("sft", {"peak_mb": 1234}, "(fine-tuned): 0.12 s, 18 tokens, 1,234 MB at most, on CPU."),
+        ("sft", {"peak_mb": 1234}, "(fine-tuned): 0.12 s, 18 tokens, 1.15 GiB at most, on CPU."),
         ("sft@1", {}, "One answer (fine-tuned with seed 1): 0.12 s"),
         ("rival", {}, "One answer (rival, zero-shot): 0.12 s"),
     ],

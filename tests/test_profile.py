@@ -182,7 +182,7 @@ def test_a_histogram_counts_every_length_once(lengths):
 
 
 def test_what_can_not_be_seen_is_shown():
-    assert show_marks("a\u2062b e\u0301 µ\n") == "a\\u2062b e\\u0301 µ\n"
+    assert show_marks("a\u2062b e\u0301 µ\n") == "a\\u2062b e\\u0301 µ↵"
     assert (plural(1, "row"), plural(1200, "row")) == ("1 row", "1,200 rows")
 
 

@@ -106,7 +106,8 @@ def say(curve: Curve) -> Iterator[Statement]:
             claim,
             f": with about {2 * last.rows:,} train rows, {name} is expected at {more.score:.3f} "
             f"({more.low:.3f} to {more.high:.3f}), a change of {more.change:+.3f} "
-            f"({span(more.change_low, more.change_high)}). The law predicted the last point: "
+            f"({span(more.change_low, more.change_high)}). The curve fitted without the last point "
+            f"predicted it: "
             f"{curve.hidden.low:.3f} to {curve.hidden.high:.3f} was expected, "
             f"{last.gain.candidate:.3f} measured.",
         )

@@ -83,7 +83,7 @@ def list_insights(
             examples["shares"],
         ),
         Insight(
-            "Right here, wrong there",
+            "Right in one row, wrong in another",
             plural(profile["positive_here_negative_there"], "text"),
             profile["positive_here_negative_there"] > 0,
             "The same text is the right answer of one row and the wrong one of another. "
@@ -193,15 +193,14 @@ def list_insights(
 
 
 def show_marks(text: str) -> str:
-    """The text with invisible and combining characters written as escapes."""
+    """The text on one line, with invisible and combining characters written as escapes."""
 
     def seen(character: str) -> bool:
-        return character in " \n" or (
-            character.isprintable() and not unicodedata.combining(character)
-        )
+        return character.isprintable() and not unicodedata.combining(character)
 
     return "".join(
-        character if seen(character) else f"\\u{ord(character):04x}" for character in text
+        character if seen(character) else f"\\u{ord(character):04x}"
+        for character in text.replace("\n", "↵")
     )
 
 

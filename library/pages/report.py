@@ -349,7 +349,7 @@ def render_markdown(report: Report) -> str:
         *report.verdict.notes,
         HOW_TO_READ,
         "\n".join(f"- {name}: {escape(value)}" for name, value in report.facts.items()),
-        "## Beside other systems and simple baselines",
+        "## Compared with other systems and simple baselines",
         render_systems(report.metrics, report.primary),
         render_baselines(report.metrics),
         "## Learned by heart?",

@@ -56,7 +56,7 @@ def chart_losses(history: pd.DataFrame) -> Chart | None:
     name = "validation" if "validation" in lines else "training"
     best = min(lines[name], key=lambda point: point[1])
     last = lines[name][-1]
-    said = f"{name.capitalize()} loss is least at step {best[0]:,.0f}: {best[1]:.3f}"
+    said = f"{name.capitalize()} loss is lowest at step {best[0]:,.0f}: {best[1]:.3f}"
     if best != last:
         said += f"; at the last step, {last[0]:,.0f}, it is {last[1]:.3f}"
     return plot_lines(f"{said}.", lines, "optimizer step", "loss, nats per answer token")

@@ -10,6 +10,7 @@ from typing import Any
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
 from library.records import DPO, FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
+from library.units import gib
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, UNBOUNDED
 from library.verdict.scoring import style_tells
 
@@ -90,8 +91,8 @@ EXPLANATIONS = {
     "copied_span": "words in the longest run copied from the context",
     "length_ratio": "characters of the answer per character of the reference; 1 is the same length",
     "loops": "share of answers that repeat a run of twelve words",
-    "cut_at_repetition": "the primary metric, each answer cut where it begins to repeat itself",
-    "cut_at_length": "the primary metric, each answer cut at its reference's length",
+    "cut_at_repetition": "what is left of a change without repetition",
+    "cut_at_length": "what is left of a change at equal length",
     "repetition": "share of the answer's four-word sequences that occurred in it before",
     "truncated": "share of answers that max_new_tokens cuts off",
     "empty": "share of answers without any text",
@@ -785,10 +786,10 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
     part = metrics["overfitting"]
     runs = part["longest_run"]
     copied = (
-        "The longest run of words that a test answer shares with a training answer is "
-        f"{runs['sft']['max']} words, {runs['sft']['mean']:.1f} on average; before, "
-        f"{runs['zeroshot']['max']} and {runs['zeroshot']['mean']:.1f}; the test rows' own "
-        f"references, {runs['references']['max']} and {runs['references']['mean']:.1f}."
+        "The longest run of words that a fine-tuned test answer shares with a training answer has "
+        f"{runs['sft']['max']} words ({runs['sft']['mean']:.1f} on average), that of a zero-shot "
+        f"answer {runs['zeroshot']['max']} ({runs['zeroshot']['mean']:.1f}), and that of the test "
+        f"rows' own references {runs['references']['max']} ({runs['references']['mean']:.1f})."
     )
     if metrics.get("training_seeds", 1) > 1:
         copied += " All of this is about the first seed."
@@ -796,10 +797,15 @@ def overfitting_sentence(metrics: Mapping[str, Any], primary: str) -> str:
         return copied
     gap, train = part["gap"][primary], part["train"]
     return (
-        f"On {part['train_rows']} train rows {title(primary)} is {train['sft'][primary]:.3f}, "
-        f"{gap['sft']:+.3f} against the test rows; before, {train['zeroshot'][primary]:.3f}, "
-        f"{gap['zeroshot']:+.3f}. {copied}"
+        f"On {part['train_rows']} train rows, fine-tuned {title(primary)} is "
+        f"{train['sft'][primary]:.3f}, {_describe_lead(gap['sft'])} than on the test rows; "
+        f"zero-shot it is {train['zeroshot'][primary]:.3f}, {_describe_lead(gap['zeroshot'])}. "
+        f"{copied}"
     )
+
+
+def _describe_lead(gap: float) -> str:
+    return f"{abs(gap):.3f} {'lower' if gap < 0 else 'higher'}"
 
 
 def memory_sentence(record: Mapping[str, Any]) -> str:
@@ -807,12 +813,13 @@ def memory_sentence(record: Mapping[str, Any]) -> str:
     measured, predicted, longest = record["measured"], record["predicted"], record["longest"]
     rows, count = record["per_device_train_batch_size"], record["processes"]
     parts = [
-        f"{measured['train']:,} MB in tensors at most, {predicted['peak']:,} MB predicted, on "
+        f"{gib(measured['train'] * 1e6)} in tensors at most, {gib(predicted['peak'] * 1e6)} "
+        f"predicted, on "
         f"{record['device']} with the longest rows: {rows} of {longest['length']:,} tokens at a "
         "time"
         + (f" in each of {count} processes" if count > 1 else "")
         + (", with gradient checkpointing" if record["gradient_checkpointing"] else ""),
-        f"an answer that ends at that length took {measured['answer']:,} MB",
+        f"an answer that ends at that length took {gib(measured['answer'] * 1e6)}",
     ]
     return "; ".join([*parts, *record["incidents"]])
 
