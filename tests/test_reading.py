@@ -182,7 +182,38 @@ def test_a_column_holds_lists_as_text_only_if_each_of_its_texts_is_one():
         {"a": "['x']", "b": "[1]", "c": "{'a': 'x'}", "d": "['x']", "e": "[]", "f": "[[1]]"},
         {"a": "[]", "b": "['x']", "c": "", "d": "x", "e": "[]", "f": "[[2]]"},
     ]
-    assert find_packed(rows) == ["a", "c"]
+    assert find_packed(rows) == ["a"]
+    assert find_packed(rows, ["c.a"]) == ["a", "c"]
+    assert find_packed(rows, ["c.a"], lists=False) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((f"a.{suffix}", '{"name": "Ann", "city": "Ulm"}') for suffix in ("csv", "jsonl")),
+        *((f"a.{suffix}", '[{"name": "Ann", "city": "Ulm"}]') for suffix in ("csv", "jsonl")),
+        ("a.jsonl", '["red", "blue"]'),
+    ],
+)
+def test_json_that_is_the_answer_stays_a_text(tmp_path, name, text):
+    rows = pd.DataFrame([ROW | {"answer": text}] * 25)
+    content = rows.to_csv(index=False) if name == "a.csv" else lines(*rows.to_dict("records"))
+    said, fields, problems = read(tmp_path / name, content.encode(), **COLUMNS)
+    assert "as text" not in said
+    assert fields == [FIELDS | {"positive": [text]}] * 25
+    assert set(problems) == {None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"train": [{"question": "Q?"}], "train": [{"question": "P?"}]}',
+        '{"question": {"0": "Q?", "0": "P?"}, "answer": {"0": "R."}}',
+    ],
+)
+def test_json_that_names_rows_twice_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match=r'a\.json: "\w+" stands in the object twice; rows would'):
+        read(tmp_path / "a.json", content.encode(), **COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import io
 import json
 import tokenize
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 _ENDS = {"[": "]", "{": "}"}
@@ -35,27 +35,54 @@ def parse_literal(text: str) -> list[Any] | dict[str, Any] | None:
     return value if isinstance(value, list | dict) else None
 
 
-def find_packed(records: Iterable[Mapping[Any, Any]]) -> list[str]:
-    """The columns whose every value is a list or an object written as text, with texts in it.
+def find_packed(
+    records: Iterable[Mapping[Any, Any]], paths: Collection[str] = (), lists: bool = True
+) -> list[str]:
+    """The columns whose every value is a list or an object written as text, as a row holds them:
+    SQuAD's answers, a context's documents, a conversation, whatever one of the `paths` leads into
+    and, if `lists`, lists of texts.
 
-    A list of numbers stays a text: it may be the answer itself.
+    Anything else stays a text, since it may be the answer itself: JSON that is to be written, or a
+    list of numbers.
     """
     columns: dict[str, list[Any]] = {}
     for record in records:
         for name, value in record.items():
             if name is not None and value not in (None, ""):
                 columns.setdefault(name, []).append(value)
-    return [name for name, values in columns.items() if _all_packed(values)]
+    return [
+        name
+        for name, values in columns.items()
+        if _all_packed(values, lists, any(path.startswith(f"{name}.") for path in paths))
+    ]
 
 
-def _all_packed(values: Sequence[Any]) -> bool:
+def _all_packed(values: Sequence[Any], lists: bool, entered: bool) -> bool:
     if not all(map(looks_packed, values)):
         return False
     parsed = [parse_literal(value) for value in values]
     if None in parsed:
         return False
     filled = [value for value in parsed if value]
-    return bool(filled) and all(map(_holds_text, filled))
+    return bool(filled) and all(
+        _holds_text(value) and (entered or _is_known(value, lists)) for value in filled
+    )
+
+
+def _is_known(value: list[Any] | dict[str, Any], lists: bool) -> bool:
+    """Whether rows are published with such a list or object in a column."""
+    if isinstance(value, dict):
+        keys = value.keys()
+        return {"text", "answer_start"} <= keys or (
+            "title" in keys and not keys.isdisjoint({"sentences", "content"})
+        )
+    if any(isinstance(part, dict) for part in value):
+        return all(
+            isinstance(part, dict)
+            and ({"role", "content"} <= part.keys() or {"from", "value"} <= part.keys())
+            for part in value
+        )
+    return lists
 
 
 def _holds_text(value: Any) -> bool:

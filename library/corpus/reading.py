@@ -78,7 +78,11 @@ def open_raw(path: Path, data: DataParams) -> tuple[Shape, Iterator[RawRow]]:
     """
     records = _records(path, data)
     first = list(islice(records, PACKED_ROWS))
-    packed = find_packed(record for _, record in first if isinstance(record, dict))
+    packed = find_packed(
+        (record for _, record in first if isinstance(record, dict)),
+        [column for column in data.columns.model_dump().values() if column is not None],
+        lists=_suffix(path) in (".csv", ".tsv"),  # other files have lists of their own
+    )
     shape, records = _peek(path, _unpack(chain(first, records), packed), data)
     return replace(shape, packed=tuple(packed)), _read_rows(path, shape, records)
 
@@ -265,6 +269,9 @@ def _json(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]
         loaded = json.loads(_decode(path, 1, file.read(), encoding), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise _json_error(path, file, encoding) from error
+    for part in (loaded, *loaded.values()):
+        if isinstance(part, dict) and None in part and (part is loaded or _is_column(part)):
+            raise InputError(f"{path}: {part[None]}; rows would be lost")
     key, rows = _find_rows(path, loaded)
     if rows is None:
         raise _json_error(path, file, encoding)
@@ -273,6 +280,11 @@ def _json(path: Path, file: BinaryIO, encoding: str) -> Iterator[tuple[str, Any]
             yield from _squad_article(f"{key} {number}", row["paragraphs"])
         else:
             yield f"{key} {number}", row
+
+
+def _is_column(values: Mapping[Any, Any]) -> bool:
+    """Whether an object is a table's column as pandas writes it: values by number."""
+    return all(name is None or name.isdecimal() for name in values)
 
 
 def _find_rows(path: Path, loaded: Mapping[Any, Any]) -> tuple[str, list[Any] | None]:
@@ -305,7 +317,7 @@ def _find_rows(path: Path, loaded: Mapping[Any, Any]) -> tuple[str, list[Any] | 
         ((key, rows),) = held.items()
         return key, rows
     if values and all(isinstance(value, dict) and value for value in values):
-        if all(name.isdecimal() for value in values for name in value):
+        if all(map(_is_column, values)):
             index = dict.fromkeys(name for value in values for name in value)
             return "row", [
                 {column: value[row] for column, value in loaded.items() if row in value}
