@@ -469,6 +469,10 @@ def test_an_embedding_model_is_looked_at_where_it_was_run_or_chosen(tmp_path, mo
     *_, memory = examine([machine.check_embedding])
     assert memory.level == "problem"
     assert "with a text of 512 tokens needs" in memory.text
+    edit_yaml("params.yaml", embed__mini_batch_size=8)
+    *_, memory = machine.check_embedding()
+    assert memory.level == "problem"
+    assert memory.remedy == "set embed.mini_batch_size to null"
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
     (finding,) = machine.check_embedding()
     assert finding.remedy.endswith("'.[embedding]'")

@@ -290,8 +290,12 @@ def check_embedding() -> Iterator[Finding]:
     length = min(TEXT_LENGTHS[-1], model.max_length)
     rows, step = next(iter(plan_step(model, folder, embed, [[length] * 3], said=False).items()))
     device = pick_device()
+    free = free_bytes(device)
     text = (
         f"{embed.model}, {rows} rows at a time with texts of {length} tokens: {gib(step.peak)} "
-        f"predicted, {gib(free_bytes(device))} free on {device.type}"
+        f"predicted, {gib(free)} free on {device.type}"
     )
-    yield Finding("ok", "embedding memory", text)
+    if step.fits(free):
+        yield Finding("ok", "embedding memory", text)
+    else:  # embed.mini_batch_size is taken as it is
+        yield Finding("problem", "embedding memory", text, "set embed.mini_batch_size to null")
