@@ -58,12 +58,12 @@ from library.paths import (
     LOCK_PATH,
     MERGED_DIR,
     SPLITS_PATH,
-    TEST_PATH,
     answerer_path,
     answers_name,
+    formatted_path,
     predictions_path,
 )
-from library.records import DPO, SFT, Computation, FormattedRow, Prediction
+from library.records import DPO, SFT, SPLITS, Computation, FormattedRow, Prediction
 from library.repository.lock import find_stale
 from library.verdict.metrics import LOWER_IS_BETTER
 from library.verdict.scoring import (
@@ -101,7 +101,7 @@ def needed_files(system: str) -> dict[Path, str]:
     name, asking = answers_name(system), ANSWERING[system]
     return {
         CLEAN_ROWS_PATH: "clean",
-        TEST_PATH: "format",
+        **{formatted_path(split): "format" for split in SPLITS},
         SPLITS_PATH: "format",
         answerer_path(name): asking,
         predictions_path(name): asking,

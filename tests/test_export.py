@@ -196,7 +196,6 @@ def stubs(request, tmp_path, monkeypatch):
         write_json(path, {})
     rows = {}
     for split in ("train", "validation"):
-        write_json(formatted_path(split), {})
         rows[split] = hash_file(formatted_path(split))
     for folder in {ADAPTER_DIR, ADAPTER_DIRS[system]}:
         for name in ("base.json", "adapter_config.json", "adapter_model.safetensors"):
