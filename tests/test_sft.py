@@ -523,7 +523,7 @@ def test_out_of_memory_later_is_caught_once_with_fewer_rows_at_a_time(
         assert (value - whole[name]).norm() < 1e-3 * value.norm(), name
     said = (
         r"out of memory at step 2 with batch size 2 and rows of \d+ tokens; predicted: .*; "
-        r"free: .*; set PER_DEVICE_TRAIN_B"
+        r"free: .*; set gradient_checkpointing: true in the model's file, and run it again"
     )
     with monkeypatch.context() as patch:
         stop_at(

@@ -145,7 +145,9 @@ def _train(trainer: Any, checkpoints: Path) -> None:
 def _explain(said: str, plan: Plan) -> str:
     rows = plan.per_device_train_batch_size
     advice = "set PER_DEVICE_TRAIN_BATCH_SIZE to less in the environment"
-    if rows == 1:
+    if not plan.gradient_checkpointing:
+        advice = "set gradient_checkpointing: true in the model's file"
+    elif rows == 1:
         advice = "lower format.max_length"
     return (
         f"{said}; predicted: {plan.predicted}; free: {gib(plan.free)}; {advice}, and run it again"
