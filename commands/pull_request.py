@@ -253,7 +253,8 @@ def count_seeds(head: Revision, base: Revision) -> tuple[int, int]:
 def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, str] | None:
     """Compare the fine-tuned answers of both sides on the test rows that both have.
 
-    Returns a sentence and examples; None if the cache does not have them.
+    Returns what it says, with what it leaves out, and examples; None if the cache does not have
+    them.
     """
     tests = base.rows(TEST), head.rows(TEST)
     scores = read_scores(base), read_scores(head)
@@ -296,6 +297,8 @@ def compare_tuned(head: Revision, base: Revision, params: Params) -> tuple[str, 
         for key in same
     ]
     summary = f"Fine-tuned{', first seed' * (max(seeds) > 1)}, here against the base"
+    if warning := warn_of_seeds(seeds, seeds_command([params.sft.seed])):
+        sentence += f"\n\n{warning}"
     return sentence, render_examples(scored, after, answers, names, primary, summary)
 
 
@@ -478,10 +481,8 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
 
     wins, loss = show_wins(head, primary), show_loss(head, base)
     tuned: tuple[str, str] | None = ("", "")
-    warning = ""
     if before and head.hash(SCORES) != base.hash(SCORES):
         tuned = compare_tuned(head, base, params)
-        warning = warn_of_seeds(count_seeds(head, base), seeds_command([params.sft.seed]))
     tuned_sentence, tuned_examples = tuned or ("", "")
     rejected, complete = compare_rejects(head, base)
     missing = {
@@ -496,7 +497,7 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
         effect = ["No metric changed."]
         if judged:
             effect = [render_effect(after, before, judged, primary)]
-        effect += [tuned_sentence, warning]
+        effect.append(tuned_sentence)
         if number := sum(map(len, metrics.values())):
             numbers = f"{number} number{'s' * (number != 1)}"
             effect.append(f"{numbers} changed in all: `dvc metrics diff {base} {head}`")

@@ -323,6 +323,7 @@ def test_changed_test_rows_are_said_loudly_with_and_without_the_cache(repository
     assert "not in the cache" in comment
     assert "cannot be compared" in comment
     assert "the loss curve. `dvc pull` gets the data of this commit" in comment
+    assert "covers test rows only" not in comment, "nothing was compared"
     assert "<details>" not in comment
     assert_inert(comment)
 
