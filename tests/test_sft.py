@@ -550,6 +550,9 @@ def test_out_of_memory_without_checkpointing_goes_on_with_it_to_the_same_bytes(
     record = json.loads(MEMORY_PATH.read_text())
     assert (record["per_device_train_batch_size"], record["gradient_checkpointing"]) == (4, True)
     assert (ADAPTER_DIR / "adapter_model.safetensors").read_bytes() == whole
+    edit_yaml("models/local/model.yaml", gradient_checkpointing=True)
+    sft.main()
+    assert record["measured"] == json.loads(MEMORY_PATH.read_text())["measured"]
 
 
 def test_a_proof_that_does_not_fit_takes_fewer_rows_before_the_first_step(formatted, monkeypatch):

@@ -119,6 +119,7 @@ def train_within_memory(
         log.warning("out of memory %s with batch size %d; continuing with %s", when, rows, remedy)
         if measured is not None:
             incidents.append(f"out of memory {when} with batch size {rows}")
+            measured = None  # what goes on takes less
         del trainer
         free_memory()
 
