@@ -157,6 +157,15 @@ def test_a_list_as_text_that_is_cut_makes_its_row_unusable(tmp_path):
     assert problems[21] is None
 
 
+def test_a_list_that_is_empty_in_the_first_rows_is_no_text(tmp_path):
+    content = f"{HEAD.strip()},wrong\n" + "A.,Q?,R.,[]\n" * 20 + "A.,Q?,R.,['S.']\n"
+    _, fields, problems = read(
+        tmp_path / "a.csv", content.encode(), **COLUMNS | {"negative": "wrong"}
+    )
+    assert [row["negative"] for row in fields] == [None] * 20 + ["S."]
+    assert set(problems) == {None}
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -182,8 +191,8 @@ def test_a_column_holds_lists_as_text_only_if_each_of_its_texts_is_one():
         {"a": "['x']", "b": "[1]", "c": "{'a': 'x'}", "d": "['x']", "e": "[]", "f": "[[1]]"},
         {"a": "[]", "b": "['x']", "c": "", "d": "x", "e": "[]", "f": "[[2]]"},
     ]
-    assert find_packed(rows) == ["a"]
-    assert find_packed(rows, ["c.a"]) == ["a", "c"]
+    assert find_packed(rows) == ["a", "e"]
+    assert find_packed(rows, ["c.a"]) == ["a", "c", "e"]
     assert find_packed(rows, ["c.a"], lists=False) == ["c"]
 
 

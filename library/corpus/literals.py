@@ -40,7 +40,7 @@ def find_packed(
 ) -> list[str]:
     """The columns whose every value is a list or an object written as text, as a row holds them:
     SQuAD's answers, a context's documents, a conversation, whatever one of the `paths` leads into
-    and, if `lists`, lists of texts.
+    and, if `lists`, lists of texts or of nothing.
 
     Anything else stays a text, since it may be the answer itself: JSON that is to be written, or a
     list of numbers.
@@ -64,9 +64,9 @@ def _all_packed(values: Sequence[Any], lists: bool, entered: bool) -> bool:
     if None in parsed:
         return False
     filled = [value for value in parsed if value]
-    return bool(filled) and all(
-        _holds_text(value) and (entered or _is_known(value, lists)) for value in filled
-    )
+    if not filled:  # a list that is empty at first
+        return lists and {} not in parsed
+    return all(_holds_text(value) and (entered or _is_known(value, lists)) for value in filled)
 
 
 def _is_known(value: list[Any] | dict[str, Any], lists: bool) -> bool:
