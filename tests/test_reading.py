@@ -48,6 +48,7 @@ def table(**options):
     [
         # CSV
         ("a.csv", "context|question|answer\nA.|Q?|R.\n", FIELDS),
+        ("a.csv", "question,context,answer,a|b|c|d|e\nQ?,A.,R.,a\n", FIELDS),
         ("a.csv", "sep=|\r\ncontext|question|answer\r\nA.|Q?|R.\r\n", FIELDS),
         ("a.csv", f'{BOM}"sep=;"\r\ncontext;question;answer\r\nA.;Q?;R.\r\n', FIELDS),
         ("a.csv", "context, question, answer\nA., Q?, R.\n", FIELDS),

@@ -554,7 +554,7 @@ def _refuse_headless(path: Path, data: DataParams) -> None:
         return
     header = delimiter.join(_guess_names(cells, data.columns))
     copy = shlex.quote(str(_copy_path(path, "named")))
-    printed = json.dumps(header)[1:-1].replace("%", "%%") + r"\n"
+    printed = json.dumps(header, ensure_ascii=False)[1:-1].replace("%", "%%") + r"\n"
     shown = [
         f"\n  {at}: {cell[:SHOWN_CHARACTERS]!r}{'…' * (len(cell) > SHOWN_CHARACTERS)}"
         for at, cell in enumerate(cells, 1)
@@ -614,12 +614,16 @@ def _is_unquoted(lines: Sequence[str]) -> bool:
 
 
 def _find_delimiter(header: str) -> str:
-    """The delimiter of a CSV, from its first line: the one that gives most cells outside quotes."""
+    """The delimiter of a CSV, from its first line: the one that gives most cells outside quotes.
+
+    Vertical bars only if nothing else gives any: names contain them.
+    """
 
     def count(delimiter: str) -> int:
         return len(next(csv.reader([header], delimiter=delimiter), []))
 
-    return max(_DELIMITERS, key=count)
+    usual = max((delimiter for delimiter in _DELIMITERS if delimiter != "|"), key=count)
+    return usual if count(usual) > 1 else "|" if count("|") > 1 else usual
 
 
 def _refuse_twice(place: str, names: Sequence[str]) -> None:
