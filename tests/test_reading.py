@@ -17,6 +17,7 @@ from test_shapes import FIELDS, OURS, answer, read
 
 from library.corpus.literals import find_packed, parse_literal
 from library.corpus.reading import read_raw
+from library.corpus.shapes import guess_columns
 from library.errors import InputError
 from library.files import read_jsonl
 from library.params import DataParams
@@ -275,6 +276,7 @@ LONG = "The pump is made of steel, and it weighs 12 kg and was built in the work
         ("a.csv", BOM, f"7;12 kg;How heavy is it?;{LONG}\n", "column_1;positive;query;anchor"),
         ("a.tsv", "", f"How heavy is it?\t12 kg\t{LONG}\n", r"query\tpositive\tanchor"),
         ("a.csv", "", "How heavy is it?,12 kg\n", "query,positive"),
+        ("a.csv", "", f'"{LONG}",How heavy?,12 kg,120 kg\n', "anchor,query,positive,negative"),
         ("b 1.csv.gz", "\n", f'"{LONG}\n",How heavy?,12 kg 100%\n', "anchor,query,positive"),
         ("a.csv", f"{BOM}sep=|\r\n", f"{LONG}|How heavy?|12 kg\r\n", "anchor|query|positive"),
     ],
@@ -354,3 +356,28 @@ def test_lists_in_a_csv_reach_the_prompts(project):
     right = {row["query"]: row["positive"] for row in rows}
     for row in made:
         assert [row["positive"], *row["also_right"]] == right[row["question"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "positive", "negative"),
+    [
+        (("Right answers", "Wrong answer"), "Right answers", "Wrong answer"),
+        (("Wrong answer", "Right answers"), "Right answers", "Wrong answer"),
+        (("good answers", "bad answer"), "good answers", "bad answer"),
+        (("correct_answer", "incorrect_answer"), "correct_answer", "incorrect_answer"),
+        (("chosen", "rejected"), "chosen", "rejected"),
+        (("wrong_answers", "answer"), "answer", "wrong_answers"),
+        (("false answer", "reply"), None, "false answer"),
+    ],
+)
+def test_a_wrong_answer_is_never_suggested_as_the_right_one(names, positive, negative):
+    guessed = guess_columns(
+        {"Policy document": "A.", "Customer question": "Q?"} | dict.fromkeys(names, "R.")
+    )
+    assert guessed == {
+        "anchor": "Policy document",
+        "query": "Customer question",
+        "positive": positive,
+        "negative": negative,
+    }
+    assert list(guessed) == ["anchor", "query", "positive", "negative"]

@@ -573,15 +573,18 @@ def _refuse_headless(path: Path, data: DataParams) -> None:
 
 def _guess_names(cells: Sequence[str], columns: Columns) -> list[str]:
     """Names for the columns of a row: the question ends in a question mark, the longest of the
-    other cells is the context, and the next longest the right answer.
+    other cells is the context, and then come the right answer and the wrong one. A number in the
+    first cell counts rows.
     """
     names = [f"column_{at}" for at in range(1, len(cells) + 1)]
     left = sorted(range(len(cells)), key=lambda at: -len(cells[at]))
     asked = next((at for at in left if cells[at].rstrip().endswith(("?", "？", "؟"))), left[-1])
     left.remove(asked)
     names[asked] = columns.query
-    wanted = [columns.anchor or "anchor"] * (len(cells) > 2) + [columns.positive]
-    for at, name in zip(left, wanted, strict=False):
+    if len(cells) > 2:
+        names[left.pop(0)] = columns.anchor or "anchor"
+    answers = [at for at in sorted(left) if at or not cells[at].isdecimal()]
+    for at, name in zip(answers, (columns.positive, columns.negative or "negative"), strict=False):
         names[at] = name
     return names
 

@@ -32,7 +32,9 @@ SYNONYMS = {
     "anchor": ("context", "contexts", "passage", "document", "article", "text", "abstract", "body"),
     "query": ("question", "instruction", "prompt", "query", "input", "problem"),
     "positive": ("answer", "answers", "output", "response", "completion", "positive", "chosen"),
-    "negative": ("negative", "negatives", "rejected", "incorrect", "distractor", "wrong"),
+    "negative": (
+        *("negative", "negatives", "rejected", "incorrect", "distractor", "wrong", "bad", "false"),
+    ),
 }
 
 TEXT_KEYS = ("text", "value", "answer", "content", "contexts", "sentences")  # in a nested column
@@ -348,10 +350,11 @@ def guess_columns(record: Mapping[Any, Any]) -> dict[str, str | None]:
     text.
     """
     names = [name for name in record if isinstance(name, str)]
-    guessed: dict[str, str | None] = {}
+    guessed: dict[str, str | None] = dict.fromkeys(SYNONYMS)
     taken: set[str] = set()
-    for field, synonyms in SYNONYMS.items():
-        known = (field, *synonyms)
+    # wrong answers first, since "wrong answer" is also an answer
+    for field in ("anchor", "query", "negative", "positive"):
+        known = (field, *SYNONYMS[field])
         free = [name for name in names if name not in taken]
         exact = [name for word in known for name in free if name.casefold() == word]
         within = [name for word in known for name in free if word in _words(name)]
