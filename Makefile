@@ -18,7 +18,7 @@ embed: environment  ## the same for an embedding model: does tuning it help retr
 	@dvc repro embedding/dvc.yaml
 
 help:  ## list these commands
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-22s %s\n", $$1, $$2 }'
 
 test: environment  ## run the fast tests
 	@pytest

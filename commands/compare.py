@@ -352,14 +352,19 @@ def chart_runs(group: Sequence[Run], name: str, confidence: float, paired: bool)
             *(Mark(label, name_system(other), value) for other, value in _beside(run).items()),
         ]
     best = group[0]
+    shown = f"{result(best)[SFT]:.3f}"
+    tied = [run for run in group if f"{result(run)[SFT]:.3f}" == shown]
     others = f", of {len(group)} runs" if len(group) > 1 else ""
+    claim = f"{best.name} has the best {name} here{others}: {shown}."
+    if len(tied) > 1:
+        claim = f"{len(tied)} of {len(group)} runs share the best {name} here: {shown}."
     below = "; the table below does" if paired else ""
     several = {count_seeds(run) > 1 for run in group}
     covered = "test rows and training seeds" if True in several else "test rows only"
     if len(several) > 1:
         covered += ", or test rows only if the run has one seed"
     return plot_marks(
-        f"{best.name} has the best {name} here{others}: {result(best)[SFT]:.3f}.",
+        claim,
         marks,
         "run",
         f"{name}{' (lower is better)' if group[0].primary in LOWER_IS_BETTER else ''}",

@@ -242,6 +242,13 @@ def test_other_systems_stand_beside_the_runs_that_were_held_against_them():
     assert not re.search(r"<tr><td>\d\. plain<td>few-shot", page)
 
 
+def test_runs_with_the_same_result_share_the_best_one():
+    runs = [make_run("one"), replace(make_run("one"), name="two")]
+    assert chart_runs(runs, "ROUGE-L", 0.95, paired=True).title == (
+        f"2 of 2 runs share the best ROUGE-L here: {runs[0].metrics['primary']['sft']:.3f}."
+    )
+
+
 LOCK = {
     "format": {
         "params": {"params.yaml": {"format": {"prompt": "answer"}}},

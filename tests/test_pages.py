@@ -704,3 +704,14 @@ def test_the_built_in_model_is_said_not_to_read_rows_of_others(project):
     assert str(stand_in_statement(tiny)).startswith("**The built-in model can't read these rows**")
     sample = tiny.data.model_copy(update={"path": "data/sample/patents.json"})
     assert stand_in_statement(tiny.model_copy(update={"data": sample})) is None
+
+
+def test_that_the_built_in_model_can_not_read_stands_before_the_numbers(judged):
+    judged()
+    review.main()
+    for model, said in (("tiny", True), ("local", False)):
+        edit_yaml("params.yaml", model=model, data__path="rows.json")
+        evaluate.main()
+        report.main()
+        page = Path("reports/report.html").read_text()
+        assert ("read these rows" in page[: page.index('<div class="first">')]) == said

@@ -83,11 +83,15 @@ HOW_TO_READ = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """The top of the report: statements, the table of all metrics, and notes on both."""
+    """The top of the report: statements, the table of all metrics, and notes on both.
+
+    `caveat`, one of the statements, is to be read before any number.
+    """
 
     statements: Sequence[Statement]
     table: str
     notes: Sequence[str]
+    caveat: Statement | None
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,9 @@ def give_verdict(
         several_sentence(metrics),
         given_away_sentence(splits["test"]),
     )
+    caveat = stand_in_statement(params)
     statements = (
-        stand_in_statement(params),
+        caveat,
         split_statement(splits),
         *result_statements(metrics, primary, confidence),
         votes_statement(metrics, params.review.systems),
@@ -155,6 +160,7 @@ def give_verdict(
         statements=[statement for statement in statements if statement],
         table=render_table(metrics, primary),
         notes=[note for note in notes if note],
+        caveat=caveat,
     )
 
 

@@ -488,9 +488,11 @@ def seeds_statement(metrics: Mapping[str, Any], primary: str) -> Statement | Non
         "and other seeds"
     )
     if "training_share" in result:
+        together = 1 - result["training_share"] - result["rows_share"]
         detail += (
             f"; {result['training_share']:.0%} of its squared standard error is due to training, "
-            f"{result['rows_share']:.0%} to the choice of test rows, the rest to both together. "
+            f"{result['rows_share']:.0%} to the choice of test rows"
+            f"{', the rest to both together' if together >= 0.005 else ''}. "
             f"The interval by Student's quantiles is ±{result['half_width']:.3f}; one more seed "
             f"would make it about ±{result['half_width_next_seed']:.3f}, twice the test groups "
             f"±{result['half_width_twice_groups']:.3f}"
