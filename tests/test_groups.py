@@ -19,7 +19,9 @@ from library.corpus.groups import (
     pair_rows,
 )
 from library.corpus.splitting import (
+    OTHER_SHARES,
     check_split,
+    count_least_groups,
     find_faults,
     find_seed,
     find_ties,
@@ -321,8 +323,101 @@ def test_another_seed_is_advised_where_that_is_enough():
             assert check_split(*split(rows, seed=advised)) == []
 
 
+def grouped(*sizes, answer="answer"):
+    """Rows in groups of these sizes, by their contexts."""
+    return [
+        row(f"{at:03}-{number}", f"context {at}", f"{answer} {at} {number}")
+        for at, size in enumerate(sizes)
+        for number in range(size)
+    ]
+
+
+def stop(rows, **changes):
+    """The error that stops the split of these rows, by lines."""
+    with pytest.raises(InputError) as error:
+        check_split(*split(rows, **changes))
+    return str(error.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "train", "validation", "test"),
+    [
+        ([3] * 18, 0.55, 0.1, 0.35),
+        ([3] * 14, 0.5, 0.15, 0.35),
+        ([3] * 13, 0.45, 0.15, 0.4),
+        ([20, *[3] * 10], 0.55, 0.1, 0.35),  # the large one in train
+    ],
+)
+def test_other_shares_are_advised_where_no_seed_works_with_the_wanted_ones(
+    sizes, train, validation, test
+):
+    rows = grouped(*sizes)
+    assert find_seed(split(rows)[0].groups, PARAMS.shares) is None
+    _, advised, go_on = stop(rows, shares=PARAMS.shares)
+    assert go_on.endswith("-S split.on_missed_shares=continue")
+    what, _, command = advised.partition(": dvc exp run -S ")
+    assert what == "  draw groups by another seed, with other shares"
+    changes = dict(part.removeprefix("split.").split("=") for part in command.split(" -S "))
+    seed = int(changes.pop("seed"))
+    wanted = {"train": train, "validation": validation, "test": test}
+    before = PARAMS.shares.model_dump()
+    assert changes == {
+        f"shares.{name}": str(share) for name, share in wanted.items() if share != before[name]
+    }
+    # the first seed that does it, with enough test groups for a verdict
+    assert check_split(*split(rows, shares=Shares(**wanted), seed=seed)) == []
+    assert split(rows, shares=Shares(**wanted), seed=seed)[0].count()["test"][1] >= 6
+    for earlier in range(seed):
+        counts = split(rows, shares=Shares(**wanted), seed=earlier)[0].count()
+        assert find_faults(counts, wanted)
+    # the answers do not decide it
+    assert stop(grouped(*sizes, answer="another"), shares=PARAMS.shares)[1] == advised
+
+
+def test_no_other_shares_are_advised_where_a_seed_is_enough():
+    said = stop(grouped(*[3] * 24), shares=PARAMS.shares, seed=1)
+    assert [line.split(": dvc")[0] for line in said[1:]] == [
+        "  draw groups by another seed",
+        "  go on all the same, and the report says so",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "has"),
+    [
+        ([3] * 9, "there are 9"),
+        ([3] * 12, "there are 12"),
+        ([150, *[1] * 20], "the 21 groups here are too unequal"),
+    ],
+)
+def test_where_nothing_works_the_stop_says_how_many_groups_are_needed(sizes, has):
+    _, need, go_on = stop(grouped(*sizes), shares=PARAMS.shares)
+    assert need == (
+        "  More rows, of other contexts and answers, would mend it: at least 13 groups of equal "
+        f"size are needed, and {has}."
+    )
+    assert go_on.endswith("-S split.on_missed_shares=continue")
+
+
+@pytest.mark.parametrize(
+    ("shares", "least"),
+    [
+        ((0.65, 0.1, 0.25), 20),  # 12, 2 and 6: of 19, six are 31.6% and 31.25% the most
+        ((0.55, 0.1, 0.35), 16),  # 8, 2 and 6: of 14 or 15, no number is 7.5% to 12.5%
+        ((0.5, 0.15, 0.35), 14),  # 6, 2 and 6: of 13, six are 46.2% and 43.75% the most
+        ((0.45, 0.15, 0.4), 13),  # 5, 2 and 6: of 12, four are 33.3% and 33.75% the least
+    ],
+)
+def test_the_fewest_groups_of_equal_size_are_computed(shares, least):
+    wanted = Shares(**dict(zip(SPLITS, shares, strict=True)))
+    assert count_least_groups([wanted]) == least
+    assert count_least_groups([wanted, *OTHER_SHARES]) == 13
+
+
 def test_an_empty_split_stops_whatever_was_said():
-    with pytest.raises(InputError, match="More rows, of other contexts and answers, would mend it"):
+    with pytest.raises(
+        InputError, match="at least 13 groups of equal size are needed, and there is 1"
+    ):
         check_split(*split([row("1", "a", "b")], on_missed_shares="continue"))
 
 

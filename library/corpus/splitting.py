@@ -1,6 +1,7 @@
 """Split rows into train, validation and test by whole groups, close to the wanted shares."""
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,14 @@ MOST_OFF = 0.25  # how far a split may be off, as a part of its share
 # If all of five groups differ in the same direction, 2 of the 2^5 swaps are as extreme: p = 0.06. A
 # verdict at 95% needs six groups.
 LEAST_TEST_GROUPS = 6
-SEEDS_TRIED, GROUPS_DRAWN = 1000, 1_000_000
+SEEDS_TRIED, GROUPS_DRAWN = 1000, 100_000
+# Tried in this order where no seed works with the wanted shares: more test, then more validation
+# too. With few groups, six test groups are a larger part of the rows.
+OTHER_SHARES = (
+    Shares(train=0.55, validation=0.1, test=0.35),
+    Shares(train=0.5, validation=0.15, test=0.35),
+    Shares(train=0.45, validation=0.15, test=0.4),
+)
 SHOWN_TIES, SHOWN_CHARACTERS = 3, 60
 
 
@@ -151,50 +159,93 @@ def find_faults(counts: Mapping[str, tuple[int, int]], asked: Mapping[str, float
 def find_seed(groups: Mapping[str, str], shares: Shares) -> int | None:
     """The first seed from 0 with which no split misses its share; None if none is found.
 
-    It tries a thousand seeds, or as many as make a million draws.
+    It tries a thousand seeds, or as many as make 100,000 draws. A seed is given up at the first
+    group that makes a split too large; as the largest are drawn first, that is soon.
     """
-    sizes = Counter(groups.values())
+    asked = shares.model_dump()
+    sizes = Counter(groups.values()).most_common()
     for seed in range(min(SEEDS_TRIED, 1 + GROUPS_DRAWN // max(1, len(sizes)))):
         rows, names = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
-        for group, size in sizes.items():
+        for group, size in sizes:
             split = _draw(group, shares, seed)
             rows[split] += size
             names[split] += 1
-        counts = {split: (rows[split], names[split]) for split in SPLITS}
-        if not find_faults(counts, shares.model_dump()):
-            return seed
+            if rows[split] / len(groups) - asked[split] > MOST_OFF * asked[split]:
+                break
+        else:
+            counts = {split: (rows[split], names[split]) for split in SPLITS}
+            if not find_faults(counts, asked):
+                return seed
     return None
+
+
+def count_least_groups(choices: Iterable[Shares]) -> int:
+    """The fewest groups of equal size that can meet any of these shares."""
+    wanted = [shares.model_dump() for shares in choices]
+    return next(
+        groups
+        for groups in itertools.count(LEAST_TEST_GROUPS + 2)
+        for test in range(LEAST_TEST_GROUPS, groups - 1)
+        for validation in range(1, groups - test)
+        for asked in wanted
+        if not find_faults(
+            {
+                "train": (groups - test - validation,) * 2,
+                "validation": (validation,) * 2,
+                "test": (test,) * 2,
+            },
+            asked,
+        )
+    )
 
 
 def check_split(split: Split, ties: Ties, params: SplitParams) -> list[str]:
     """How the split misses what was asked for; empty if it does not.
 
     Raises InputError, with what ties most rows and the commands that fix it, unless
-    `on_missed_shares` is `continue`; and always if a split has no row.
+    `on_missed_shares` is `continue`; and always if a split has no row. If no command fixes it, the
+    error says how many groups are needed.
     """
     counts = split.count()
     faults = find_faults(counts, params.shares.model_dump())
     empty = any(rows == 0 for rows, _ in counts.values())
     if not faults or (params.on_missed_shares == "continue" and not empty):
         return faults
-    remedies = list(_find_remedies(ties, params))
+    remedies = _find_remedies(ties, params)
+    needed = "" if remedies else f"\n  {_describe_need(split, params)}"
     if not empty:
         remedies.append(
             ("go on all the same, and the report says so", {"on_missed_shares": "continue"})
         )
     raise InputError(
-        f"{'; '.join(faults)}; {split.describe_largest()}."
+        f"{'; '.join(faults)}; {split.describe_largest()}.{needed}"
         + "".join(
             f"\n  {what}: dvc exp run "
             + " ".join(f"-S split.{name}={value}" for name, value in values.items())
             for what, values in remedies
         )
-        + ("" if remedies else "\n  More rows, of other contexts and answers, would mend it.")
+    )
+
+
+def _describe_need(split: Split, params: SplitParams) -> str:
+    least = count_least_groups((params.shares, *OTHER_SHARES))
+    groups = len(set(split.groups.values()))
+    if groups >= least:
+        has = f"the {groups} groups here are too unequal"
+    else:
+        has = f"there {'is' if groups == 1 else 'are'} {groups}"
+    return (
+        "More rows, of other contexts and answers, would mend it: at least "
+        f"{least} groups of equal size are needed, and {has}."
     )
 
 
 def _find_remedies(ties: Ties, params: SplitParams) -> list[tuple[str, dict[str, Any]]]:
-    """Changes of `split` that fix the shares, each with its effect."""
+    """Changes of `split` that fix the shares, each with its effect.
+
+    Other shares are looked for only where nothing better was found. What is advised depends on the
+    names and sizes of the groups alone.
+    """
     tried: list[tuple[str, dict[str, Any], Ties]] = [("draw groups by another seed", {}, ties)]
     longest = max((tie.words for tied in ties.rows.values() for tie in tied), default=0)
     if longest >= params.same_answer_words:
@@ -210,14 +261,31 @@ def _find_remedies(ties: Ties, params: SplitParams) -> list[tuple[str, dict[str,
         near = {"near_duplicate_contexts": "false"}
         what = "let contexts that are nearly the same stand in several"
         tried.append((what, near, replace(ties, same=())))
-    found = []
+    found: list[tuple[str, dict[str, Any]]] = []
     for what, values, tied in tried:
-        seed = find_seed(group_rows(tied), params.shares)
+        groups = group_rows(tied)
+        seed = find_seed(groups, params.shares)
         if seed is not None:
             found.append((what, values | {"seed": seed}))
             if not values:
                 break  # no more is needed
+        elif not found and (other := _find_shares(groups, params.shares)):
+            found.append((f"{what}, with other shares", values | other))
     return found
+
+
+def _find_shares(groups: Mapping[str, str], asked: Shares) -> dict[str, Any] | None:
+    """The first other shares that a seed meets, with that seed, as changes of `split`."""
+    for shares in OTHER_SHARES:
+        seed = find_seed(groups, shares)
+        if seed is not None:
+            before = asked.model_dump()
+            return {
+                f"shares.{name}": value
+                for name, value in shares.model_dump().items()
+                if value != before[name]
+            } | {"seed": seed}
+    return None
 
 
 def _shorten(text: str) -> str:
