@@ -24,6 +24,7 @@ from library.llm.formatting import (
     format_rows,
     log_shares,
     usual_sentences,
+    without_room,
 )
 from library.llm.lengths import advise_on_rows
 from library.llm.prompts import load_prompt, reads_passages
@@ -52,9 +53,8 @@ def main() -> None:
     positions = count_positions(BASE_DIR)
     rows = {row["id"]: cast(CleanRow, row) for row in read_jsonl(CLEAN_ROWS_PATH)}
 
-    def advise() -> str:
-        characters = params.format.passage_characters
-        return advise_on_rows(rows, tokenizer, template, characters, positions)
+    def advise(*without: CleanRow) -> str:
+        return advise_on_rows(rows, tokenizer, template, params.format, positions, without)
 
     if positions is not None and params.format.max_length > positions:
         raise InputError(
@@ -85,8 +85,7 @@ def main() -> None:
         too_long = any(" tokens" in record["reason"] for record in rejected)
         raise InputError(f"{error}{advise() if too_long else ''}") from error
 
-    # both rows of a pair must be asked; contradicting rows make no pair, since they ask the same
-    # question
+    # both rows of a pair must be asked; rows that contradict make none: they ask the same question
     asked = [rows[made["id"]] for name in SPLITS for made in formatted[name]]
     partners = pair_rows([row for row in asked if row["contradicts"] is None])
     given_away = find_given_away(formatted["train"], asked, partners)
@@ -100,17 +99,18 @@ def main() -> None:
         records = [complete_row(made, partners, given_away) for made in records]
         write_jsonl(formatted_path(name), records)
         share = getattr(params.split.shares, name)
-        metrics[name] = describe_split(records, len(asked), share, given_away)
+        metrics[name] = describe_split(records, len(asked), share, given_away, template)
         log_shares(name, metrics[name])
         if name == "train":
             short = [made for made in records if not positions or made["tokens"] <= positions]
             write_jsonl(formatted_path("train_sample"), short[: params.format.train_sample])
     write_json(GROUPS_PATH, {"largest": split.describe_largest()})
     write_json(SPLITS_PATH, metrics)
+    without = [rows[made["id"]] for made in without_room(formatted["test"], template)]
     if not reads_passages(template):
         log.info("prompts/%s.jinja leaves the passages out", params.format.prompt)
-    elif metrics["test"]["without_passages"] > MANY_WITHOUT * metrics["test"]["rows"]:
-        log.warning("many test prompts have no room for a passage%s", advise())
+    elif len(without) > MANY_WITHOUT * len(formatted["test"]):
+        log.warning("%d test prompts have no room for a passage%s", len(without), advise(*without))
     elif len(rejected) > SOME_REJECTED * len(rows):
         log.warning("%d of %d rows are rejected%s", len(rejected), len(rows), advise())
     log.info("%s: %d rows as prompts", FORMATTED_DIR, len(asked))

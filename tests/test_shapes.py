@@ -13,9 +13,10 @@ from library.corpus.reading import find_file_shape, read_raw
 from library.corpus.rows import find_problem
 from library.corpus.shapes import UNANSWERABLE, look_up
 from library.errors import InputError
-from library.files import read_jsonl
-from library.llm.lengths import RowLengths, advise_lengths
+from library.files import read_json, read_jsonl
+from library.llm.lengths import RowLengths, advise_lengths, describe_advice
 from library.params import Columns, DataParams, load_params
+from library.paths import SPLITS_PATH, formatted_path
 from stages import base, clean, evaluate, format, profile, review
 
 OURS = Columns(anchor="anchor", query="query", positive="positive", negative="negative")
@@ -503,11 +504,53 @@ def test_which_lengths_take_how_many_rows():
     rows = [RowLengths(40, 1000, 30, 30)] * 90 + [RowLengths(40, 1000, 100, 150)] * 9
     rows += [RowLengths(700, 1500, 30, 30)]
     nine, most, every = advise_lengths(rows, None)
-    # 40 + 32, 40 + 112, and 700 + 112, in steps of 64; up to the whole of their contexts
-    assert nine == (0.9, 32, 1088, 128)
+    # 40 + 48, 40 + 112, and 700 + 112, in steps of 64; up to the whole of their contexts
+    assert nine == (0.9, 48, 1088, 128)
     assert most == (0.99, 112, 1152, 192)
     assert every == (1.0, 112, 1664, 832)
-    assert nine.command() == ("dvc exp run -S format.max_length=1088 -S format.max_new_tokens=32")
+    assert nine.command() == ("dvc exp run -S format.max_length=1088 -S format.max_new_tokens=48")
+
+
+def test_short_references_leave_a_zero_shot_sentence_its_room_and_the_same_advice_is_said_once():
+    advice = advise_lengths([RowLengths(60, 800, 4, 4)] * 12, None)
+    assert {entry[1:] for entry in advice} == {(48, 896, 128)}
+    assert describe_advice(advice, None) == (
+        "\n  enough for 100% of the rows: dvc exp run -S format.max_length=896 "
+        "-S format.max_new_tokens=48 (max_length=128 is enough without any of their contexts)"
+    )
+
+
+def test_prompts_without_room_are_said_with_shorter_passages_only_where_these_would_fit(
+    project, caplog
+):
+    sentence = "The pump of this part is made of steel and weighs twelve kilograms."
+    rows = [
+        {**row, "anchor": f"{row['anchor']} {' '.join([sentence] * 7)}"} for row in make_rows(24)
+    ]
+    made = run(rows, format__passage_characters=10_000)
+    least = max(row["question_tokens"] for row in made)
+    said = "shorter passages, with room for one in"
+    for room, shorter in ((4, False), (60, True)):
+        caplog.clear()
+        run(
+            rows,
+            format__passage_characters=480,
+            format__max_new_tokens=128,
+            format__max_length=least + 128 + room,
+        )
+        assert "test prompts have no room for a passage" in caplog.text
+        assert (said in caplog.text) == shorter, room
+    size = int(caplog.text.split("format.passage_characters=")[1].split()[0])
+    run(rows, format__passage_characters=size)
+    assert not any(
+        row["ranked"] and not row["passages"] for row in read_jsonl(formatted_path("test"))
+    )
+
+
+def test_a_template_that_leaves_passages_out_is_not_said_to_lack_room(project, caplog):
+    run(make_rows(24), format__prompt="question")
+    assert "no room for a passage" not in caplog.text
+    assert read_json(SPLITS_PATH)["test"]["without_passages"] == 0
 
 
 def test_the_models_positions_and_longer_wrong_answers_bound_the_lengths():

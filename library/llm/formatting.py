@@ -20,7 +20,7 @@ from library.llm.chat_template import (
     prompt_ids,
     read_answer,
 )
-from library.llm.prompts import build_messages, build_prompt
+from library.llm.prompts import build_messages, build_prompt, reads_passages
 from library.params import FormatParams
 from library.progress import SECONDS_BETWEEN_UPDATES
 from library.records import SPLITS, CleanRow, FormattedRow
@@ -172,8 +172,21 @@ def log_shares(name: str, numbers: Mapping[str, Any]) -> None:
     log.log(logging.WARNING if 2 * lost > numbers["rows"] else logging.INFO, "%s", said)
 
 
+def without_room(rows: Iterable[FormattedRow], template: Template) -> list[FormattedRow]:
+    """The rows whose passages are all too long for the prompt; none if the template leaves passages
+    out.
+    """
+    if not reads_passages(template):
+        return []
+    return [row for row in rows if row["ranked"] and not row["passages"]]
+
+
 def describe_split(
-    rows: Sequence[FormattedRow], total: int, asked_share: float, given_away: Collection[str]
+    rows: Sequence[FormattedRow],
+    total: int,
+    asked_share: float,
+    given_away: Collection[str],
+    template: Template,
 ) -> dict[str, float]:
     """How many rows, groups and pairs a split has, of `total` rows, and how long their prompts and
     answers are.
@@ -187,7 +200,7 @@ def describe_split(
         "groups": len({row["group"] for row in rows}),
         "pairs": sum(row["pair"] is not None for row in rows) // 2,
         "trimmed_share": round(trimmed / len(rows), 6),
-        "without_passages": sum(not row["passages"] and bool(row["ranked"]) for row in rows),
+        "without_passages": len(without_room(rows, template)),
         "prompt_tokens_mean": round(mean(row["prompt_tokens"] for row in rows), 1),
         "prompt_tokens_max": max(row["prompt_tokens"] for row in rows),
         "answer_tokens_mean": round(mean(row["answer_tokens"] for row in rows), 1),

@@ -11,11 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from library.corpus.passages import split_passages
 from library.llm.chat_template import prompt_completion_ids, prompt_ids
-from library.llm.prompts import build_messages
+from library.llm.prompts import build_messages, build_prompt
+from library.params import FormatParams
 from library.records import CleanRow
 
 SHARES = (0.9, 0.99, 1.0)
 LENGTH_STEP, ANSWER_STEP = 64, 16  # advice is rounded up to these
+# Where references are a word or two, a zero-shot model still answers in sentences, and would be cut
+# off in most of them. 48 tokens are a long sentence in English.
+LEAST_ANSWER = 48
+LEAST_CHARACTERS = 50  # as in FormatParams
 MOST_TRIED = 4096  # lengths
 MEASURED_ROWS = 2000
 
@@ -80,14 +85,15 @@ def advise_lengths(rows: Iterable[RowLengths], positions: int | None) -> list[Ad
 
     A row fits if question and answer fit into `max_length`, with at least `max_new_tokens` for a
     test row's answer, and if prompt and longer answer fit into the model's positions.
-    `max_new_tokens` is as long as that share of the answers, so that they are not cut.
+    `max_new_tokens` is as long as that share of the answers, so that they are not cut, and at least
+    LEAST_ANSWER.
     """
     table: NDArray[np.int64] = np.array(list(rows), dtype=np.int64).reshape(-1, 4)
     question, whole, answer, longest = table.T
     most = positions or int(1e9)
     advice = []
     for share in SHARES if len(table) else ():
-        reserve = _round_up(_quantile(answer, share), ANSWER_STEP)
+        reserve = max(LEAST_ANSWER, _round_up(_quantile(answer, share), ANSWER_STEP))
         needed = question + np.maximum(answer, reserve)
         full = _round_up(_quantile(whole + np.maximum(answer, reserve), share), LENGTH_STEP)
         first = _round_up(int(needed.min()), LENGTH_STEP)
@@ -115,18 +121,52 @@ def advise_on_rows(
     rows: Mapping[str, CleanRow],
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
-    passage_characters: int,
+    params: FormatParams,
     positions: int | None,
+    without: Sequence[CleanRow] = (),
 ) -> str:
-    """The advice for clean rows, by id, as text (`describe_advice`).
+    """The advice for clean rows, by id, as text (`describe_advice`), and for those `without` room
+    for a passage.
 
     Of many rows the first ones are measured; they are a random sample, because ids are hashes.
     """
     measured = [
-        measure_lengths(rows[key], tokenizer, template, passage_characters)
+        measure_lengths(rows[key], tokenizer, template, params.passage_characters)
         for key in sorted(rows)[:MEASURED_ROWS]
     ]
-    return describe_advice(advise_lengths(measured, positions), positions)
+    advice = describe_advice(advise_lengths(measured, positions), positions)
+    return advice + advise_on_passages(without, tokenizer, template, params)
+
+
+def advise_on_passages(
+    rows: Sequence[CleanRow],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    params: FormatParams,
+) -> str:
+    """The largest half, quarter and so on of `format.passage_characters` that gives most of the
+    rows' prompts a passage, as a command; empty if none does. The rows' prompts have none now.
+    """
+    measured = rows[:MEASURED_ROWS]
+    budget = params.max_length - params.max_new_tokens
+    characters = params.passage_characters // 2
+    while measured and characters >= LEAST_CHARACTERS:
+        count = sum(
+            bool(
+                build_prompt(
+                    *(tokenizer, template, row["query"], row["anchor"], budget, characters),
+                    row["turns"],
+                ).passages
+            )
+            for row in measured
+        )
+        if 2 * count > len(measured):
+            return (
+                f"\n  shorter passages, with room for one in {count} of {len(measured)} of these: "
+                f"dvc exp run -S format.passage_characters={characters}"
+            )
+        characters //= 2
+    return ""
 
 
 def _quantile(values: NDArray[np.int64], share: float) -> int:
@@ -138,15 +178,19 @@ def _round_up(value: int, step: int) -> int:
 
 
 def describe_advice(advice: Sequence[Advice], positions: int | None) -> str:
-    """The commands, one per share, for the end of an error message."""
+    """The commands, one per share, for the end of an error message.
+
+    If several shares need the same, the largest of them stands for all.
+    """
+    distinct = {entry._replace(share=0.0): entry for entry in advice}
     lines = [
         f"\n  enough for {entry.share:.0%} of the rows: {entry.command()}"
         + (
-            f" (max_length={entry.least} is enough with less of their contexts)"
+            f" (max_length={entry.least} is enough without any of their contexts)"
             if entry.least < entry.max_length
             else ""
         )
-        for entry in advice
+        for entry in distinct.values()
         if entry.max_length
     ]
     if not lines:
