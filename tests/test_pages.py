@@ -533,6 +533,19 @@ def test_a_verdict_says_what_its_number_leaves_out(metrics, said):
     assert "smallest true difference" not in a_verdict(**metrics) or "groups" not in metrics
 
 
+def test_answers_cut_off_before_they_repeat_themselves_may_need_more_tokens():
+    def said(loops):
+        shares = {"truncated": 0.8, "loops": loops}
+        return a_verdict(**{name: {"zeroshot": x, "sft": 0.0} for name, x in shares.items()})
+
+    assert "cut off at max_new_tokens, most of them before they repeat themselves" in said(0.39)
+    assert "another prompt or a larger format.max_new_tokens, before" in said(0.39)
+    assert "format.max_new_tokens" not in said(0.4)  # an answer in a loop never ends
+    cut = {"verdict": 1, "truncated": {"zeroshot": 0.8}, "loops": {"zeroshot": 0.1}}
+    claim = prompt_doubt({**cut, "primary": {"delta": 0.5}}, "rouge_l").claim
+    assert claim == "Another prompt or a larger format.max_new_tokens"
+
+
 def test_a_review_of_two_other_systems_names_neither_and_is_counted_for_the_second(judged):
     rows = judged(rows=12, review={"pairs": 6, "repeats": 1, "catch_trials": 1})["zeroshot"]
     systems = ["few_shot", "qwen2.5-3b-instruct"]

@@ -342,7 +342,8 @@ def prompt_doubt(metrics: Mapping[str, Any], primary: str) -> Statement | None:
     if ending is not None:
         return Statement("A prompt for shorter answers", f": {_begin_small(ending.claim)}.")
     if broken:
-        return Statement("Another prompt", f": {broken[0]}.")
+        short = " or a larger format.max_new_tokens" if _cut_early(metrics, ZEROSHOT) else ""
+        return Statement(f"Another prompt{short}", f": {broken[0]}.")
     judged = metrics.get("others", {}).get(FEW_SHOT)
     if judged is None:
         return Statement(
@@ -437,17 +438,36 @@ def broken_answers_sentence(metrics: Mapping[str, Any], tuned: str = SFT) -> str
     found = {system: _broken_answers(metrics, system) for system in (ZEROSHOT, tuned)}
     sentences = "".join(f" {said}." for said in [*found[ZEROSHOT], *found[tuned]])
     if found[ZEROSHOT]:
+        short = " or a larger format.max_new_tokens" if _cut_early(metrics, ZEROSHOT) else ""
         sentences += (
             " With such answers to beat, the prompt alone can explain a gain: read them, and try "
-            "another prompt, before you trust it."
+            f"another prompt{short}, before you trust it."
         )
     return sentences
 
 
+def _cut_early(metrics: Mapping[str, Any], system: str) -> bool:
+    """Whether many answers are cut off, most of them before they repeat themselves: these may have
+    needed more tokens, while an answer in a loop never ends.
+    """
+    if "truncated" not in metrics or "loops" not in metrics:
+        return False
+    cut, loops = metrics["truncated"][system], metrics["loops"][system]
+    return bool(cut >= MANY_TRUNCATED and loops < cut / 2)
+
+
 def _broken_answers(metrics: Mapping[str, Any], system: str) -> list[str]:
+    early = (
+        ", most of them before they repeat themselves: format.max_new_tokens may be too small"
+        if _cut_early(metrics, system)
+        else ""
+    )
     words = {
         "empty": (MANY_EMPTY, "{:.0%} of the {} answers are empty"),
-        "truncated": (MANY_TRUNCATED, "{:.0%} of the {} answers are cut off at max_new_tokens"),
+        "truncated": (
+            MANY_TRUNCATED,
+            f"{{:.0%}} of the {{}} answers are cut off at max_new_tokens{early}",
+        ),
         "repetition": (
             MUCH_REPETITION,
             "{:.0%} of the four-word sequences in the {} answers are repetitions",
