@@ -35,6 +35,7 @@ from library.pages.comment import (
 from library.pages.embedding_statements import TASKS, bm25_statement, tuning_statement
 from library.pages.statements import (
     result_statements,
+    room_statement,
     seeds_command,
     split_statement,
     system_name,
@@ -475,8 +476,12 @@ def describe(head: Revision, base: Revision, base_name: str, params: Params) -> 
             "base."
         )
     splits = head.metrics(SPLITS_PATH.as_posix())
-    if splits and (said := split_statement({name: splits[name] for name in SPLITS})) is not None:
-        top.append(alert("WARNING", str(said)))
+    if splits:
+        warnings = (
+            split_statement({name: splits[name] for name in SPLITS}),
+            room_statement(splits["test"], params.format),
+        )
+        top += [alert("WARNING", str(said)) for said in warnings if said is not None]
     top += map(str, result_statements(after, primary, params.evaluate.confidence))
 
     wins, loss = show_wins(head, primary), show_loss(head, base)

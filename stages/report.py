@@ -21,6 +21,7 @@ from library.pages.report import (
     Report,
     describe_data,
     describe_model,
+    describe_prompt,
     describe_weights,
     give_verdict,
     render_html,
@@ -52,14 +53,12 @@ def gather_facts(params: Params, splits: dict[str, Any], metrics: dict[str, Any]
     """Collect what the numbers are about, by name: model, data, prompt, memory and more."""
     answerers = {system: read_json(answerer_path(system)) for system in SYSTEMS}
     memory = read_json(MEMORY_PATH)
-    leaves_out = "" if metrics["with_passages"] else ", which leaves the passages out"
     return {
         "primary metric": title(params.evaluate.primary),
         "model": describe_model(read_json(MANIFEST_PATH)["source"]),
         "weights": describe_weights(answerers, load_model_file(params.model).quantization),
         "data": describe_data(params.data.path, splits, params.sft.train_fraction),
-        "prompt": f"prompts/{params.format.prompt}.jinja{leaves_out}, {params.format.max_length} "
-        f"tokens, {params.format.max_new_tokens} of them for the answer",
+        "prompt": describe_prompt(params.format, metrics, splits["test"]),
         "confidence of the intervals": f"{params.evaluate.confidence:.0%}",
         "memory of training": memory_sentence(memory),
         "repeatable": repeatable_sentence([memory, *answerers.values(), *list_answerers(metrics)]),

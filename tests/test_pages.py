@@ -20,6 +20,7 @@ from library.pages.statements import (
     forgetting_statement,
     leading_metrics,
     prompt_doubt,
+    room_statement,
     rows_doubt,
     seed_doubt,
     style_statement,
@@ -544,6 +545,38 @@ def test_answers_cut_off_before_they_repeat_themselves_may_need_more_tokens():
     cut = {"verdict": 1, "truncated": {"zeroshot": 0.8}, "loops": {"zeroshot": 0.1}}
     claim = prompt_doubt({**cut, "primary": {"delta": 0.5}}, "rouge_l").claim
     assert claim == "Another prompt or a larger format.max_new_tokens"
+
+
+@pytest.mark.parametrize(
+    ("without", "max_length", "max_new_tokens", "remedy"),
+    [
+        (12, 128, 16, "raise format.max_length."),  # 12 tokens are left beside a prompt of 100
+        (12, 256, 124, "raise format.max_length, or lower format.passage_characters."),
+        (
+            12,
+            256,
+            126,
+            "raise format.max_length, or lower format.max_new_tokens.",
+        ),
+        (1, 128, 16, "raise format.max_length, or lower format.passage_characters."),
+    ],
+)
+def test_prompts_without_room_for_a_passage_are_in_the_verdict(
+    without, max_length, max_new_tokens, remedy
+):
+    test = {"rows": 12, "without_passages": without, "answer_tokens_max": 62}
+    test |= {"prompt_tokens_mean": 100.0, "trimmed_share": 1.0}
+    params = load_params().format.model_copy(
+        update={"max_length": max_length, "max_new_tokens": max_new_tokens}
+    )
+    said = room_statement(test, params)
+    assert said.detail.endswith(remedy)
+    assert said.claim == (
+        "None of the 12 test prompts has room for a passage"
+        if without == 12
+        else "1 of the 12 test prompts has no room for a passage"
+    )
+    assert room_statement(test | {"without_passages": 0}, params) is None
 
 
 def test_a_review_of_two_other_systems_names_neither_and_is_counted_for_the_second(judged):

@@ -12,13 +12,14 @@ from all_stages import STAGES
 from conftest import ROOT, edit_yaml, make_rows, write_answers
 from ruamel.yaml import YAML
 
+from commands import verdict
 from library.entry import run_main
 from library.errors import InputError
 from library.files import read_jsonl, write_json, write_jsonl
 from library.imports import computing_modules
-from library.pages.statements import escape, knowledge_statement
+from library.pages.statements import escape, knowledge_statement, render_table
 from library.params import load_params
-from library.paths import COSTS_PATH
+from library.paths import COSTS_PATH, SPLITS_PATH
 from library.verdict.metrics import METRICS
 from stages import (
     evaluate,
@@ -325,7 +326,7 @@ def test_the_second_sentence_says_what_the_intervals_and_the_control_do(pairs, r
     assert ("style" in sentence) == (bare == 0.7)
 
 
-def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
+def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged, capsys):
     judged(rows=8)
     rows = [row | {"passages": []} for row in read_jsonl(Path("data/formatted/test.jsonl"))]
     write_jsonl(Path("data/formatted/test.jsonl"), rows)
@@ -337,6 +338,17 @@ def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
     page = Path("reports/report.html").read_text()
     assert "No passage was in the prompt." in page
     assert "Both systems saw the passages" not in page
+    # the same where the template would show passages, but none has room
+    counted = json.loads(SPLITS_PATH.read_text())
+    counted["test"]["without_passages"] = 8
+    SPLITS_PATH.write_text(json.dumps(counted))
+    report.main()
+    text = Path("reports/report.md").read_text()
+    assert "leaves the passages out" not in text
+    assert ".jinja, without passages, for which there is no room, " in text
+    assert "**None of the 8 test prompts has room for a passage**" in text
+    verdict.main()
+    assert "None of the 8 test prompts has room for a passage" in capsys.readouterr().out
     result = {"zeroshot": 0.5, "sft": 0.6, "n": 9, "low": -0.1, "high": 0.3, "p": 0.5}
     control = {
         "contrastive": result,
@@ -350,6 +362,13 @@ def test_what_was_asked_without_passages_is_not_said_to_have_read_them(judged):
         knowledge_statement(control | {"with_passages": 0}, 0.95)
     )
     assert "The passages alone" in str(knowledge_statement(control | {"with_passages": 9}, 0.95))
+    result |= {"delta": 0.1}
+    shown = {"contrastive": result, "contrastive_no_question": result}
+    table = render_table(shown | {"with_passages": 0}, "rouge_l")
+    assert "the question alone decides" in table
+    assert "context decides" not in table
+    assert "what the passages alone tell" not in table
+    assert "the context decides" in render_table(shown | {"with_passages": 9}, "rouge_l")
 
 
 def test_no_interval_says_that_a_share_changes_by_more_than_one(judged):

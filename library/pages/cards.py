@@ -25,6 +25,7 @@ from library.pages.statements import (
     format_interval,
     render_table,
     result_statements,
+    room_statement,
     split_statement,
     system_name,
     title,
@@ -219,7 +220,14 @@ def render_card(
         training=fence(to_yaml(training), "yaml"),
         prompt=fence(facts.prompt, "jinja"),
         messages=fence(load_and_ask(messages, params.format.max_new_tokens), "python"),
-        split=split_statement({name: facts.splits[name] for name in SPLITS}) or "",
+        warnings=[
+            statement
+            for statement in (
+                split_statement({name: facts.splits[name] for name in SPLITS}),
+                room_statement(facts.splits["test"], params.format),
+            )
+            if statement is not None
+        ],
         statements=facts.statements,
         contradictions=contradiction_sentence(metrics, primary, facts.system),
         table=render_table(metrics, primary, facts.system),

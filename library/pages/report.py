@@ -20,24 +20,26 @@ from library.pages.report_charts import (
     chart_votes,
 )
 from library.pages.statements import (
-    EXPLANATIONS,
-    TITLES,
     TONES,
     Statement,
     certainty_statement,
     contradiction_sentence,
     doubt_statements,
     escape,
+    explanations_for,
     format_holm,
     format_interval,
     leading_metrics,
     overfitting_sentence,
     render_table,
     result_statements,
+    room_statement,
+    saw_passages,
     several_sentence,
     split_statement,
     system_name,
     title,
+    titles_for,
 )
 from library.pages.vote_statements import (
     JUDGES_NOTE,
@@ -46,7 +48,7 @@ from library.pages.vote_statements import (
     votes_needed_sentence,
     votes_statement,
 )
-from library.params import Params
+from library.params import FormatParams, Params
 from library.records import SYSTEMS, Answerer, FormattedRow
 from library.verdict.metrics import METRICS, OPTIONAL
 from library.verdict.scoring import style_tells
@@ -153,6 +155,7 @@ def give_verdict(
     statements = (
         caveat,
         split_statement(splits),
+        room_statement(splits["test"], params.format),
         *result_statements(metrics, primary, confidence),
         votes_statement(metrics, params.review.systems),
     )
@@ -197,6 +200,24 @@ def describe_weights(answerers: Mapping[str, Answerer], quantization: str) -> st
         differ += "; 4-bit weights were dequantized once for one of the two, with the same caveat"
     base = answerers["sft"]["base"][:12]
     return f"{quantization}, computed in {tuned}{differ}; SHA-256 of the base's files begins {base}"
+
+
+def describe_prompt(
+    params: FormatParams, metrics: Mapping[str, Any], test: Mapping[str, Any]
+) -> str:
+    """The template, why no test prompt held a passage if none did, and the budget of tokens.
+
+    `test` is metrics/format.json for the test split.
+    """
+    passages = ""
+    if not saw_passages(metrics) and test.get("without_passages", 0):
+        passages = ", without passages, for which there is no room"
+    elif not saw_passages(metrics) and test["trimmed_share"]:  # the rows have contexts
+        passages = ", which leaves the passages out"
+    return (
+        f"prompts/{params.prompt}.jinja{passages}, {params.max_length} tokens, "
+        f"{params.max_new_tokens} of them for the answer"
+    )
 
 
 def describe_data(path: str, splits: Mapping[str, Mapping[str, Any]], train_fraction: float) -> str:
@@ -398,8 +419,8 @@ def render_html(report: Report) -> str:
         report=report,
         metrics=metrics,
         primary=primary,
-        titles=TITLES,
-        explanations=EXPLANATIONS,
+        titles=titles_for(metrics),
+        explanations=explanations_for(metrics),
         title=title,
         tone=TONES[metrics["verdict"]],
         results=result_statements(metrics, primary, confidence),

@@ -9,6 +9,7 @@ from typing import Any
 
 from library.corpus.splitting import find_faults
 from library.pages.rendering import plural, show_directions
+from library.params import FormatParams
 from library.records import DPO, FEW_SHOT, SEED_PREFIX, SFT, THINKING, ZEROSHOT
 from library.units import gib
 from library.verdict.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, UNBOUNDED
@@ -19,6 +20,7 @@ TONES = {1: "better", 0: "", -1: "worse"}  # a page's colour by verdict
 FEW_GROUPS = 6  # with fewer, the swap test can't reach a small p
 # From these shares on, a comparison says more about the prompt than about the model.
 MANY_EMPTY, MANY_TRUNCATED, MUCH_REPETITION = 0.1, 0.25, 0.25
+LEAST_ROOM = 32  # tokens: a short passage
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,15 @@ EXPLANATIONS = {
     "truncated": "share of answers that max_new_tokens cuts off",
     "empty": "share of answers without any text",
 }
+# In place of the above where no passage was in any test prompt.
+TITLES_WITHOUT_PASSAGES = {
+    "contrastive": "contrastive: the question alone decides",
+    "contrastive_no_question": "contrastive without the question: the answers alone decide",
+}
+EXPLANATIONS_WITHOUT_PASSAGES = {
+    "contrastive": "the question alone favours the right answer over the wrong one",
+    "contrastive_no_question": "the same without the question: the answers alone",
+}
 # Shown first after the primary metric: likeness, facts, likelihood, right from wrong.
 LEADING = ("rouge_l", "number_f1", "bits_per_byte", "pair_matching", "contrastive", "chrf")
 SHOWN_METRICS = 5
@@ -105,6 +116,21 @@ SHOWN_METRICS = 5
 def title(metric: str) -> str:
     """A metric's name without its explanation."""
     return TITLES[metric].split(" (")[0].split(":")[0]
+
+
+def saw_passages(metrics: Mapping[str, Any]) -> bool:
+    """Whether any test prompt held a passage."""
+    return bool(metrics.get("with_passages", 1) > 0)
+
+
+def titles_for(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """TITLES, without claims about passages if no test prompt held one."""
+    return TITLES if saw_passages(metrics) else TITLES | TITLES_WITHOUT_PASSAGES
+
+
+def explanations_for(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """EXPLANATIONS, without claims about passages if no test prompt held one."""
+    return EXPLANATIONS if saw_passages(metrics) else EXPLANATIONS | EXPLANATIONS_WITHOUT_PASSAGES
 
 
 def leading_metrics(names: Collection[str], primary: str) -> list[str]:
@@ -191,6 +217,35 @@ def split_statement(splits: Mapping[str, Mapping[str, Any]]) -> Statement | None
     if not faults:
         return None
     return Statement("The split is not what was asked for", f": {'; '.join(faults)}.")
+
+
+def room_statement(test: Mapping[str, Any], params: FormatParams) -> Statement | None:
+    """A warning if test prompts have no room for a passage, with what gives room; None otherwise.
+
+    `test` is metrics/format.json for the test split.
+    """
+    without, rows = test.get("without_passages", 0), test["rows"]
+    if not without:
+        return None
+    remedies = []
+    if params.max_new_tokens > 2 * test["answer_tokens_max"]:  # room to spare for the references
+        remedies.append("format.max_new_tokens")
+    left = params.max_length - params.max_new_tokens - test["prompt_tokens_mean"]
+    if without < rows or left >= LEAST_ROOM:
+        remedies.append("format.passage_characters")
+    remedy = "raise format.max_length"
+    if remedies:
+        remedy += f", or lower {' or '.join(remedies)}"
+    if without == rows:
+        return Statement(
+            f"None of the {plural(rows, 'test prompt')} has room for a passage",
+            f": both systems saw the question alone. To show them passages, {remedy}.",
+        )
+    verb = "has" if without == 1 else "have"
+    return Statement(
+        f"{without} of the {plural(rows, 'test prompt')} {verb} no room for a passage",
+        f": there, both systems saw the question alone. To show them passages, {remedy}.",
+    )
 
 
 def several_sentence(metrics: Mapping[str, Any]) -> str:
@@ -570,7 +625,7 @@ def knowledge_statement(
     They judge given answers, not the model's own: it may tell a right answer from a wrong one and
     still write wrong ones.
     """
-    reads = metrics.get("with_passages", 1) > 0
+    reads = saw_passages(metrics)
     speaks = "passages and question favour" if reads else "the question alone favours"
     rows = "other rows" if "pair_matching" in metrics else "rows"
     said = {
@@ -872,7 +927,7 @@ def render_table(metrics: Mapping[str, Any], primary: str, system: str = SFT) ->
         "|---|--:|--:|--:|--:|:-:|--:|--:|--:|",
     ]
     gold = metrics.get("baselines", {}).get("gold", {})
-    for name, title in TITLES.items():
+    for name, title in titles_for(metrics).items():
         if name in metrics:
             row = metrics[name]
             holm = format_holm(name, row, primary)
