@@ -16,7 +16,6 @@ benchmarks/runs_calibration.json.
 """
 
 import argparse
-import datetime
 import json
 import math
 from itertools import product
@@ -26,9 +25,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from benchmarks.seeds_calibration import DRAWS, RESIDUAL
-from benchmarks.verdict_calibration import CONFIDENCE, draw_groups
-from library.verdict.statistics import compare, compare_seeds, decide
+from benchmarks.seeds_calibration import DRAWS, RESIDUAL, judge
+from benchmarks.verdict_calibration import draw_groups, write_record
 
 Values = NDArray[np.float64]
 SEEDS = ((2, 2), (3, 3), (5, 5), (2, 5))
@@ -87,18 +85,7 @@ def calibrate(
     found = []
     for study in range(studies):
         (before, after), groups = draw_runs(rng, kind, effect, rows, seeds, spreads)
-        how = groups, DRAWS, CONFIDENCE, study
-        judged = (
-            compare_seeds(before.tolist(), after.tolist(), *how),
-            compare(before[0].tolist(), after[0].tolist(), *how),
-        )
-        found.append(
-            [
-                value
-                for one in judged
-                for value in (one.low <= effect <= one.high, decide(one, False, CONFIDENCE) != 0)
-            ]
-        )
+        found.append(judge(before, after, groups, effect, study))
     names = ("covers", "found", "one_seed_covers", "one_seed_found")
     return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
 
@@ -120,9 +107,7 @@ def main() -> None:
         )
         results[name] = calibrate(kind, effect, rows, seeds, spreads, options.studies)
         print(name, json.dumps(results[name]), flush=True)
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    record = {"date": today, "studies": options.studies, "draws": DRAWS, "results": results}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(Path(__file__).with_suffix(".json"), options.studies, DRAWS, results)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ benchmarks/seeds_calibration.json.
 """
 
 import argparse
-import datetime
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from benchmarks.verdict_calibration import CONFIDENCE, draw_groups
+from benchmarks.verdict_calibration import CONFIDENCE, draw_groups, write_record
 from library.verdict.statistics import compare, compare_seeds, decide
 
 DRAWS = 1000
@@ -53,24 +53,35 @@ def draw_table(
     return before.astype(np.float64), after.astype(np.float64), names
 
 
+def judge(
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    groups: Sequence[str],
+    effect: float,
+    study: int,
+) -> list[bool]:
+    """Whether the interval contains the true difference, and a difference is found: by all seeds,
+    then by the first of each side. Scores are (seeds, rows); `study` seeds the draws.
+    """
+    how = groups, DRAWS, CONFIDENCE, study
+    judged = (
+        compare_seeds(before.tolist(), after.tolist(), *how),
+        compare(before[0].tolist(), after[0].tolist(), *how),
+    )
+    return [
+        value
+        for one in judged
+        for value in (one.low <= effect <= one.high, decide(one, False, CONFIDENCE) != 0)
+    ]
+
+
 def calibrate(kind: str, spread: float, rows: int, seeds: int, studies: int) -> dict[str, float]:
     """How often the interval contained the truth, and a verdict was wrong; by all seeds and one."""
     rng = np.random.default_rng(seeds)
     found = []
     for study in range(studies):
         before, after, groups = draw_table(rng, kind, spread, rows, seeds)
-        how = groups, DRAWS, CONFIDENCE, study
-        judged = (
-            compare_seeds([before.tolist()], after.tolist(), *how),
-            compare(before, after[0], *how),
-        )
-        found.append(
-            [
-                value
-                for one in judged
-                for value in (one.low <= 0 <= one.high, decide(one, False, CONFIDENCE) != 0)
-            ]
-        )
+        found.append(judge(before[np.newaxis], after, groups, 0, study))
     names = ("covers", "false", "one_seed_covers", "one_seed_false")
     return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
 
@@ -90,9 +101,7 @@ def main() -> None:
                     name = f"{rows} rows, {seeds} seeds, {kind}, spread {spread}"
                     results[name] = calibrate(kind, spread, rows, seeds, options.studies)
                     print(name, json.dumps(results[name]), flush=True)
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    record = {"date": today, "studies": options.studies, "draws": DRAWS, "results": results}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(Path(__file__).with_suffix(".json"), options.studies, DRAWS, results)
 
 
 if __name__ == "__main__":

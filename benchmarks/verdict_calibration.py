@@ -14,7 +14,9 @@ import argparse
 import datetime
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -95,6 +97,13 @@ def calibrate(kind: str, number: int, rows: int, studies: int) -> dict[str, floa
     }
 
 
+def write_record(path: Path, studies: int, draws: int, results: Mapping[str, Any]) -> None:
+    """Write the results of a calibration, with their date and what they were computed from."""
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    record = {"date": today, "studies": studies, "draws": draws, "results": results}
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
 def main() -> None:
     """Judge the studies and record how often each verdict was reached."""
     parser = argparse.ArgumentParser(
@@ -109,9 +118,7 @@ def main() -> None:
         for number, kind in enumerate(("normal", "skewed", "binary")):
             results[f"{rows} rows"][kind] = calibrate(kind, number, rows, options.studies)
             print(rows, kind, json.dumps(results[f"{rows} rows"][kind]), flush=True)
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    record = {"date": today, "studies": options.studies, "draws": DRAWS, "results": results}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(Path(__file__).with_suffix(".json"), options.studies, DRAWS, results)
 
 
 if __name__ == "__main__":
